@@ -1,0 +1,39 @@
+"""Unsupervised deep metric learning: unlabelled images in, a retrieval embedding out."""
+
+from udmlss import metrics
+from udmlss.batch_norm import frozen_batch_norm
+from udmlss.callbacks import StopWhenSettled
+from udmlss.embedding import EmbeddingModel, embed
+from udmlss.evaluation import evaluate, evaluate_embeddings
+from udmlss.labeling import ClusterPseudoLabeler
+from udmlss.losses import UDMLSSLoss
+from udmlss.optimizing import parameter_groups
+from udmlss.rotation import RotationPretextHead, rotate_four_ways
+from udmlss.sampling import PseudoLabelSampler
+from udmlss.training import fit
+from udmlss.types import FitResult, LossTerms, Passes, PseudoLabels, RoundReport, Scores
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClusterPseudoLabeler",
+    "EmbeddingModel",
+    "FitResult",
+    "LossTerms",
+    "Passes",
+    "PseudoLabelSampler",
+    "PseudoLabels",
+    "RotationPretextHead",
+    "RoundReport",
+    "Scores",
+    "StopWhenSettled",
+    "UDMLSSLoss",
+    "embed",
+    "evaluate",
+    "evaluate_embeddings",
+    "fit",
+    "frozen_batch_norm",
+    "metrics",
+    "parameter_groups",
+    "rotate_four_ways",
+]

@@ -1,0 +1,33 @@
+"""What runs when a round ends."""
+
+from udmlss._checks import check_at_least, refusal
+from udmlss.types import RoundReport
+
+
+class StopWhenSettled:
+    """Ends the training once the clusters hardly change any more.
+
+    Args:
+        agreement: Adjusted Rand index with the round before that counts as settled, in 0..1.
+        patience: Rounds in a row that must reach it.
+
+    Raises:
+        ValueError: A number out of its range.
+
+    Example:
+        `fit(..., callbacks=[StopWhenSettled(0.95)])`
+    """
+
+    def __init__(self, agreement: float = 0.95, patience: int = 3) -> None:
+        if not 0 < agreement <= 1:
+            raise refusal("`agreement` must lie above 0 and up to 1", agreement, "Values near 0.95 are usual")
+        check_at_least("patience", patience, 1)
+        self.agreement = agreement
+        self.patience = patience
+        self._settled = 0
+
+    def __call__(self, report: RoundReport) -> bool:
+        """Return True when enough rounds in a row were settled."""
+        settled = report.agreement is not None and report.agreement >= self.agreement
+        self._settled = self._settled + 1 if settled else 0
+        return self._settled >= self.patience

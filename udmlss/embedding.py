@@ -1,0 +1,151 @@
+"""A model and images to embeddings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from udmlss._checks import check_at_least, check_choice, refusal
+from udmlss.indexing import IndexedImages, stack_images
+from udmlss.types import Images, Precision, What
+
+
+class EmbeddingModel(nn.Module):
+    """A trunk that turns images into features and an embedder that turns features into unit-length embeddings.
+
+    Args:
+        trunk: Images (b c h w) to features (b f): a backbone without its classifier.
+        embedder: Features (b f) to embeddings (b d) of any length, often `nn.Linear(f, 512)`.
+
+    Example:
+        >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 64))
+        >>> model(torch.rand(2, 3, 8, 8)).norm(dim=1).allclose(torch.ones(2))
+        True
+    """
+
+    def __init__(self, trunk: nn.Module, embedder: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.embedder = embedder
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Return unit-length embeddings.
+
+        Raises:
+            ValueError: The trunk's features are no matrix (b f).
+        """
+        return self.embed_features(self.trunk(images))
+
+    def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
+        """Return the unit-length embeddings of the trunk's features."""
+        check_features(features)
+        embeddings = self.embedder(features)
+        return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+
+
+def check_features(features: Tensor) -> None:
+    """Refuse features that are not one row per image."""
+    if features.ndim != 2:  # noqa: PLR2004
+        raise refusal(
+            "The trunk must return features (b f)",
+            f"shape {tuple(features.shape)}",
+            "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
+        )
+
+
+def embed(
+    model: nn.Module,
+    images: Images,
+    *,
+    what: What = "embeddings",
+    batch_size: int = 128,
+    num_workers: int = 0,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+    progress: bool = False,
+) -> Float32[Tensor, "n d"]:
+    """Embed all images, in data-set order, in evaluation mode and without gradient.
+
+    Args:
+        model: An `EmbeddingModel`, or any module from images to embeddings if `what` is "embeddings". It runs where
+            its parameters are, and is left in the modes it was in.
+        images: Any map-style data set; what an item holds beside its image is ignored.
+        what: "embeddings" for the model's, "features" for those of its trunk.
+        batch_size: Images a forward pass.
+        num_workers: Processes that load images; 0 loads them here.
+        precision: "bfloat16" runs the forward pass in mixed precision; the result is float32 all the same.
+        channels_last: Whether batches go in channels-last memory format.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One row per image, on the CPU.
+
+    Raises:
+        ValueError: No images, images of different shapes in a batch, or an unknown choice.
+        TypeError: An item that holds no image tensor.
+
+    Example:
+        >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape
+        torch.Size([10, 48])
+    """
+    check_choice("what", what, ("embeddings", "features"))
+    check_choice("precision", precision, ("float32", "bfloat16"))
+    check_at_least("batch_size", batch_size, 1)
+    device = device_of(model)
+    forward = model.get_submodule("trunk") if what == "features" else model
+    batches = DataLoader(
+        IndexedImages(images),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=stack_images,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or the loader would draw from the global one
+    )
+    rows: list[Tensor] = []
+    with evaluating(model), torch.inference_mode():
+        for batch, _ in tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not progress):
+            with autocast(device, precision):
+                output = forward(place(batch, device, channels_last=channels_last))
+            check_features(output)
+            rows.append(output.to("cpu", torch.float32))
+    return torch.cat(rows)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's parameters are, the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def place(batch: Float[Tensor, "b c h w"], device: torch.device, *, channels_last: bool) -> Float[Tensor, "b c h w"]:
+    """Move a batch to the device, in the memory format asked for."""
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    return batch.to(device, non_blocking=True, memory_format=memory_format)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which forward passes run."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """Put every part back into the mode, training or evaluation, it was in before the `with` block."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put the module into evaluation mode for the `with` block."""
+    with modes_kept(module):
+        module.eval()
+        yield

@@ -1,0 +1,108 @@
+"""Models and labelled images to scores. Labels judge here; nothing in training sees them."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from udmlss import metrics
+from udmlss.clustering import k_means
+from udmlss.embedding import embed
+from udmlss.types import Images, Precision, Scores, What
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    labels: Int[Tensor, " n"],
+    *,
+    queries: Images | None = None,
+    query_labels: Int[Tensor, " q"] | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    what: What = "embeddings",
+    batch_size: int = 128,
+    num_workers: int = 0,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
+    """Embed labelled images and score how well the embeddings retrieve and group their classes.
+
+    Args:
+        model: An `EmbeddingModel`, or any module from images to embeddings if `what` is "embeddings".
+        images: The images searched: a data set as for `embed`, with test-time transforms.
+        labels: Class of each image, in data-set order.
+        queries: Query images, where they are apart; else each image is a query among the others.
+        query_labels: Class of each query.
+        ks: The k of recall@k.
+        what: Whether to score the model's embeddings or its trunk's features.
+        batch_size: Images a forward pass.
+        num_workers: Processes that load images.
+        precision: As for `embed`.
+        channels_last: As for `embed`.
+        seed: Seed of the k-means behind NMI and AMI.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The scores; NMI and AMI are of the searched images.
+
+    Raises:
+        ValueError: As `embed` and `evaluate_embeddings`.
+
+    Example:
+        `evaluate(model, test_images, test_labels).recall_at[1]`
+    """
+
+    def run(dataset: Images) -> Float[Tensor, "n d"]:
+        return embed(
+            model,
+            dataset,
+            what=what,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            precision=precision,
+            channels_last=channels_last,
+            progress=progress,
+        )
+
+    asked = None if queries is None else run(queries)
+    return evaluate_embeddings(run(images), labels, queries=asked, query_labels=query_labels, ks=ks, seed=seed)
+
+
+def evaluate_embeddings(
+    embeddings: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    *,
+    queries: Float[Tensor, "q d"] | None = None,
+    query_labels: Int[Tensor, " q"] | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    seed: int = 0,
+) -> Scores:
+    """Score embeddings: `metrics.retrieval`, and NMI and AMI of k-means with as many clusters as classes.
+
+    Similarity is the cosine. k-means runs on the embeddings as they are; its figures depend on the seed.
+
+    Args:
+        embeddings: Embeddings of the images searched.
+        labels: Class of each.
+        queries: Embeddings of queries apart from the images searched.
+        query_labels: Class of each query.
+        ks: The k of recall@k.
+        seed: Seed of k-means.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: As `metrics.recall_at_k`; fewer than two classes.
+    """
+    found = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
+    clusters = k_means(embeddings, len(labels.unique()), seed=seed)
+    return Scores(
+        recall_at=found.recall_at,
+        map_at_r=found.map_at_r,
+        r_precision=found.r_precision,
+        nmi=metrics.nmi(labels, clusters),
+        ami=metrics.ami(labels, clusters),
+    )

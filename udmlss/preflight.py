@@ -1,0 +1,113 @@
+"""What `fit` refuses before any work starts: parts and settings that do not fit each other or the images."""
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from udmlss._checks import check_at_least, check_choice, refusal, type_refusal
+from udmlss.embedding import EmbeddingModel, device_of, evaluating
+from udmlss.indexing import IndexedImages
+from udmlss.labeling import ClusterPseudoLabeler
+from udmlss.losses import UDMLSSLoss
+from udmlss.optimizing import check_complete
+from udmlss.rotation import RotationPretextHead, check_square
+from udmlss.types import Images, Labeler, Passes, Precision, What
+
+
+def check_settings(model: object, criterion: object, labeler: object, first_round: What, precision: Precision) -> None:
+    """Refuse parts of the wrong kind and unknown choices."""
+    if not isinstance(model, EmbeddingModel):
+        name = type(model).__name__
+        raise type_refusal("`model` must be an EmbeddingModel", name, "Wrap it: EmbeddingModel(trunk, embedder)")
+    if not isinstance(criterion, UDMLSSLoss):
+        name = type(criterion).__name__
+        raise type_refusal("`criterion` must be a UDMLSSLoss", name, f"Wrap it: UDMLSSLoss({name}(...))")
+    if not callable(getattr(labeler, "label", None)):
+        name = type(labeler).__name__
+        remedy = "Pass ClusterPseudoLabeler(100), or ClusterPseudoLabeler(clusterer=...) around it"
+        raise type_refusal("`labeler` must have `label(embeddings)`", name, remedy)
+    check_choice("first_round", first_round, ("features", "embeddings"))
+    check_choice("precision", precision, ("float32", "bfloat16"))
+
+
+def check_sizes(
+    labeler: Labeler, n_images: int, clusters_per_batch: int, samples_per_cluster: int, rotation_images: int
+) -> None:
+    """Refuse numbers of clusters, batches and turned images that contradict each other."""
+    n_clusters = _fixed_clusters(labeler)
+    if n_clusters is not None and n_clusters > n_images:
+        raise refusal(f"`n_clusters={n_clusters}` needs at least as many images", n_images, "Lower it, or add images")
+    if n_clusters is not None and n_clusters < clusters_per_batch:
+        raise refusal(
+            f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",
+            f"`n_clusters={n_clusters}`",
+            "Lower it, or raise `n_clusters`",
+        )
+    batch_size = clusters_per_batch * samples_per_cluster
+    if not 1 <= rotation_images <= batch_size:
+        raise refusal(
+            f"`rotation_images` must lie between 1 and the batch's {batch_size} images",
+            rotation_images,
+            "Lower it, or pass `rotation_head=None` for plain UDML",
+        )
+
+
+def in_steps(name: str, length: int | Passes, n_images: int, batch_size: int) -> int:
+    """Return a length in optimiser steps, refusing one below 1."""
+    steps = length.in_steps(n_images, batch_size) if isinstance(length, Passes) else length
+    check_at_least(name, steps, 1)
+    return steps
+
+
+def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, **parts: nn.Module | None) -> None:
+    """Refuse an optimiser that leaves out a parameter, and a scheduler that steers another optimiser."""
+    check_complete(optimizer, **parts)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        remedy = "Step that one yourself, in a callback"
+        raise type_refusal("`scheduler` must step without a score", "ReduceLROnPlateau", remedy)
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        remedy = "Pass the optimizer that the scheduler was built on"
+        raise refusal("`scheduler` must be built on the `optimizer` passed with it", "another one", remedy)
+
+
+def check_images(
+    images: Images,
+    cluster_images: Images | None,
+    *,
+    model: EmbeddingModel,
+    head: RotationPretextHead | None,
+    criterion: UDMLSSLoss,
+    labeler: Labeler,
+) -> None:
+    """Refuse what does not go together, by sending the first image of each data set through the parts."""
+    image, _ = IndexedImages(images)[0]
+    if head is not None:
+        check_square(image)
+    if cluster_images is not None:
+        image, _ = IndexedImages(cluster_images)[0]
+        if len(cluster_images) != len(images):
+            raise refusal(
+                "`cluster_images` must be the same images as `images`",
+                f"{len(cluster_images)} and {len(images)}",
+                "Build both from the same files in the same order",
+            )
+    with evaluating(model), torch.inference_mode():
+        features = model.trunk(image.unsqueeze(0).to(device_of(model)))
+        embeddings = model.embed_features(features)
+    _check_dimensions(features.shape[1], embeddings.shape[1], head, criterion, _fixed_clusters(labeler))
+
+
+def _check_dimensions(
+    f: int, d: int, head: RotationPretextHead | None, criterion: UDMLSSLoss, n_clusters: int | None
+) -> None:
+    if isinstance(head, RotationPretextHead) and head.in_features != f:
+        found, remedy = f"a trunk that gives {f}", f"Build RotationPretextHead({f})"
+        raise refusal(f"`rotation_head` was built for {head.in_features} features", found, remedy)
+    if n_clusters is not None:
+        criterion.check_fits(n_clusters, d)
+
+
+def _fixed_clusters(labeler: Labeler) -> int | None:
+    """Return how many clusters the labeler makes, where that is known beforehand."""
+    return labeler.n_clusters if isinstance(labeler, ClusterPseudoLabeler) else None

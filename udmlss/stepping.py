@@ -1,0 +1,87 @@
+"""One optimiser step: a batch of images and their pseudo-labels to a slightly better model."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from udmlss.embedding import EmbeddingModel, autocast, device_of, place
+from udmlss.losses import UDMLSSLoss
+from udmlss.rotation import RotationPretextHead, rotate_four_ways
+from udmlss.types import LossTerms, Precision
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step measured; the rotation figures are None without a head."""
+
+    loss: float
+    metric_loss: float
+    rotation_loss: float | None
+    rotation_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything one step needs; call it with a batch of images and their pseudo-labels."""
+
+    model: EmbeddingModel
+    criterion: UDMLSSLoss
+    rotation_head: RotationPretextHead | None
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    rotation_images: int
+    precision: Precision
+    channels_last: bool
+    clip_norm: float | None
+    draws: torch.Generator
+
+    def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Measured:
+        """Take the step, unless the loss is not finite.
+
+        Raises:
+            FloatingPointError: The loss is not finite; no parameter was changed.
+        """
+        device = device_of(self.model)
+        images = place(images, device, channels_last=self.channels_last)
+        with autocast(device, self.precision):
+            embeddings = self.model(images)
+            logits, turns = self._guess_turns(images)
+        terms = self.criterion.terms(embeddings, labels, logits, turns)
+        measured = _measure(terms, logits, turns)
+        self.optimizer.zero_grad()
+        terms.total.backward()
+        if self.clip_norm is not None:
+            held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            clip_grad_norm_(held, self.clip_norm)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return measured
+
+    def _guess_turns(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "t 4"] | None, Int64[Tensor, " t"] | None]:
+        if self.rotation_head is None:
+            return None, None
+        chosen = torch.randperm(len(images), generator=self.draws)[: self.rotation_images]
+        turned, turns = rotate_four_ways(images[chosen.to(images.device)])
+        return self.rotation_head(self.model.trunk(turned)), turns
+
+
+def _measure(terms: LossTerms, logits: Tensor | None, turns: Tensor | None) -> Measured:
+    values = torch.stack([terms.total, terms.metric, terms.rotation]).detach()
+    total, metric, rotation = values.tolist()
+    if not values.isfinite().all():
+        raise FloatingPointError(
+            f"The loss must be finite; found {total} (metric {metric}, rotation {rotation}). "
+            'Lower the learning rate, set `clip_norm=1.0`, or try `precision="float32"`.'
+        )
+    if logits is None or turns is None:
+        return Measured(total, metric, None, None)
+    right = torch.eq(logits.argmax(dim=1), turns).float().mean()
+    return Measured(total, metric, rotation, float(right))

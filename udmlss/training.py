@@ -1,0 +1,234 @@
+"""The loop: embed, cluster, train, again."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from statistics import fmean
+from typing import Literal
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from udmlss import preflight
+from udmlss.batch_norm import frozen_batch_norm
+from udmlss.embedding import EmbeddingModel, device_of, modes_kept
+from udmlss.losses import UDMLSSLoss
+from udmlss.optimizing import parameter_groups
+from udmlss.rotation import RotationPretextHead
+from udmlss.rounds import Rounds, Schedule
+from udmlss.stepping import Measured, Step
+from udmlss.types import (
+    Callback,
+    FitResult,
+    Images,
+    Labeler,
+    Passes,
+    Precision,
+    PseudoLabels,
+    RoundReport,
+    What,
+)
+
+
+def fit(
+    model: EmbeddingModel,
+    images: Images,
+    *,
+    labeler: Labeler,
+    criterion: UDMLSSLoss,
+    rotation_head: RotationPretextHead | None = None,
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    clusters_per_batch: int = 16,
+    samples_per_cluster: int = 5,
+    rotation_images: int = 16,
+    max_steps: int | Passes = 3600,
+    relabel_every: int | Passes = 30,
+    first_round: What = "features",
+    cluster_images: Images | None = None,
+    freeze_batch_norm: bool = True,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+    clip_norm: float | None = None,
+    num_workers: int = 0,
+    callbacks: Sequence[Callback] = (),
+    seed: int = 0,
+    progress: bool = True,
+) -> FitResult:
+    """Train a model on unlabelled images: embed them, cluster, train on the clusters, again.
+
+    A round is one clustering and the optimiser steps after it. In each step P clusters x K images go through the
+    metric loss, and some of them, turned four ways, through the rotation loss. Model, head and criterion are trained
+    in place where the model's parameters are, and left in the modes they were in.
+
+    Args:
+        model: The model to train.
+        images: Training images with their augmentations, square if there is a rotation head. Any map-style data
+            set; what an item holds beside its image is ignored.
+        labeler: Turns embeddings into pseudo-labels, usually a `ClusterPseudoLabeler`.
+        criterion: The loss.
+        rotation_head: Reads the trunk's features of turned images. None is plain UDML, without rotation.
+        optimizer: Holds every parameter that trains, as `parameter_groups` lists them. Default: AdamW on these.
+        scheduler: Built on that optimizer, stepped once per optimiser step.
+        clusters_per_batch: P. Default as published.
+        samples_per_cluster: K. Default as published.
+        rotation_images: Images of each batch that are turned. Default as in the released code: 16 of 80.
+        max_steps: Length of training, in optimiser steps or in `Passes` over the data. Default as published on CUB.
+        relabel_every: Length of a round, likewise. Default as in the released code.
+        first_round: What the first round clusters: the trunk's features, as a new embedder knows nothing yet, or
+            embeddings. Later rounds cluster embeddings.
+        cluster_images: The same images in the same order with test-time transforms, for clustering. Default: `images`.
+        freeze_batch_norm: Keep the statistics of batch norm as they are. Pass False to train from scratch.
+        precision: "bfloat16" runs forward passes in mixed precision; losses stay in float32.
+        channels_last: Use channels-last memory format, often faster for convolutions.
+        clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
+        num_workers: Processes that load images.
+        callbacks: Called with each round's report; one that returns True ends the training. `reports.append` of a
+            list keeps the history even if `fit` raises.
+        seed: Seed of batches, turned images, and torch's random numbers in transforms and dropout. torch's global
+            random state is left as it was.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The history, the last clusters and why training ended. Ctrl-C ends it too: what was learnt stays.
+
+    Raises:
+        ValueError: Settings that do not fit each other or the images, said before training; in a later round,
+            embeddings that collapsed or clusters too few for a batch.
+        TypeError: A part or an item of the wrong kind.
+        FloatingPointError: The loss was not finite; the model is as it was before that step.
+
+    Example:
+        `fit(model, images, labeler=ClusterPseudoLabeler(100), criterion=UDMLSSLoss(losses.MultiSimilarityLoss()))`
+
+    References:
+        Unsupervised Deep Metric Learning via Auxiliary Rotation Loss. Cao, Chen, Lim. 2019.
+        https://arxiv.org/abs/1911.07072. The released code clusters augmented images and turns images before
+        augmenting them; here `cluster_images` avoids the first, and a turn after a flip keeps 90 and 270 apart.
+    """
+    preflight.check_settings(model, criterion, labeler, first_round, precision)
+    preflight.check_sizes(labeler, len(images), clusters_per_batch, samples_per_cluster, rotation_images)
+    parts = [part for part in (model, criterion, rotation_head) if part is not None]
+    for part in parts:
+        part.to(device_of(model))
+    optimizer = optimizer or AdamW(parameter_groups(model, criterion, rotation_head))
+    preflight.check_optimizer(optimizer, scheduler, model=model, criterion=criterion, rotation_head=rotation_head)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    batch_size = clusters_per_batch * samples_per_cluster
+    schedule = Schedule(
+        steps=preflight.in_steps("max_steps", max_steps, len(images), batch_size),
+        every=preflight.in_steps("relabel_every", relabel_every, len(images), batch_size),
+        first_round=first_round,
+    )
+    draws = torch.Generator().manual_seed(seed)
+    rounds = Rounds(
+        model=model,
+        images=images,
+        cluster_images=images if cluster_images is None else cluster_images,
+        labeler=labeler,
+        clusters_per_batch=clusters_per_batch,
+        samples_per_cluster=samples_per_cluster,
+        num_workers=num_workers,
+        precision=precision,
+        channels_last=channels_last,
+        seed=seed,
+        draws=draws,
+    )
+    step = Step(
+        model=model,
+        criterion=criterion,
+        rotation_head=rotation_head,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        rotation_images=rotation_images,
+        precision=precision,
+        channels_last=channels_last,
+        clip_norm=clip_norm,
+        draws=draws,
+    )
+    frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
+    with _seeded(seed, device_of(model)), frozen, modes_kept(*parts):
+        preflight.check_images(
+            images, cluster_images, model=model, head=rotation_head, criterion=criterion, labeler=labeler
+        )
+        for part in parts:
+            part.train()
+        with tqdm(total=schedule.steps, desc="fit", unit="step", disable=not progress) as bar:
+            return _run(rounds, step, schedule, callbacks, bar)
+
+
+def _run(rounds: Rounds, step: Step, schedule: Schedule, callbacks: Sequence[Callback], bar: "tqdm[None]") -> FitResult:
+    history: list[RoundReport] = []
+    measured: list[Measured] = []
+    pseudo: PseudoLabels | None = None
+    ended: Literal["max_steps", "callback", "interrupt"] = "max_steps"
+    started = time.perf_counter()
+    try:
+        for number, (what, n_steps) in enumerate(schedule.rounds()):
+            pseudo = rounds.relabel(what)
+            step.criterion.start_round(pseudo)
+            for images, index in rounds.batches(pseudo, number, n_steps):
+                measured.append(step(images, pseudo.labels[index]))
+                bar.set_postfix_str(_summary(measured[-1], pseudo), refresh=False)
+                bar.update()
+            history.append(_report(history, pseudo, measured, started))
+            measured, started = [], time.perf_counter()
+            if True in [callback(history[-1]) for callback in callbacks]:
+                ended = "callback"
+                break
+    except KeyboardInterrupt:
+        ended = "interrupt"
+        if pseudo is not None and measured:
+            history.append(_report(history, pseudo, measured, started))
+    except Exception as error:
+        done = (history[-1].step if history else 0) + len(measured)
+        error.add_note(f"`fit` had done {done} steps in {len(history)} whole rounds; the model keeps what it learnt.")
+        raise
+    return FitResult(tuple(history), pseudo, ended)
+
+
+def _report(
+    history: Sequence[RoundReport], pseudo: PseudoLabels, measured: Sequence[Measured], started: float
+) -> RoundReport:
+    return RoundReport(
+        round=len(history),
+        step=(history[-1].step if history else 0) + len(measured),
+        n_clusters=pseudo.n_clusters,
+        n_left_out=pseudo.n_left_out,
+        largest_cluster=int(pseudo.sizes.max()) / len(pseudo.labels),
+        agreement=pseudo.agreement,
+        loss=fmean(one.loss for one in measured),
+        metric_loss=fmean(one.metric_loss for one in measured),
+        rotation_loss=_mean([one.rotation_loss for one in measured]),
+        rotation_accuracy=_mean([one.rotation_accuracy for one in measured]),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _summary(measured: Measured, pseudo: PseudoLabels) -> str:
+    words = [f"loss {measured.loss:.3f}"]
+    if measured.rotation_accuracy is not None:
+        words.append(f"turns {measured.rotation_accuracy:.0%} (chance 25%)")
+    words.append(f"{pseudo.n_clusters} clusters")
+    if pseudo.n_left_out:
+        words.append(f"{pseudo.n_left_out} left out")
+    if pseudo.agreement is not None:
+        words.append(f"agreement {pseudo.agreement:.2f}")
+    return ", ".join(words)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw torch's random numbers from the seed for the `with` block, and leave its global state as it was."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

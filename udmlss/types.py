@@ -1,0 +1,150 @@
+"""The frozen values that cross stages, and the protocols at the seams."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Precision = Literal["float32", "bfloat16"]
+What = Literal["embeddings", "features"]
+
+
+class Images(Protocol):
+    """Any map-style data set of images: a `torch.utils.data.Dataset`, or a tensor (n c h w).
+
+    An item is an image tensor (c h w), or a tuple or dict that begins with one; what follows is ignored.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...  # noqa: ANN401 (an item may be of any type)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A length of training counted in passes over the data, for `fit`: `Passes(2)` draws as many images as two hold."""
+
+    count: float
+
+    def in_steps(self, n_images: int, batch_size: int) -> int:
+        """Return the number of optimiser steps, rounded up."""
+        return ceil(self.count * n_images / batch_size)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The clusters of one round.
+
+    Attributes:
+        labels: Cluster of each image in 0..k-1, or -1 for an image that is left out of training.
+        centroids: Mean embedding of each cluster, or None where a labeler knows none.
+        sizes: Number of images in each cluster, all above zero.
+        agreement: Adjusted Rand index with the round before, over the images that both have in a cluster:
+            1 for the same clusters, 0 for chance. None in the first round.
+    """
+
+    labels: Int64[Tensor, " n"]
+    centroids: Float[Tensor, "k d"] | None
+    sizes: Int64[Tensor, " k"]
+    agreement: float | None = None
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters k."""
+        return len(self.sizes)
+
+    @property
+    def n_left_out(self) -> int:
+        """Number of images in no cluster."""
+        return int((self.labels < 0).sum())
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The scalar loss and its two parts: `total = metric + rotation_weight * rotation`."""
+
+    total: Float[Tensor, ""]
+    metric: Float[Tensor, ""]
+    rotation: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round of `fit` did: one clustering and the optimiser steps after it.
+
+    Attributes:
+        round: Number of the round, from 0.
+        step: Optimiser steps done since the start of `fit`, this round's included.
+        n_clusters: Number of clusters.
+        n_left_out: Number of images in no cluster.
+        largest_cluster: Share of all images that the largest cluster holds, in 0..1.
+        agreement: Adjusted Rand index with the round before; None in the first round.
+        loss: Mean total loss over the round's steps.
+        metric_loss: Mean metric loss.
+        rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
+        rotation_accuracy: Share of turned images whose turn was named, None without a head. Chance is 0.25.
+        seconds: Wall time of the round: embedding, clustering and training.
+    """
+
+    round: int
+    step: int
+    n_clusters: int
+    n_left_out: int
+    largest_cluster: float
+    agreement: float | None
+    loss: float
+    metric_loss: float
+    rotation_loss: float | None
+    rotation_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns; the model, the head and the criterion were trained in place.
+
+    Attributes:
+        history: One report per round, in order; of an interrupted run the last one may cover fewer steps.
+        pseudo_labels: The clusters of the last round, centroids as embeddings. None if none was finished.
+        ended: Why training ended: all steps done, a callback returned True, or the keyboard.
+    """
+
+    history: tuple[RoundReport, ...]
+    pseudo_labels: PseudoLabels | None
+    ended: Literal["max_steps", "callback", "interrupt"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well embeddings retrieve and group known classes; shares in 0..1, higher is better.
+
+    Attributes:
+        recall_at: For each k the share of queries with an item of their class among the k nearest.
+        map_at_r: Mean average precision at R (Musgrave et al. 2020).
+        r_precision: Share of the R nearest that are of the query's class, R being the class's size.
+        nmi: Normalised mutual information of k-means clusters and classes.
+        ami: The same, corrected for chance.
+    """
+
+    recall_at: dict[int, float]
+    map_at_r: float
+    r_precision: float
+    nmi: float
+    ami: float
+
+
+class Labeler(Protocol):
+    """Turns embeddings into pseudo-labels, round after round; `ClusterPseudoLabeler` is one."""
+
+    def label(self, embeddings: Float[Tensor, "n d"]) -> PseudoLabels:
+        """Return the clusters of the embeddings."""
+        ...
+
+
+class Callback(Protocol):
+    """Runs when a round of `fit` ends; returning True ends the training."""
+
+    def __call__(self, report: RoundReport, /) -> bool | None:
+        """Look at the round."""
+        ...
