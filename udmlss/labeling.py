@@ -1,6 +1,6 @@
 """Embeddings to pseudo-labels, round after round."""
 
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from udmlss.clustering import agreement, check_not_collapsed, cluster_means, k_m
 from udmlss.types import PseudoLabels
 
 
+@runtime_checkable
 class Clusterer(Protocol):
     """Anything with scikit-learn's `fit_predict`; a negative label means left out."""
 
@@ -112,7 +113,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         self._round += 1
         return self._last
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: ARG002, N803 (scikit-learn's signature)
+    def fit(self, X: ArrayLike, y: object = None) -> "ClusterPseudoLabeler":  # noqa: ARG002, N803 (scikit-learn's signature)
         """Forget earlier rounds and cluster the rows of X; sets `labels_`."""
         self._round, self._last = 0, None
         self.labels_ = self.label(torch.as_tensor(np.asarray(X))).labels.numpy()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -11,6 +11,7 @@ Precision = Literal["float32", "bfloat16"]
 What = Literal["embeddings", "features"]
 
 
+@runtime_checkable
 class Images(Protocol):
     """Any map-style data set of images: a `torch.utils.data.Dataset`, or a tensor (n c h w).
 
@@ -134,6 +135,7 @@ class Scores:
     ami: float
 
 
+@runtime_checkable
 class Labeler(Protocol):
     """Turns embeddings into pseudo-labels, round after round; `ClusterPseudoLabeler` is one."""
 
@@ -142,6 +144,7 @@ class Labeler(Protocol):
         ...
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Runs when a round of `fit` ends; returning True ends the training."""
 

@@ -1,0 +1,24 @@
+"""Shapes and dtypes in signatures are enforced throughout the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("udmlss", "shape_checker.check")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cub100() -> Path:
+    """The real photographs that some tests read in place; skipped where they are not."""
+    root = Path(os.environ.get("UDMLSS_CUB100", Path(__file__).parents[2] / "shared" / "data" / "cub100"))
+    if not (root / "images.txt").exists():
+        pytest.skip("needs photographs in CUB's layout: set UDMLSS_CUB100 to their folder")
+    return root
