@@ -1,13 +1,10 @@
-"""Shapes and dtypes in signatures are enforced throughout the tests."""
+"""What several tests share."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
-
-install_import_hook("udmlss", "shape_checker.check")
 
 
 @pytest.fixture(autouse=True)

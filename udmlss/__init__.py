@@ -5,6 +5,7 @@ from udmlss.batch_norm import frozen_batch_norm
 from udmlss.callbacks import StopWhenSettled
 from udmlss.embedding import EmbeddingModel, embed
 from udmlss.evaluation import evaluate, evaluate_embeddings
+from udmlss.indexing import IndexedImages
 from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
@@ -19,6 +20,7 @@ __all__ = [
     "ClusterPseudoLabeler",
     "EmbeddingModel",
     "FitResult",
+    "IndexedImages",
     "LossTerms",
     "Passes",
     "PseudoLabelSampler",

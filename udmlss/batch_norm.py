@@ -24,7 +24,12 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
         ValueError: Every batch norm still has its initial statistics, so there is nothing to keep.
 
     Example:
-        `with frozen_batch_norm(model): ...  # train`
+        >>> norm = nn.BatchNorm1d(2)
+        >>> norm.running_mean += 1
+        >>> with frozen_batch_norm(norm):
+        ...     normalized = norm.train()(torch.rand(8, 2))
+        >>> norm.running_mean
+        tensor([1., 1.])
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     _check_has_statistics(norms)

@@ -15,7 +15,7 @@ class StopWhenSettled:
         ValueError: A number out of its range.
 
     Example:
-        `fit(..., callbacks=[StopWhenSettled(0.95)])`
+        `fit(model, images, ..., callbacks=[StopWhenSettled(0.95)])`
     """
 
     def __init__(self, agreement: float = 0.95, patience: int = 3) -> None:

@@ -51,7 +51,9 @@ def evaluate(
         ValueError: As `embed` and `evaluate_embeddings`.
 
     Example:
-        `evaluate(model, test_images, test_labels).recall_at[1]`
+        >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])
+        >>> sorted(evaluate(nn.Flatten(), images, labels, ks=(1, 2)).recall_at)
+        [1, 2]
     """
 
     def run(dataset: Images) -> Float[Tensor, "n d"]:

@@ -32,7 +32,9 @@ def parameter_groups(
         Groups with "params", "lr" and "name", those without a trainable parameter left out.
 
     Example:
-        `torch.optim.AdamW(parameter_groups(model, criterion, head), weight_decay=5e-4)`
+        >>> model, criterion = EmbeddingModel(nn.Linear(8, 4), nn.Linear(4, 2)), nn.Identity()
+        >>> [group["name"] for group in parameter_groups(model, criterion)]
+        ['trunk', 'new parts']
     """
     new = [model.embedder] if rotation_head is None else [model.embedder, rotation_head]
     groups = [

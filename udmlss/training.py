@@ -101,7 +101,19 @@ def fit(
         FloatingPointError: The loss was not finite; the model is as it was before that step.
 
     Example:
-        `fit(model, images, labeler=ClusterPseudoLabeler(100), criterion=UDMLSSLoss(losses.MultiSimilarityLoss()))`
+        >>> from pytorch_metric_learning import losses
+        >>> images = torch.rand(40, 3, 8, 8)
+        >>> result = fit(
+        ...     EmbeddingModel(nn.Flatten(), nn.Linear(192, 16)),
+        ...     images,
+        ...     labeler=ClusterPseudoLabeler(4),
+        ...     criterion=UDMLSSLoss(losses.MultiSimilarityLoss()),
+        ...     clusters_per_batch=4,
+        ...     max_steps=2,
+        ...     progress=False,
+        ... )
+        >>> result.history[-1].step
+        2
 
     References:
         Unsupervised Deep Metric Learning via Auxiliary Rotation Loss. Cao, Chen, Lim. 2019.

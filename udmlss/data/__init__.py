@@ -1,5 +1,7 @@
-"""Data sets to train and to test on: the one made on the spot, and the usual benchmarks."""
+"""Data sets to train and to test on: one made on the spot, and folders of images."""
 
-from udmlss.data.glyphs import glyphs
+from udmlss.data.cub200 import cub200
+from udmlss.data.files import ImageFiles
+from udmlss.data.glyphs import Glyphs, glyphs
 
-__all__ = ["glyphs"]
+__all__ = ["Glyphs", "ImageFiles", "cub200", "glyphs"]

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up what they need in .venv; a second call reuses it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types contract docs package clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/quickstart.py
+
+test: lint types contract docs
+	$(BIN)/pytest --doctest-modules --cov --cov-report=term udmlss tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+contract: $(VENV)/.test
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+package: $(VENV)/.test
+	$(BIN)/python -m build --outdir dist
+
+$(VENV)/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[faiss-cpu,demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --group test --group docs
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

