@@ -27,7 +27,6 @@ import cub_resnet50 as example
 
 from udmlss import ClusterPseudoLabeler, PseudoLabels
 from udmlss.data import cub200
-from udmlss.types import Labeler
 
 METHODS = ("frozen", "udml", "udml-ss", "supervised")
 PACKAGES = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "scikit-learn", "numpy")
@@ -50,10 +49,9 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     model = example.build_model(args)
     started = time.perf_counter()
     if method != "frozen":
-        labeler: Labeler = ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed)
-        if method == "supervised":
-            labeler = TrueLabels(cub200(args.root, "train").labels)
-        example.train(args, model, labeler)
+        clusters = ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed)
+        truth = TrueLabels(cub200(args.root, "train").labels)
+        example.train(args, model, truth if method == "supervised" else clusters)
     seconds = time.perf_counter() - started
     kinds = ("features",) if method == "frozen" else ("features", "embeddings")
     return {"seconds": seconds, "scores": {what: asdict(example.score(args, model, what)) for what in kinds}}

@@ -124,6 +124,7 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
         max_steps=args.steps,
         relabel_every=args.relabel_every,
         precision=args.precision,
+        channels_last=True,
         num_workers=args.workers,
         seed=args.seed,
     )
@@ -132,7 +133,14 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
 def score(args: argparse.Namespace, model: EmbeddingModel, what: str) -> Scores:
     test = cub200(args.root, "test", transform=build_transforms(args)[1])
     return evaluate(
-        model, test, test.labels, what=what, num_workers=args.workers, precision=args.precision, progress=True
+        model,
+        test,
+        test.labels,
+        what=what,
+        num_workers=args.workers,
+        precision=args.precision,
+        channels_last=True,
+        progress=True,
     )
 
 

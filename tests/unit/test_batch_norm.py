@@ -92,11 +92,8 @@ def test_it_ends_with_its_block(model):
 
 
 def test_it_ends_after_an_error_too(model):
-    def stop():
-        with frozen_batch_norm(model):
-            raise KeyError
-
-    pytest.raises(KeyError, stop)
+    with pytest.raises(KeyError), frozen_batch_norm(model):
+        raise KeyError
     assert not any(part._forward_pre_hooks for part in model.modules())
 
 
@@ -122,7 +119,9 @@ def test_blocks_can_be_nested(model):
 
 def test_initial_statistics_are_refused():
     model = MODELS["2d"]()
-    sentence = r"needs statistics worth keeping; found all 2 batch norms as they are initialised\. Pass `freeze_batch_norm"
+    sentence = (
+        r"needs statistics worth keeping; found all 2 batch norms as they are initialised\. Pass `freeze_batch_norm"
+    )
     with pytest.raises(ValueError, match=sentence), frozen_batch_norm(model):
         pytest.fail("the block must not begin")
     assert not any(part._forward_pre_hooks for part in model.modules())

@@ -140,7 +140,7 @@ def test_parameters_statistics_and_gradients_stay_as_they_are(model):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_global_random_state_is_touched(model, num_workers):
+def test_no_global_random_state_is_touched(model, num_workers, untyped):  # the type checker draws
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 (the global one)
     embed(model, IMAGES, num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -197,7 +197,9 @@ def test_only_progress_prints(model, capsys, progress, shown):
 @pytest.mark.parametrize("what", ["embeddings", "features"])
 def test_a_trunk_that_does_not_flatten_is_refused_with_the_remedy(what, untyped):
     model = EmbeddingModel(nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1)), nn.Linear(6, 5))
-    sentence = r"The trunk must return features \(b f\); found shape \(11, 6, 1, 1\)\. End it in .*AdaptiveAvgPool2d\(1\) "
+    sentence = (
+        r"The trunk must return features \(b f\); found shape \(11, 6, 1, 1\)\. End it in .*AdaptiveAvgPool2d\(1\) "
+    )
     with pytest.raises(ValueError, match=sentence + r"and nn.Flatten\(\)"):
         embed(model, IMAGES, what=what)
 

@@ -50,7 +50,7 @@ class Made(Dataset):
 
 def fail_at_three(index):
     if index == 3:
-        raise OSError("image file is truncated")  # noqa: EM101, TRY003
+        raise OSError("image file is truncated")
     return IMAGES[index]
 
 
@@ -69,7 +69,9 @@ def test_the_image_and_its_index_are_taken_and_the_rest_left(wrap):
         assert index == expected
 
 
-@pytest.mark.parametrize("images", [IMAGES, list(IMAGES), TensorDataset(IMAGES), TensorDataset(IMAGES, torch.arange(5))])
+@pytest.mark.parametrize(
+    "images", [IMAGES, list(IMAGES), TensorDataset(IMAGES), TensorDataset(IMAGES, torch.arange(5))]
+)
 def test_whatever_has_a_length_and_items_is_a_data_set(images):
     data = IndexedImages(images)
     assert len(data) == 5

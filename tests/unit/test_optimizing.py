@@ -76,7 +76,9 @@ def test_any_optimizer_takes_the_groups_and_is_complete(optimizer):
 def test_an_optimizer_that_leaves_a_part_out_is_refused_with_the_parameter_s_name(left_out, sentence):
     parts = dict(zip(("model", "criterion", "rotation_head"), make_parts(), strict=True))
     held = [p for name, part in parts.items() if name != left_out for p in part.parameters()]
-    with pytest.raises(ValueError, match=rf"must hold every parameter that trains; found {sentence}\. Build it on `par"):
+    with pytest.raises(
+        ValueError, match=rf"must hold every parameter that trains; found {sentence}\. Build it on `par"
+    ):
         check_complete(torch.optim.SGD(held), **parts)
 
 

@@ -61,8 +61,8 @@ def _class_weights(loss: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _class_count(loss: nn.Module) -> int | None:
     if not isinstance(loss, BaseMetricLossFunction):
         return None
-    count: int | None = getattr(loss, "num_classes", None)
-    if count is not None:
+    count: int = getattr(loss, "num_classes", 0)  # some have none, and ProxyNCALoss has 0
+    if count:
         return count
     sizes = {
         **{name: weight.shape[0 if name in _BY_ROW else 1] for name, weight in _class_weights(loss)},

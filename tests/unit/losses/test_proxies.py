@@ -76,7 +76,9 @@ def test_other_clusters_and_other_dimensions_are_told_apart(name, k, d):
 
 
 def test_the_remedies_name_the_numbers():
-    with pytest.raises(ValueError, match=r"Use ClusterPseudoLabeler\(4\), build the loss for 9, or take a loss without"):
+    with pytest.raises(
+        ValueError, match=r"Use ClusterPseudoLabeler\(4\), build the loss for 9, or take a loss without"
+    ):
         check_fits(make("ProxyAnchorLoss"), 9, D)
     with pytest.raises(ValueError, match=r"Build it with embedding size 512\."):
         check_fits(make("ProxyAnchorLoss"), K, 512)

@@ -1,0 +1,80 @@
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+from udmlss._checks import check_at_least, check_choice, check_embeddings, check_labels, refusal, type_refusal
+
+
+@pytest.fixture(autouse=True)
+def _types_unchecked(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signatures refuse some, too
+
+
+@pytest.mark.parametrize(("make", "kind"), [(refusal, ValueError), (type_refusal, TypeError)])
+def test_a_refusal_says_the_rule_what_was_found_and_the_remedy(make, kind):
+    error = make("`k` must be even", 3, "Double it")
+    assert type(error) is kind
+    assert str(error) == "`k` must be even; found 3. Double it."
+
+
+def test_a_number_below_the_least_is_refused_and_the_least_is_not():
+    check_at_least("k", 2, 2)
+    with pytest.raises(ValueError, match=r"`k` must be at least 2; found 1\. Raise it\."):
+        check_at_least("k", 1, 2)
+
+
+def test_a_value_that_is_no_choice_is_refused():
+    check_choice("what", "a", ("a", None))
+    with pytest.raises(ValueError, match=r"`what` must be one of 'a', None; found 'b'\. Pass one of these\."):
+        check_choice("what", "b", ("a", None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_finite_matrix_of_any_floating_type_is_embeddings(dtype):
+    check_embeddings(torch.ones(3, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "sentence"),
+    [
+        (np.ones((3, 2)), TypeError, r"`queries` must be a tensor \(n d\); found ndarray\. Use torch\.as_tensor\."),
+        ([[1.0]], TypeError, r"`queries` must be a tensor \(n d\); found list\."),
+        (torch.ones(3), ValueError, r"`queries` must be a non-empty matrix \(n d\); found shape \(3,\)\. Flatten"),
+        (torch.ones(3, 2, 1), ValueError, r"found shape \(3, 2, 1\)\. Flatten each item to one row\."),
+        (torch.ones(0, 2), ValueError, r"found shape \(0, 2\)"),
+        (torch.ones(2, 0), ValueError, r"found shape \(2, 0\)"),
+        (torch.ones(3, 2).long(), TypeError, r"must hold floating-point numbers; found torch\.int64\. Call \.float\(\)"),
+        (torch.ones(3, 2).cfloat(), TypeError, r"must hold floating-point numbers; found torch\.complex64"),
+        (torch.ones(3, 2).log() / 0, ValueError, r"`queries` must be finite; found 3 of 3 rows .* first is row 0\. Low"),
+        (
+            torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, 1.0], [torch.nan, torch.nan]]),
+            ValueError,
+            r"found 2 of 4 rows with NaN or infinity, the first is row 1\. Lower the learning rate, clip",
+        ),
+    ],
+)
+def test_what_is_no_finite_matrix_is_refused_under_its_name(found, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        check_embeddings(found, "queries")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_whole_numbers_of_any_type_are_labels(dtype):
+    check_labels(torch.zeros(3, dtype=dtype), 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "sentence"),
+    [
+        ([0, 1, 1], TypeError, r"`classes` must be a tensor \(n\); found list\. Use torch\.as_tensor\."),
+        (torch.zeros(3), TypeError, r"`classes` must be whole numbers; found torch\.float32\. Call \.long\(\) first\."),
+        (torch.zeros(3).bool(), TypeError, r"`classes` must be whole numbers; found torch\.bool"),
+        (torch.zeros(3).cfloat(), TypeError, r"`classes` must be whole numbers; found torch\.complex64"),
+        (torch.zeros(4).long(), ValueError, r"`classes` must have shape \(3,\), one label per item; found shape \(4,\)"),
+        (torch.zeros(3, 1).long(), ValueError, r"found shape \(3, 1\)\. Pass one label per item, in order\."),
+    ],
+)
+def test_what_is_not_one_whole_number_an_item_is_refused_under_its_name(found, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        check_labels(found, 3, "classes")
