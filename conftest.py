@@ -1,7 +1,10 @@
 """What the docstrings' examples may take as known."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and faiss: the tests run in a process per core
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ install_import_hook("udmlss", "shape_checker.check")  # shapes in signatures are
 
 
 @pytest.fixture(autouse=True)
-def _known(doctest_namespace):
+def _known(doctest_namespace: dict[str, object]) -> None:
     import udmlss  # noqa: PLC0415 (after the hook)
 
     names = {name: getattr(udmlss, name) for name in udmlss.__all__}

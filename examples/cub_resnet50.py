@@ -144,11 +144,6 @@ def score(args: argparse.Namespace, model: EmbeddingModel, what: str) -> Scores:
     )
 
 
-def show(name: str, scores: Scores) -> None:
-    recalls = "  ".join(f"R@{k} {share:5.1%}" for k, share in scores.recall_at.items())
-    print(f"{name:20}  {recalls}  MAP@R {scores.map_at_r:5.1%}  NMI {scores.nmi:5.1%}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     saved = torch.load(args.evaluate, weights_only=True) if args.evaluate else None
@@ -158,10 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if saved:
         model.load_state_dict(saved["model"])
     else:
-        show("frozen features", score(args, model, "features"))
+        print("frozen features   ", score(args, model, "features"))
         train(args, model, ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed))
-    show("trained features", score(args, model, "features"))
-    show("trained embeddings", score(args, model, "embeddings"))
+    print("trained features  ", score(args, model, "features"))
+    print("trained embeddings", score(args, model, "embeddings"))
     if args.save:
         torch.save(
             {"settings": (args.backbone, args.image_size, args.embedding_size), "model": model.state_dict()}, args.save

@@ -61,8 +61,7 @@ def main() -> None:
             relabel_every=75,
             freeze_batch_norm=False,
         )
-        scores = evaluate(model, test, test.labels)
-        print(f"{name:24}  R@1 {scores.recall_at[1]:5.1%}  MAP@R {scores.map_at_r:5.1%}")
+        print(f"{name:22}", evaluate(model, test, test.labels))
 
 
 if __name__ == "__main__":

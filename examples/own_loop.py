@@ -52,5 +52,4 @@ for number in range(args.rounds):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    scores = evaluate(model, test, test.labels)
-    print(f"round {number}: loss {loss.item():.3f}, R@1 {scores.recall_at[1]:.1%}, MAP@R {scores.map_at_r:.1%}")
+    print(f"round {number}: loss {loss.item():.3f} ", evaluate(model, test, test.labels))

@@ -27,7 +27,7 @@ def save_neighbours(
     gain = last.sum(dim=1) - first.sum(dim=1)
     order = torch.argsort(gain, descending=True, stable=True)
     queries = order[torch.linspace(0, len(order) - 1, n_queries).long()]
-    columns = 1 + sum(k + 1 for _ in found) - 0
+    columns = 1 + len(found) * (k + 1)
     figure, axes = plt.subplots(n_queries, columns, figsize=(columns * 0.62, n_queries * 0.66 + 0.7))
     for axis in axes.flat:
         axis.axis("off")
@@ -46,7 +46,7 @@ def save_neighbours(
 
 
 def _draw(axis: plt.Axes, image: Tensor, colour: str) -> None:
-    axis.imshow(image.squeeze(0), cmap="gray_r", vmin=0, vmax=1)
+    axis.imshow(image.squeeze(0).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axis.axis("on")
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color=colour, linewidth=2)
@@ -57,7 +57,7 @@ def save_curves(
 ) -> None:
     """Draw loss, agreement, rotation accuracy and R@1 over the optimiser steps, one line per method."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
-    titles = ("metric loss", "agreement with the last round", "turns named right", "R@1 on unseen scripts")
+    titles = ("metric loss", "agreement with the last round", "turns named right", "R@1 on unseen characters")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10, color=INK)
         axis.set_xlabel("optimiser steps")

@@ -33,12 +33,15 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     _check_has_statistics(norms)
+    modes = [norm.training for norm in norms]
     handles = [norm.register_forward_pre_hook(_evaluate) for norm in norms]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for norm, training in zip(norms, modes, strict=True):
+            norm.training = training
 
 
 def _evaluate(norm: nn.Module, _inputs: Any) -> None:  # noqa: ANN401 (torch's hook signature)

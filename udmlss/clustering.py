@@ -1,6 +1,7 @@
 """Embeddings to clusters: k-means, and what one round's clusters have to do with the last round's."""
 
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -50,17 +51,22 @@ def k_means(
     check_embeddings(embeddings)
     _check_count(n_clusters, len(embeddings))
     check_not_collapsed(embeddings)
-    points = np.ascontiguousarray(embeddings.numpy(force=True), dtype=np.float32)
+    points = np.ascontiguousarray(embeddings.float().numpy(force=True))
     first = _first_centroids(points, start, n_clusters, seed)
     try:
         assigned = _faiss_k_means(points, n_clusters, first, n_iterations, seed)
     except ModuleNotFoundError:
-        warnings.warn(
-            'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
-            stacklevel=2,
-        )
+        _warn_of_missing_faiss()
         assigned = _sklearn_k_means(points, n_clusters, first, n_iterations, seed)
     return torch.from_numpy(_without_empty(points, assigned, n_clusters))
+
+
+@cache  # Python's own once-per-line is forgotten whenever any code enters `warnings.catch_warnings`
+def _warn_of_missing_faiss() -> None:
+    warnings.warn(
+        'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
+        stacklevel=3,
+    )
 
 
 def _check_count(n_clusters: int, n: int) -> None:
@@ -84,11 +90,11 @@ def _first_centroids(points: NDArray[np.float32], start: Tensor | None, k: int, 
     drawn = points[np.random.default_rng(seed).permutation(len(points))[:k]]
     if start is None:
         return drawn
+    check_embeddings(start, "start")
     if len(start) > k or start.shape[1] != points.shape[1]:
         found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
         raise refusal(f"`start` must have shape {most} or fewer rows", found, "Pass the centroids of these clusters")
-    given = start.numpy(force=True).astype(np.float32)
-    return np.concatenate([given, drawn[len(given) :]])
+    return np.concatenate([start.float().numpy(force=True), drawn[len(start) :]])
 
 
 def _faiss_k_means(
@@ -164,9 +170,9 @@ def match_ids(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> Int
     k, k_previous = int(labels.max()) + 1, int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
     pairs = labels[both] * k_previous + previous[both]
-    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous).numpy()
+    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
     new, old = linear_sum_assignment(shared, maximize=True)
-    kept = (shared[new, old] > 0) & (old < k)
+    kept = shared[new, old] > 0
     ids = np.full(k + 1, -1)  # the last place is where -1 looks
     ids[new[kept]] = old[kept]
     ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old[kept])

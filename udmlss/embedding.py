@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_at_least, check_choice, refusal
+from udmlss._checks import check_at_least, check_choice, refusal, type_refusal
 from udmlss.indexing import IndexedImages, stack_images
 from udmlss.types import Images, Precision, What
 
@@ -87,7 +87,7 @@ def embed(
 
     Raises:
         ValueError: No images, images of different shapes in a batch, or an unknown choice.
-        TypeError: An item that holds no image tensor.
+        TypeError: An item that holds no image tensor; features asked of a model without a trunk.
 
     Example:
         >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape
@@ -97,7 +97,7 @@ def embed(
     check_choice("precision", precision, ("float32", "bfloat16"))
     check_at_least("batch_size", batch_size, 1)
     device = device_of(model)
-    forward = model.get_submodule("trunk") if what == "features" else model
+    forward = _trunk_of(model) if what == "features" else model
     batches = DataLoader(
         IndexedImages(images),
         batch_size=batch_size,
@@ -114,6 +114,15 @@ def embed(
             check_features(output)
             rows.append(output.to("cpu", torch.float32))
     return torch.cat(rows)
+
+
+def _trunk_of(model: nn.Module) -> nn.Module:
+    trunk = dict(model.named_children()).get("trunk")
+    if trunk is None:
+        name = type(model).__name__
+        remedy = 'Wrap it: EmbeddingModel(trunk, embedder), or embed with what="embeddings"'
+        raise type_refusal("Features come from a model with a `trunk`", name, remedy)
+    return trunk
 
 
 def device_of(model: nn.Module) -> torch.device:

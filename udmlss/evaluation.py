@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from udmlss import metrics
+from udmlss._checks import refusal
 from udmlss.clustering import k_means
 from udmlss.embedding import embed
 from udmlss.types import Images, Precision, Scores, What
@@ -98,9 +99,16 @@ def evaluate_embeddings(
 
     Raises:
         ValueError: As `metrics.recall_at_k`; fewer than two classes.
+
+    Example:
+        >>> evaluate_embeddings(torch.eye(2).repeat(3, 1), torch.tensor([0, 1, 0, 1, 0, 1]), ks=(1,)).recall_at
+        {1: 1.0}
     """
     found = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
-    clusters = k_means(embeddings, len(labels.unique()), seed=seed)
+    n_classes = len(labels.unique())
+    if n_classes < 2:  # noqa: PLR2004 (mutual information with one class is none)
+        raise refusal("Scoring needs at least 2 classes", n_classes, "Add images of another class")
+    clusters = k_means(embeddings, n_classes, seed=seed)
     return Scores(
         recall_at=found.recall_at,
         map_at_r=found.map_at_r,

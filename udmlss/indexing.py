@@ -24,6 +24,11 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
     Raises:
         ValueError: There are no images.
         TypeError: An item holds no image tensor (c h w), said when that item is taken.
+
+    Example:
+        >>> image, index = IndexedImages(torch.zeros(5, 3, 8, 8))[4]
+        >>> image.shape, index
+        (torch.Size([3, 8, 8]), 4)
     """
 
     def __init__(self, images: Images) -> None:

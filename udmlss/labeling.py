@@ -96,8 +96,10 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
                 fewer than two clusters.
         """
         check_embeddings(embeddings)
+        _check_choice_of_clusterer(self.n_clusters, self.clusterer)
         embeddings = embeddings.detach().cpu().float()
-        check_not_collapsed(embeddings)
+        if len(embeddings) > 1:
+            check_not_collapsed(embeddings)
         last = self._last if self._last is not None and len(self._last.labels) == len(embeddings) else None
         labels = self._cluster(embeddings, last)
         _check_clusters(labels)
@@ -123,7 +125,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         if self.whiten_first is not None and self._round == 0:
             embeddings = _whiten(embeddings, self.whiten_first, self.seed)
         if self.n_clusters is None:
-            found = clone(self.clusterer, safe=False).fit_predict(embeddings.numpy())
+            found = clone(self.clusterer, safe=False).fit_predict(embeddings.numpy().copy())
             return _compact(np.asarray(found))
         return k_means(
             embeddings,
@@ -135,9 +137,11 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
 
     def _start(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Float[Tensor, "j d"] | None:
         if last is not None:
-            return cluster_means(embeddings, last.labels, last.n_clusters)
+            return cluster_means(embeddings, last.labels, last.n_clusters)[: self.n_clusters]
         centroids = None if self._last is None else self._last.centroids
-        return centroids if centroids is not None and centroids.shape[1] == embeddings.shape[1] else None
+        if centroids is None or centroids.shape[1] != embeddings.shape[1]:
+            return None
+        return centroids[: self.n_clusters]
 
 
 def _check_choice_of_clusterer(n_clusters: int | None, clusterer: object) -> None:
@@ -150,11 +154,11 @@ def _check_choice_of_clusterer(n_clusters: int | None, clusterer: object) -> Non
         )
     if n_clusters is not None:
         check_at_least("n_clusters", n_clusters, 2)
-    elif not callable(getattr(clusterer, "fit_predict", None)):
+    elif isinstance(clusterer, type) or not callable(getattr(clusterer, "fit_predict", None)):
         raise type_refusal(
             "`clusterer` must be an object with scikit-learn's `fit_predict`",
             f"{clusterer!r}",
-            "Pass an instance, such as HDBSCAN(min_cluster_size=5)",
+            "Pass an instance, such as HDBSCAN(min_cluster_size=5, copy=True)",
         )
 
 

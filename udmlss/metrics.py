@@ -44,7 +44,7 @@ def recall_at_k(
         query_labels: Class of each query.
 
     Returns:
-        {k: share in 0..1}.
+        The share in 0..1 for each k.
 
     Raises:
         ValueError: A k larger than the gallery, shapes that do not fit, embeddings that are not finite, or no query
@@ -94,14 +94,19 @@ def nmi(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
 
     It rises with the number of clusters even by chance; `ami` does not.
     """
-    check_labels(clusters, len(labels), "clusters")
+    _check_pair(labels, clusters)
     return float(normalized_mutual_info_score(labels.numpy(force=True), clusters.numpy(force=True)))
 
 
 def ami(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
     """Return the mutual information of classes and clusters adjusted for chance: 0 for chance, 1 for equality."""
-    check_labels(clusters, len(labels), "clusters")
+    _check_pair(labels, clusters)
     return float(adjusted_mutual_info_score(labels.numpy(force=True), clusters.numpy(force=True)))
+
+
+def _check_pair(labels: Tensor, clusters: Tensor) -> None:
+    check_labels(labels, len(labels))
+    check_labels(clusters, len(labels), "clusters")
 
 
 def nearest(
@@ -120,7 +125,7 @@ def retrieval(
     query_labels: Int[Tensor, " q"] | None = None,
 ) -> Retrieval:
     """Return `recall_at_k`, `map_at_r` and `r_precision` from one search; arguments and errors as in `recall_at_k`."""
-    _check_retrieval(embeddings, labels, queries, query_labels)
+    _check_retrieval(embeddings, labels, ks, queries, query_labels)
     device = embeddings.device
     labels = labels.to(device)
     asked = labels if query_labels is None else query_labels.to(device)
@@ -161,6 +166,7 @@ def _search(
         if queries is None:
             similarity.diagonal(begin).fill_(-torch.inf)
         yield chunk, similarity.topk(k).indices
+        del similarity  # before the next chunk's is made
 
 
 def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Tensor, " q"]:
@@ -170,9 +176,13 @@ def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Te
     return sizes[ids[len(labels) :]]
 
 
-def _check_retrieval(embeddings: Tensor, labels: Tensor, queries: Tensor | None, query_labels: Tensor | None) -> None:
+def _check_retrieval(
+    embeddings: Tensor, labels: Tensor, ks: Sequence[int], queries: Tensor | None, query_labels: Tensor | None
+) -> None:
     check_embeddings(embeddings)
     check_labels(labels, len(embeddings))
+    if not ks or min(ks) < 1:
+        raise refusal("`ks` must hold whole numbers of at least 1", list(ks), "Pass (1, 2, 4, 8), say")
     if (queries is None) != (query_labels is None):
         found = "`query_labels` alone" if queries is None else "`queries` alone"
         raise refusal("`queries` and `query_labels` go together", found, "Pass both, or neither to search one set")

@@ -32,9 +32,11 @@ def check_settings(model: object, criterion: object, labeler: object, first_roun
 
 
 def check_sizes(
-    labeler: Labeler, n_images: int, clusters_per_batch: int, samples_per_cluster: int, rotation_images: int
+    labeler: Labeler, n_images: int, clusters_per_batch: int, samples_per_cluster: int, rotation_images: int | None
 ) -> None:
     """Refuse numbers of clusters, batches and turned images that contradict each other."""
+    check_at_least("clusters_per_batch", clusters_per_batch, 2)
+    check_at_least("samples_per_cluster", samples_per_cluster, 2)
     n_clusters = _fixed_clusters(labeler)
     if n_clusters is not None and n_clusters > n_images:
         raise refusal(f"`n_clusters={n_clusters}` needs at least as many images", n_images, "Lower it, or add images")
@@ -45,7 +47,7 @@ def check_sizes(
             "Lower it, or raise `n_clusters`",
         )
     batch_size = clusters_per_batch * samples_per_cluster
-    if not 1 <= rotation_images <= batch_size:
+    if rotation_images is not None and not 1 <= rotation_images <= batch_size:
         raise refusal(
             f"`rotation_images` must lie between 1 and the batch's {batch_size} images",
             rotation_images,
@@ -85,13 +87,13 @@ def check_images(
     if head is not None:
         check_square(image)
     if cluster_images is not None:
-        image, _ = IndexedImages(cluster_images)[0]
         if len(cluster_images) != len(images):
             raise refusal(
                 "`cluster_images` must be the same images as `images`",
                 f"{len(cluster_images)} and {len(images)}",
                 "Build both from the same files in the same order",
             )
+        image, _ = IndexedImages(cluster_images)[0]
     with evaluating(model), torch.inference_mode():
         features = model.trunk(image.unsqueeze(0).to(device_of(model)))
         embeddings = model.embed_features(features)
@@ -104,8 +106,7 @@ def _check_dimensions(
     if isinstance(head, RotationPretextHead) and head.in_features != f:
         found, remedy = f"a trunk that gives {f}", f"Build RotationPretextHead({f})"
         raise refusal(f"`rotation_head` was built for {head.in_features} features", found, remedy)
-    if n_clusters is not None:
-        criterion.check_fits(n_clusters, d)
+    criterion.check_fits(n_clusters, d)
 
 
 def _fixed_clusters(labeler: Labeler) -> int | None:

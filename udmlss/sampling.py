@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler
@@ -48,7 +48,7 @@ class PseudoLabelSampler(BatchSampler):
 
     def __init__(
         self,
-        labels: Int64[Tensor, " n"],
+        labels: Int[Tensor, " n"],
         clusters_per_batch: int = 16,
         samples_per_cluster: int = 5,
         *,
@@ -58,7 +58,7 @@ class PseudoLabelSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_labels(labels, labels.numel())
+        check_labels(labels, len(labels))
         check_at_least("clusters_per_batch", clusters_per_batch, 2)
         check_at_least("samples_per_cluster", samples_per_cluster, 2)
         check_at_least("min_cluster_size", min_cluster_size, 1)
@@ -66,7 +66,7 @@ class PseudoLabelSampler(BatchSampler):
             check_at_least("n_batches", n_batches, 1)
         if not 0 <= rank < world_size:
             raise refusal("`rank` must lie in 0..world_size-1", f"rank {rank} of {world_size}", "Count ranks from 0")
-        found = labels.numpy(force=True)
+        found = labels.numpy(force=True).copy()  # so that a change in place changes no batch
         sizes = np.bincount(found[found >= 0])
         self._clusters = np.flatnonzero(sizes >= min_cluster_size)
         _check_enough(sizes, len(self._clusters), clusters_per_batch, min_cluster_size)

@@ -121,7 +121,8 @@ def fit(
         augmenting them; here `cluster_images` avoids the first, and a turn after a flip keeps 90 and 270 apart.
     """
     preflight.check_settings(model, criterion, labeler, first_round, precision)
-    preflight.check_sizes(labeler, len(images), clusters_per_batch, samples_per_cluster, rotation_images)
+    turned = None if rotation_head is None else rotation_images
+    preflight.check_sizes(labeler, len(images), clusters_per_batch, samples_per_cluster, turned)
     parts = [part for part in (model, criterion, rotation_head) if part is not None]
     for part in parts:
         part.to(device_of(model))
@@ -242,5 +243,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw torch's random numbers from the seed for the `with` block, and leave its global state as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for gpu in devices:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield

@@ -30,10 +30,10 @@ class Passes:
 
     def in_steps(self, n_images: int, batch_size: int) -> int:
         """Return the number of optimiser steps, rounded up."""
-        return ceil(self.count * n_images / batch_size)
+        return ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is a little over 11
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PseudoLabels:
     """The clusters of one round.
 
@@ -61,7 +61,7 @@ class PseudoLabels:
         return int((self.labels < 0).sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossTerms:
     """The scalar loss and its two parts: `total = metric + rotation_weight * rotation`."""
 
@@ -101,7 +101,7 @@ class RoundReport:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitResult:
     """What `fit` returns; the model, the head and the criterion were trained in place.
 
@@ -133,6 +133,10 @@ class Scores:
     r_precision: float
     nmi: float
     ami: float
+
+    def __str__(self) -> str:
+        recalls = "  ".join(f"R@{k} {share:5.1%}" for k, share in self.recall_at.items())
+        return f"{recalls}  MAP@R {self.map_at_r:5.1%}  NMI {self.nmi:5.1%}"
 
 
 @runtime_checkable

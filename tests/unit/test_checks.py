@@ -44,9 +44,17 @@ def test_a_finite_matrix_of_any_floating_type_is_embeddings(dtype):
         (torch.ones(3, 2, 1), ValueError, r"found shape \(3, 2, 1\)\. Flatten each item to one row\."),
         (torch.ones(0, 2), ValueError, r"found shape \(0, 2\)"),
         (torch.ones(2, 0), ValueError, r"found shape \(2, 0\)"),
-        (torch.ones(3, 2).long(), TypeError, r"must hold floating-point numbers; found torch\.int64\. Call \.float\(\)"),
-        (torch.ones(3, 2).cfloat(), TypeError, r"must hold floating-point numbers; found torch\.complex64"),
-        (torch.ones(3, 2).log() / 0, ValueError, r"`queries` must be finite; found 3 of 3 rows .* first is row 0\. Low"),
+        (
+            torch.ones(3, 2).long(),
+            TypeError,
+            r"`queries` must hold floating-point .* torch\.int64\. Call \.float\(\) first",
+        ),
+        (torch.ones(3, 2).cfloat(), TypeError, r"hold floating-point numbers; found torch\.complex64"),
+        (
+            torch.ones(3, 2).log() / 0,
+            ValueError,
+            r"`queries` must be finite; found 3 of 3 rows .* is row 0\. ",
+        ),
         (
             torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, 1.0], [torch.nan, torch.nan]]),
             ValueError,
@@ -71,7 +79,11 @@ def test_whole_numbers_of_any_type_are_labels(dtype):
         (torch.zeros(3), TypeError, r"`classes` must be whole numbers; found torch\.float32\. Call \.long\(\) first\."),
         (torch.zeros(3).bool(), TypeError, r"`classes` must be whole numbers; found torch\.bool"),
         (torch.zeros(3).cfloat(), TypeError, r"`classes` must be whole numbers; found torch\.complex64"),
-        (torch.zeros(4).long(), ValueError, r"`classes` must have shape \(3,\), one label per item; found shape \(4,\)"),
+        (
+            torch.zeros(4).long(),
+            ValueError,
+            r"`classes` must have shape \(3,\), one .*; found shape \(4,\)",
+        ),
         (torch.zeros(3, 1).long(), ValueError, r"found shape \(3, 1\)\. Pass one label per item, in order\."),
     ],
 )

@@ -12,21 +12,20 @@ from udmlss._checks import refusal
 
 _BY_ROW = ("proxies",)  # (k d); all others hold a class in a column: (d k), or (d k*m) with m centres a class
 _BY_COLUMN = ("W", "fc", "weight")
-_SCALAR = ("beta",)  # (k)
 
 
-def check_fits(loss: nn.Module, n_clusters: int, dimension: int) -> None:
-    """Refuse a loss of pytorch-metric-learning that holds parameters for other clusters or other embeddings."""
+def check_fits(loss: nn.Module, n_clusters: int | None, dimension: int | None) -> None:
+    """Refuse a loss that holds parameters for other clusters or other embeddings; None is not known, and fits."""
     for name, weight in _class_weights(loss):
         held = weight.shape[1 if name in _BY_ROW else 0]
-        if held != dimension:
+        if dimension not in (None, held):
             raise refusal(
                 f"{type(loss).__name__} was built for embeddings of {held} dimensions",
                 dimension,
                 f"Build it with embedding size {dimension}",
             )
     found = _class_count(loss)
-    if found not in (None, n_clusters):
+    if None not in (found, n_clusters) and found != n_clusters:
         raise refusal(
             f"{type(loss).__name__} holds parameters for {found} clusters and needs as many in every round",
             n_clusters,
@@ -37,17 +36,30 @@ def check_fits(loss: nn.Module, n_clusters: int, dimension: int) -> None:
 def move_proxies(loss: nn.Module, centroids: Float[Tensor, "k d"]) -> None:
     """Turn the loss's class weights to the centroids: each class's mean direction becomes its centroid's.
 
-    Lengths are kept, and so are the offsets between several centres of one class, so that they stay distinct.
+    Each class is rotated as a whole: lengths are kept, and so are the angles between several centres of one class.
     """
     for name, weight in _class_weights(loss):
         rows = weight.detach() if name in _BY_ROW else weight.detach().T
-        lengths = rows.norm(dim=1, keepdim=True)
-        directions = functional.normalize(rows).view(len(centroids), -1, rows.shape[1])
-        offsets = directions - directions.mean(dim=1, keepdim=True)
-        target = functional.normalize(centroids.to(rows)).unsqueeze(1) + offsets
-        moved = functional.normalize(target.flatten(0, 1)) * lengths
+        centres = rows.reshape(len(centroids), -1, rows.shape[1])
+        mean = functional.normalize(functional.normalize(centres, dim=2).mean(dim=1, keepdim=True), dim=2)
+        target = functional.normalize(centroids.to(rows)).unsqueeze(1)
+        moved = _turned(centres, mean, target).flatten(0, 1)
         with torch.no_grad():
             weight.copy_(moved if name in _BY_ROW else moved.T)
+
+
+def _turned(
+    centres: Float[Tensor, "k m d"], mean: Float[Tensor, "k 1 d"], target: Float[Tensor, "k 1 d"]
+) -> Float[Tensor, "k m d"]:
+    """Rotate each class by the smallest angle that takes mean to target; reflect it where that is over 90 degrees."""
+    opposed = (mean * target).sum(dim=2, keepdim=True) < 0  # where mean + target may be rounding alone
+    rotated = _mirrored(_mirrored(centres, mean), mean + target)
+    return torch.where(opposed, _mirrored(centres, mean - target), rotated)
+
+
+def _mirrored(centres: Float[Tensor, "k m d"], across: Float[Tensor, "k 1 d"]) -> Float[Tensor, "k m d"]:
+    across = functional.normalize(across, dim=2)
+    return centres - 2 * (centres * across).sum(dim=2, keepdim=True) * across
 
 
 def _class_weights(loss: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -64,8 +76,8 @@ def _class_count(loss: nn.Module) -> int | None:
     count: int = getattr(loss, "num_classes", 0)  # some have none, and ProxyNCALoss has 0
     if count:
         return count
-    sizes = {
-        **{name: weight.shape[0 if name in _BY_ROW else 1] for name, weight in _class_weights(loss)},
-        **{name: len(weight) for name, weight in loss.named_parameters(recurse=False) if name in _SCALAR},
-    }
-    return max((size for size in sizes.values() if size > 1), default=None)
+    sizes = [weight.shape[0 if name in _BY_ROW else 1] for name, weight in _class_weights(loss)]
+    beta = getattr(loss, "beta", None)  # MarginLoss's, a parameter or a plain tensor, (1) or (k)
+    if isinstance(beta, Tensor):
+        sizes.append(len(beta))
+    return max((size for size in sizes if size > 1), default=None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from pytorch_metric_learning.losses import CrossBatchMemory, ManifoldLoss, SelfSupervisedLoss, VICRegLoss
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,8 +58,7 @@ class UDMLSSLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_metric_loss(metric_loss)
-        if miner is not None and (not callable(miner) or isinstance(miner, type)):
-            raise type_refusal("`miner` must be a miner object", repr(miner), "Pass MultiSimilarityMiner(0.1) or None")
+        _check_miner(metric_loss, miner)
         check_at_least("rotation_weight", rotation_weight, 0)
         self.metric_loss = metric_loss
         self.miner = miner
@@ -68,7 +67,7 @@ class UDMLSSLoss(nn.Module):
     def forward(
         self,
         embeddings: Float[Tensor, "b d"],
-        labels: Int64[Tensor, " b"],
+        labels: Int[Tensor, " b"],
         turn_logits: Float[Tensor, "t 4"] | None = None,
         turns: Int64[Tensor, " t"] | None = None,
     ) -> Float[Tensor, ""]:
@@ -89,7 +88,7 @@ class UDMLSSLoss(nn.Module):
     def terms(
         self,
         embeddings: Float[Tensor, "b d"],
-        labels: Int64[Tensor, " b"],
+        labels: Int[Tensor, " b"],
         turn_logits: Float[Tensor, "t 4"] | None = None,
         turns: Int64[Tensor, " t"] | None = None,
     ) -> LossTerms:
@@ -99,7 +98,7 @@ class UDMLSSLoss(nn.Module):
             raise refusal("`turn_logits` and `turns` go together", given, "Pass both, or neither for plain UDML")
         check_labels(labels, len(embeddings))
         with torch.autocast(embeddings.device.type, enabled=False):
-            metric = self._metric(embeddings.float(), labels.to(embeddings.device))
+            metric = self._metric(embeddings.float(), labels.to(embeddings.device, torch.int64))
             rotation = metric.new_zeros(())
             if turn_logits is not None and turns is not None:
                 rotation = functional.cross_entropy(turn_logits.float(), turns)
@@ -117,16 +116,18 @@ class UDMLSSLoss(nn.Module):
         Raises:
             ValueError: The loss holds parameters for another number of clusters, or of another dimension.
         """
-        if pseudo.centroids is not None:
-            self.check_fits(pseudo.n_clusters, pseudo.centroids.shape[1])
+        self.check_fits(pseudo.n_clusters, None if pseudo.centroids is None else pseudo.centroids.shape[1])
         for module in self.modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
             if pseudo.centroids is not None:
                 move_proxies(module, pseudo.centroids)
 
-    def check_fits(self, n_clusters: int, dimension: int) -> None:
-        """Refuse, with a ValueError, clusters or embeddings that the loss's parameters were not built for."""
+    def check_fits(self, n_clusters: int | None, dimension: int | None) -> None:
+        """Refuse, with a ValueError, clusters or embeddings that the loss's parameters were not built for.
+
+        What is None is not known, and not checked.
+        """
         for module in self.modules():
             check_fits(module, n_clusters, dimension)
 
@@ -135,7 +136,7 @@ class UDMLSSLoss(nn.Module):
         if len(kept) == 0:
             return embeddings.sum() * 0
         embeddings, labels = embeddings[kept], labels[kept]
-        if isinstance(self.metric_loss, ManifoldLoss):  # takes its labels in the place of mined indices
+        if isinstance(self.metric_loss, ManifoldLoss):  # takes its labels in the place of mined pairs
             loss: Tensor = self.metric_loss(embeddings, indices_tuple=labels)
             return loss
         if self.miner is None:
@@ -163,10 +164,26 @@ def _check_metric_loss(metric_loss: object) -> None:
         )
     parts = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
     for part in parts:
-        reason = _REFUSED.get(type(part))
+        reason = next((why for kind, why in _REFUSED.items() if isinstance(part, kind)), None)
+        if isinstance(part, ManifoldLoss) and part is not metric_loss:
+            reason = "it takes clusters in the place of mined pairs, which only UDMLSSLoss itself can pass"
         if reason is not None:
             raise type_refusal(
                 "`metric_loss` must learn from labels",
                 f"{type(part).__name__}: {reason}",
                 "Pass the loss inside it, or one that takes labels, such as losses.NTXentLoss()",
             )
+
+
+def _check_miner(metric_loss: object, miner: object) -> None:
+    if miner is None:
+        return
+    if not callable(miner) or isinstance(miner, type):
+        raise type_refusal("`miner` must be a miner object", repr(miner), "Pass MultiSimilarityMiner(0.1) or None")
+    given = f"`miner={type(miner).__name__}`"
+    if isinstance(metric_loss, ManifoldLoss):
+        raise refusal("ManifoldLoss takes no mined pairs", given, "Leave the miner out")
+    parts = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
+    if any(isinstance(part, CrossBatchMemory) for part in parts):
+        remedy = "Give the miner to it: CrossBatchMemory(loss, embedding_size, miner=...)"
+        raise refusal("CrossBatchMemory must mine in its memory, not in the batch", given, remedy)

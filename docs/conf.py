@@ -1,0 +1,38 @@
+"""How the documentation is built: `make docs`, or `sphinx-build -W -b html docs docs/_build/html`."""
+
+import re
+
+from sphinx.application import Sphinx
+
+import udmlss
+
+project = "udmlss"
+author = "The udmlss authors"
+version = release = udmlss.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "myst_parser"]
+exclude_patterns = ["_build"]
+default_role = "code"  # docstrings write `name`
+html_theme = "furo"
+html_title = f"udmlss {version}"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"  # shapes belong there: Float[Tensor, 'n d']
+napoleon_attr_annotations = False  # the signature has them
+napoleon_use_ivar = True
+
+
+def read_docstring(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Let docstrings write maths between dollars, as the pages do, and begin an argument with `P.`: it is no list."""
+    text = re.sub(r"^\$\$(.+)\$\$$", r".. math:: \1", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"(?<![\w$`])\$([^$\n`]+)\$(?![\w$])", r":math:`\1`", text)
+    lines[:] = re.sub(r"^(:param \w+:\s+[A-Z])\. ", r"\1\\. ", text, flags=re.MULTILINE).split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Register the hook."""
+    app.connect("autodoc-process-docstring", read_docstring)
