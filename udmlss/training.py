@@ -173,7 +173,7 @@ def fit(
             return _run(rounds, step, schedule, callbacks, bar)
 
 
-def _run(rounds: Rounds, step: Step, schedule: Schedule, callbacks: Sequence[Callback], bar: "tqdm[None]") -> FitResult:
+def _run(rounds: Rounds, step: Step, schedule: Schedule, callbacks: Sequence[Callback], bar: tqdm) -> FitResult:
     history: list[RoundReport] = []
     measured: list[Measured] = []
     pseudo: PseudoLabels | None = None
