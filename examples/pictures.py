@@ -39,7 +39,7 @@ def save_neighbours(
                 _draw(axis, images[index], RIGHT if hit else WRONG)
     axes[0, 0].set_title("query", fontsize=9, color=INK)
     for block, (name, hits) in enumerate(right.items()):
-        title = f"{name}: {hits.float().mean():.0%} of all {k} nearest are right"
+        title = f"{name}: of all {k} nearest, {hits.float().mean():.0%} are right"
         axes[0, 2 + block * (k + 1)].set_title(title, fontsize=9, color=INK, loc="left")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
@@ -57,7 +57,7 @@ def save_curves(
 ) -> None:
     """Draw loss, agreement, rotation accuracy and R@1 over the optimiser steps, one line per method."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
-    titles = ("metric loss", "agreement with the last round", "turns named right", "R@1 on unseen characters")
+    titles = ("metric loss", "agreement with the last round", "turns named right", "R@1 on unseen scripts")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10, color=INK)
         axis.set_xlabel("optimiser steps")

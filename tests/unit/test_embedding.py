@@ -234,3 +234,8 @@ def test_the_features_are_those_the_embedder_sees(model):
     with torch.no_grad():
         expected = functional.normalize(model.embedder(features))
     torch.testing.assert_close(embed(model, IMAGES), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_features_of_a_model_without_a_trunk_are_refused():
+    with pytest.raises(TypeError, match=r"come from a model with a `trunk`; found Flatten\. Wrap it: EmbeddingModel"):
+        embed(nn.Flatten(), torch.zeros(2, 1, 2, 2), what="features")
