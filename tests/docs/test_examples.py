@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -71,6 +72,25 @@ def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_
     assert len(ours) == 2
     assert ours == theirs
     assert trained.startswith("frozen features")
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "googlenet"])
+def test_without_internet_a_backbone_says_so_and_goes_on(monkeypatch, capsys, backbone):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import cub_resnet50 as example  # noqa: PLC0415
+
+    whole = getattr(example.models, backbone)
+
+    def offline(weights, **settings):
+        if weights is not None:
+            raise URLError("no internet")
+        return whole(weights=None, **dict.fromkeys(settings, False))  # initial weights take googlenet a minute
+
+    monkeypatch.setattr(example.models, backbone, offline)
+    trunk, pretrained = example.build_trunk(backbone, 64)
+    assert not pretrained
+    assert f"No ImageNet weights for {backbone}" in capsys.readouterr().out
+    assert trunk.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, example.FEATURES[backbone])
 
 
 def test_a_folder_in_another_layout_is_refused_with_what_was_found(tmp_path):
