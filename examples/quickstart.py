@@ -90,7 +90,7 @@ def train(model: EmbeddingModel, passes: float, head: RotationPretextHead | None
         rotation_head=head,
         optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3, lr=1e-3)),
         max_steps=Passes(passes),
-        relabel_every=Passes(passes / 8),
+        relabel_every=Passes(0.5),
         freeze_batch_norm=False,
         channels_last=True,
         callbacks=[watch],
