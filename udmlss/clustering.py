@@ -49,7 +49,7 @@ def k_means(
         tensor([2, 2])
     """
     check_embeddings(embeddings)
-    _check_count(n_clusters, len(embeddings))
+    check_count(n_clusters, len(embeddings))
     check_not_collapsed(embeddings)
     points = np.ascontiguousarray(embeddings.float().numpy(force=True))
     first = _first_centroids(points, start, n_clusters, seed)
@@ -69,7 +69,8 @@ def _warn_of_missing_faiss() -> None:
     )
 
 
-def _check_count(n_clusters: int, n: int) -> None:
+def check_count(n_clusters: int, n: int) -> None:
+    """Refuse a number of clusters below 2 or above the number of images."""
     check_at_least("n_clusters", n_clusters, 2)
     if n_clusters > n:
         raise refusal(f"`n_clusters={n_clusters}` needs at least as many images", n, "Lower it, or add images")

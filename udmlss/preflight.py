@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from udmlss._checks import check_at_least, check_choice, refusal, type_refusal
+from udmlss.clustering import check_count
 from udmlss.embedding import EmbeddingModel, device_of, evaluating
 from udmlss.indexing import IndexedImages
 from udmlss.labeling import ClusterPseudoLabeler
@@ -38,8 +39,8 @@ def check_sizes(
     check_at_least("clusters_per_batch", clusters_per_batch, 2)
     check_at_least("samples_per_cluster", samples_per_cluster, 2)
     n_clusters = _fixed_clusters(labeler)
-    if n_clusters is not None and n_clusters > n_images:
-        raise refusal(f"`n_clusters={n_clusters}` needs at least as many images", n_images, "Lower it, or add images")
+    if n_clusters is not None:
+        check_count(n_clusters, n_images)
     if n_clusters is not None and n_clusters < clusters_per_batch:
         raise refusal(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",
