@@ -34,15 +34,20 @@ def k_means(
     Args:
         embeddings: Points, compared by Euclidean distance.
         n_clusters: Number of clusters k, at least 2 and at most n.
-        start: Up to k centroids to start from; random embeddings stand in for those not given.
+        start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
+            k-means++ draws embeddings far from each other, so that groups far apart are each begun in.
         n_iterations: Most iterations.
-        seed: Seed of the random start.
+        seed: Seed of what is drawn at the start.
 
     Returns:
         The cluster of each embedding, 0..k-1, every one of them used.
 
     Raises:
         ValueError: Embeddings that are not finite, are all equal, or are fewer than k.
+
+    References:
+        k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007.
+        https://dl.acm.org/doi/10.5555/1283383.1283494. The released UDML-SS code starts from random rows.
 
     Example:
         >>> k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).bincount()
@@ -52,7 +57,7 @@ def k_means(
     check_count(n_clusters, len(embeddings))
     check_not_collapsed(embeddings)
     points = np.ascontiguousarray(embeddings.float().numpy(force=True))
-    first = _first_centroids(points, start, n_clusters, seed)
+    first = None if start is None else _filled(start, points, n_clusters, seed)
     try:
         assigned = _faiss_k_means(points, n_clusters, first, n_iterations, seed)
     except ModuleNotFoundError:
@@ -87,37 +92,43 @@ def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
         )
 
 
-def _first_centroids(points: NDArray[np.float32], start: Tensor | None, k: int, seed: int) -> NDArray[np.float32]:
-    drawn = points[np.random.default_rng(seed).permutation(len(points))[:k]]
-    if start is None:
-        return drawn
+def _filled(start: Tensor, points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.float32]:
+    """Return k centroids to start from: those given, then random points."""
     check_embeddings(start, "start")
     if len(start) > k or start.shape[1] != points.shape[1]:
         found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
         raise refusal(f"`start` must have shape {most} or fewer rows", found, "Pass the centroids of these clusters")
-    return np.concatenate([start.float().numpy(force=True), drawn[len(start) :]])
+    drawn = points[np.random.default_rng(seed).permutation(len(points))[: k - len(start)]]
+    return np.concatenate([start.float().numpy(force=True), drawn])
 
 
 def _faiss_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
+    points: NDArray[np.float32], k: int, start: NDArray[np.float32] | None, n_iterations: int, seed: int
 ) -> NDArray[np.int64]:
     import faiss  # noqa: PLC0415 (optional)
 
     n, d = points.shape
     settings = faiss.Kmeans(
-        d, k, niter=n_iterations, seed=seed, min_points_per_centroid=1, max_points_per_centroid=n
-    )  # the limits: no warning printed by C, and no silent training on 256 points a centroid
+        d,
+        k,
+        niter=n_iterations,
+        seed=seed,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        min_points_per_centroid=1,  # or C prints a warning
+        max_points_per_centroid=n,  # or it trains on 256 points a centroid without a word
+    )
     settings.train(points, init_centroids=start)
     labels: NDArray[np.int64] = settings.assign(points)[1]
     return labels
 
 
 def _sklearn_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
+    points: NDArray[np.float32], k: int, start: NDArray[np.float32] | None, n_iterations: int, seed: int
 ) -> NDArray[np.int64]:
+    init = "k-means++" if start is None else start
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than k: said by _without_empty
-        labels = KMeans(k, init=start, n_init=1, max_iter=n_iterations, random_state=seed).fit_predict(points)
+        labels = KMeans(k, init=init, n_init=1, max_iter=n_iterations, random_state=seed).fit_predict(points)
     return np.asarray(labels, dtype=np.int64)
 
 

@@ -41,7 +41,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         warm_start: Start k-means from the last round's clusters.
         whiten_first: Dimensions to which the first round's embeddings are reduced by PCA-whitening and scaled to
             unit length before they are clustered; helps with a trunk's raw features. None leaves them as they are.
-        seed: Seed of k-means' random start and of PCA; a `clusterer` has its own.
+        seed: Seed of what k-means++ draws and of PCA; a `clusterer` has its own.
 
     Raises:
         ValueError: Neither or both of `n_clusters` and `clusterer` are given; `n_clusters` below 2.

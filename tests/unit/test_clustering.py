@@ -91,6 +91,12 @@ def test_every_row_gets_a_cluster_and_every_cluster_a_row(cluster, name):
     assert labels.unique().tolist() == list(range(k))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_far_apart_are_the_clusters_whatever_the_seed(cluster, seed):
+    points, group = blobs()
+    assert normalized_mutual_info_score(group, cluster(points, 6, seed=seed)) == pytest.approx(1)
+
+
 def test_groups_far_apart_are_the_clusters_when_started_from_one_row_of_each(cluster):
     points, group = blobs()
     start = torch.stack([points[group == each][0] for each in range(6)])

@@ -70,12 +70,12 @@ def test_every_score_is_that_of_its_own_function(ks):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_classes_far_apart_are_retrieved_without_a_fault(seed):
+def test_classes_far_apart_are_retrieved_and_grouped_without_a_fault(seed):
     labels = torch.arange(60) % 6
     embeddings = functional.normalize(torch.eye(6)[labels] + 0.01 * torch.randn(60, 6))
     scores = evaluate_embeddings(embeddings, labels, seed=seed)
     assert scores.recall_at == {1: 1, 2: 1, 4: 1, 8: 1}
-    assert (scores.map_at_r, scores.r_precision) == pytest.approx((1, 1))
+    assert (scores.map_at_r, scores.r_precision, scores.nmi, scores.ami) == pytest.approx((1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
