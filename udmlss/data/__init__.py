@@ -4,7 +4,8 @@ from udmlss.data.cars196 import cars196
 from udmlss.data.cub200 import cub200
 from udmlss.data.files import ImageFiles
 from udmlss.data.glyphs import Glyphs, glyphs
+from udmlss.data.image_folder import image_folder
 from udmlss.data.inshop import inshop
 from udmlss.data.sop import sop
 
-__all__ = ["Glyphs", "ImageFiles", "cars196", "cub200", "glyphs", "inshop", "sop"]
+__all__ = ["Glyphs", "ImageFiles", "cars196", "cub200", "glyphs", "image_folder", "inshop", "sop"]
