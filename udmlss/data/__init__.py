@@ -1,7 +1,12 @@
-"""Data sets to train and to test on: one made on the spot, and folders of images."""
+"""Data sets to train and to test on: one made on the spot, those of the literature, and folders of one's own."""
 
+from udmlss.data.archives import unpack
+from udmlss.data.cars196 import cars196
 from udmlss.data.cub200 import cub200
 from udmlss.data.files import ImageFiles
 from udmlss.data.glyphs import Glyphs, glyphs
+from udmlss.data.image_folder import image_folder
+from udmlss.data.inshop import inshop
+from udmlss.data.sop import sop
 
-__all__ = ["Glyphs", "ImageFiles", "cub200", "glyphs"]
+__all__ = ["Glyphs", "ImageFiles", "cars196", "cub200", "glyphs", "image_folder", "inshop", "sop", "unpack"]

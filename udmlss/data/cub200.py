@@ -5,12 +5,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from udmlss._checks import check_choice, refusal
 from udmlss.data.files import ImageFiles
+from udmlss.data.listing import check_once, check_there, find, number, read_rows
+from udmlss.data.published import CUB200
 
-_LISTS = ("classes.txt", "images.txt", "image_class_labels.txt")
+_PARTS = (("classes.txt",), ("images.txt",), ("image_class_labels.txt",), ("images/",))
 
 
 def cub200(
@@ -43,52 +43,21 @@ def cub200(
         The Caltech-UCSD Birds-200-2011 Dataset. Wah et al. 2011. https://www.vision.caltech.edu/datasets/cub_200_2011
     """
     check_choice("split", split, ("train", "test"))
-    folder = _find(Path(root).expanduser())
-    names, files, class_of = (_read_list(folder / name) for name in _LISTS)
+    *lists, pictures = find(root, CUB200, _PARTS)
+    names, files, class_of = map(_read_list, lists)
+    check_once([*files.values()], lists[1])
     if files.keys() != class_of.keys() or not set(class_of.values()) <= names.keys():
-        found = f"{len(files)} images, {len(class_of)} labels and {len(names)} classes that do not match in {folder}"
+        counts = f"{len(files)} images, {len(class_of)} labels and {len(names)} classes"
+        found = f"{counts} that do not match in {pictures.parent}"
         raise refusal("The three lists must name the same images and classes", found, "Unpack the archive again")
     half = set(sorted(names, key=int)[: len(names) // 2])
-    numbers = [number for number in files if (class_of[number] in half) == (split == "train")]
-    kept = sorted({class_of[number] for number in numbers}, key=int)
-    label_of = {name: label for label, name in enumerate(kept)}
-    paths = [folder / "images" / files[number] for number in numbers]
-    _check_there(paths)
-    return ImageFiles(
-        paths=paths,
-        labels=torch.tensor([label_of[class_of[number]] for number in numbers]),
-        classes=[names[number] for number in kept],
-        transform=transform,
-    )
-
-
-def _find(root: Path) -> Path:
-    for folder in (root, root / "CUB_200_2011"):
-        if all((folder / name).is_file() for name in _LISTS) and (folder / "images").is_dir():
-            return folder
-    found = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else "no such folder"
-    raise refusal(
-        f"{root} must be a folder in CUB_200_2011's layout, with {', '.join(_LISTS)} and images/",
-        found or "an empty folder",
-        "Pass the folder that the archive CUB_200_2011.tgz unpacks to",
-    )
+    images = [(pictures / file, class_of[image]) for image, file in files.items()]
+    images = [(path, key) for path, key in images if (key in half) == (split == "train")]
+    check_there(images, lists[1])
+    return number(images, {key: names[key] for key in sorted({key for _, key in images}, key=int)}, transform)
 
 
 def _read_list(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines()
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    bad = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2 or not pair[0].isdigit()), None)  # noqa: PLR2004
-    if bad is not None or not pairs:
-        found = f"{lines[bad - 1]!r} in line {bad}" if bad else "an empty file"
-        raise refusal(f"Each line of {path} must be a number and a word", found, "Unpack the archive again")
-    return dict(pairs)
-
-
-def _check_there(paths: list[Path]) -> None:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise refusal(
-            "Every image in images.txt must be there",
-            f"{len(missing)} of {len(paths)} missing, the first is {missing[0]}",
-            "Unpack the archive again",
-        )
+    rows = read_rows(path, r"(\d+)\s+(\S.*)", "a number and a word")
+    check_once([row[0] for row in rows], path)
+    return {row[0]: row[1] for row in rows}

@@ -19,8 +19,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     Args:
         paths: One file per image.
-        labels: Class of each image, an index into `classes`.
-        classes: Names of the classes.
+        labels: Class of each image, an index into `classes`; -1 for an image without a class.
+        classes: Names of the classes; empty for images without classes.
         transform: Applied to the PIL image, in RGB; give one that ends in a tensor.
 
     Raises:
@@ -40,7 +40,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
     def __repr__(self) -> str:
-        return f"ImageFiles({len(self)} images of {len(self.classes)} classes)"
+        classes = f"of {len(self.classes)} classes" if self.classes else "without classes"
+        return f"ImageFiles({len(self)} images {classes})"
 
 
 def _read(path: Path) -> "Image":
@@ -52,6 +53,6 @@ def _read(path: Path) -> "Image":
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         message = f"{path} must be a whole image file; found: {error}. Download or unpack it again, or leave it out."
         raise OSError(message) from error

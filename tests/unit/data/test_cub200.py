@@ -86,6 +86,38 @@ def test_a_damaged_list_is_refused_with_its_line(tmp_path, lines, found):
         cub200(root, "train")
 
 
+def test_empty_lines_are_left_out_and_counted(tmp_path):
+    lines = ["1 001.Bird_1/0.png", "", "x"]
+    with pytest.raises(ValueError, match="must be a number and a word; found 'x' in line 3"):
+        cub200(write(tmp_path, lists={"images.txt": lines}), "train")
+
+
+@pytest.mark.parametrize("again", ["3 001.Bird_1/0.png", "1 001.Bird_1/2.png"])
+def test_an_image_or_a_number_that_stands_twice_is_refused(tmp_path, again):
+    lines = ["1 001.Bird_1/0.png", "2 001.Bird_1/1.png", again]
+    root = write(tmp_path, n_classes=1, lists={"images.txt": lines})
+    with pytest.raises(
+        ValueError, match=r"Each name must stand once in .*images\.txt; found 1 of 3 there again, the first"
+    ):
+        cub200(root, "test")
+
+
+def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tmp_path):
+    (tmp_path / "CUB_200_2011.tgz").touch()
+    with pytest.raises(
+        ValueError, match=rf"Unpack the archive: `python -m udmlss\.data cub200 {tmp_path} --unpack`\.$"
+    ):
+        cub200(tmp_path, "train")
+
+
+def test_a_half_unpacked_folder_is_refused_with_what_lies_in_it(tmp_path):
+    root = write(tmp_path / "CUB_200_2011")
+    (root / "classes.txt").unlink()
+    rule = rf"{root} must be a folder in .*; found \['image_class_labels\.txt', 'images', 'images\.txt'\]\. Pass the"
+    with pytest.raises(ValueError, match=rule):
+        cub200(tmp_path, "train")
+
+
 def test_a_picture_that_is_not_there_is_named_at_once(tmp_path):
     root = write(tmp_path)
     gone = root / "images" / "002.Bird_2" / "1.png"
