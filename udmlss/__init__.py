@@ -3,24 +3,28 @@
 from udmlss import metrics
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.callbacks import StopWhenSettled
+from udmlss.choosing import ClusterChoice, choose_n_clusters
 from udmlss.embedding import EmbeddingModel, embed
 from udmlss.evaluation import evaluate, evaluate_embeddings
 from udmlss.indexing import IndexedImages
+from udmlss.judging import judge_embeddings
 from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
 from udmlss.rotation import RotationPretextHead, rotate_four_ways
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.training import fit
-from udmlss.types import FitResult, LossTerms, Passes, PseudoLabels, RoundReport, Scores
+from udmlss.types import FitResult, LabelFreeScores, LossTerms, Passes, PseudoLabels, RoundReport, Scores
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusterChoice",
     "ClusterPseudoLabeler",
     "EmbeddingModel",
     "FitResult",
     "IndexedImages",
+    "LabelFreeScores",
     "LossTerms",
     "Passes",
     "PseudoLabelSampler",
@@ -30,11 +34,13 @@ __all__ = [
     "Scores",
     "StopWhenSettled",
     "UDMLSSLoss",
+    "choose_n_clusters",
     "embed",
     "evaluate",
     "evaluate_embeddings",
     "fit",
     "frozen_batch_norm",
+    "judge_embeddings",
     "metrics",
     "parameter_groups",
     "rotate_four_ways",

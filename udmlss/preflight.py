@@ -13,7 +13,9 @@ from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import check_complete
 from udmlss.rotation import RotationPretextHead, check_square
-from udmlss.types import Images, Labeler, Passes, Precision, What
+from udmlss.types import Images, Keep, Labeler, Passes, Precision, What
+
+_TRIED = 8  # images of which two views are compared
 
 
 def check_settings(model: object, criterion: object, labeler: object, first_round: What, precision: Precision) -> None:
@@ -54,6 +56,20 @@ def check_sizes(
             rotation_images,
             "Lower it, or pass `rotation_head=None` for plain UDML",
         )
+
+
+def check_keeping(keep: Keep, patience: int | None) -> None:
+    """Refuse unknown ways to choose among the rounds' weights."""
+    check_choice("keep", keep, ("last", "best"))
+    if patience is not None:
+        check_at_least("patience", patience, 1)
+
+
+def check_choice_of_rounds(max_steps: int, relabel_every: int) -> None:
+    """Refuse to look for the best of one round."""
+    if max_steps <= relabel_every:
+        found = f"one round of {max_steps} steps"
+        raise refusal('`keep="best"` needs 2 or more rounds to choose from', found, "Lower `relabel_every`")
 
 
 def in_steps(name: str, length: int | Passes, n_images: int, batch_size: int) -> int:
@@ -99,6 +115,20 @@ def check_images(
         features = model.trunk(image.unsqueeze(0).to(device_of(model)))
         embeddings = model.embed_features(features)
     _check_dimensions(features.shape[1], embeddings.shape[1], head, criterion, _fixed_clusters(labeler))
+
+
+def check_augmented(images: Images, cluster_images: Images | None) -> None:
+    """Refuse label-free scores where a second view of an image is the image itself."""
+    views, plain = IndexedImages(images), IndexedImages(images if cluster_images is None else cluster_images)
+    tried = min(_TRIED, len(images))
+    with torch.random.fork_rng([]):  # so that training draws what it would without
+        same = all(torch.equal(views[index][0], plain[index][0]) for index in range(tried))
+    if same:
+        raise refusal(
+            '`keep="best"` and `patience` compare two views of each image, so `images` must be augmented at random',
+            f"equal views of the first {tried} images",
+            "Give `images` random transforms",
+        )
 
 
 def _check_dimensions(

@@ -1,4 +1,4 @@
-"""What a round needs beside its steps: new pseudo-labels, and batches drawn by them."""
+"""What a round needs beside its steps: a look at all images, pseudo-labels, and batches drawn by them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,16 +6,27 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
 from udmlss.clustering import cluster_means
 from udmlss.embedding import EmbeddingModel, device_of, embed, evaluating
 from udmlss.indexing import IndexedImages, stack_images
+from udmlss.judging import judge_embeddings
 from udmlss.sampling import PseudoLabelSampler
-from udmlss.types import Images, Labeler, Precision, PseudoLabels, What
+from udmlss.types import Images, Labeler, LabelFreeScores, Precision, PseudoLabels, What
 
 _CHUNK = 8192  # features embedded at once
+_PROBE = 1000  # images of which a second view is embedded in each round
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """All images as the model sees them at one moment; what is clustered may be features of the trunk."""
+
+    clustered: Float[Tensor, "n c"]
+    embeddings: Float[Tensor, "n d"]
+    label_free: LabelFreeScores
 
 
 @dataclass(frozen=True)
@@ -26,10 +37,10 @@ class Schedule:
     every: int
     first_round: What
 
-    def rounds(self) -> Iterator[tuple[What, int]]:
-        """Yield for each round what to cluster and how many steps to take on it."""
+    def rounds(self) -> Iterator[int]:
+        """Yield for each round how many steps it takes."""
         for begin in range(0, self.steps, self.every):
-            yield self.first_round if begin == 0 else "embeddings", min(self.every, self.steps - begin)
+            yield min(self.every, self.steps - begin)
 
 
 @dataclass(frozen=True)
@@ -48,21 +59,24 @@ class Rounds:
     seed: int
     draws: torch.Generator
 
-    def relabel(self, what: What) -> PseudoLabels:
-        """Embed all images and cluster them; the centroids are embeddings even where features were clustered."""
-        found = embed(
-            self.model,
-            self.cluster_images,
-            what=what,
-            num_workers=self.num_workers,
-            precision=self.precision,
-            channels_last=self.channels_last,
-        )
-        pseudo = self.labeler.label(found)
-        check_labels(pseudo.labels, len(found), "labels")
-        if what == "embeddings":
+    def look(self, what: What) -> Look:
+        """Embed all images, and second views of some of them, always the same views of the same images."""
+        found = self._run(self.cluster_images, what)
+        embeddings = found if what == "embeddings" else self._embed(found)
+        draws = torch.Generator().manual_seed(self.seed)
+        probe = torch.randperm(len(found), generator=draws)[:_PROBE]
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.seed)
+            views = self._run(Subset(IndexedImages(self.images), probe.tolist()), "embeddings")
+        return Look(found, embeddings, judge_embeddings(embeddings, views, probe))
+
+    def label(self, look: Look) -> PseudoLabels:
+        """Cluster; the centroids are embeddings even where features were clustered."""
+        pseudo = self.labeler.label(look.clustered)
+        check_labels(pseudo.labels, len(look.embeddings), "labels")
+        if look.clustered is look.embeddings:
             return pseudo
-        return replace(pseudo, centroids=cluster_means(self._embed(found), pseudo.labels, pseudo.n_clusters))
+        return replace(pseudo, centroids=cluster_means(look.embeddings, pseudo.labels, pseudo.n_clusters))
 
     def batches(self, pseudo: PseudoLabels, number: int, n_batches: int) -> DataLoader[tuple[Tensor, int]]:
         """Return a loader of exactly so many batches, with the indices of their images."""
@@ -81,6 +95,16 @@ class Rounds:
             collate_fn=stack_images,
             pin_memory=device_of(self.model).type == "cuda",
             generator=self.draws,
+        )
+
+    def _run(self, images: Images, what: What) -> Float[Tensor, "n c"]:
+        return embed(
+            self.model,
+            images,
+            what=what,
+            num_workers=self.num_workers,
+            precision=self.precision,
+            channels_last=self.channels_last,
         )
 
     def _embed(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import fmean
-from typing import Literal
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from udmlss import preflight
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.embedding import EmbeddingModel, device_of, modes_kept
+from udmlss.keeping import Keeper
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
 from udmlss.rotation import RotationPretextHead
@@ -21,9 +21,12 @@ from udmlss.rounds import Rounds, Schedule
 from udmlss.stepping import Measured, Step
 from udmlss.types import (
     Callback,
+    Ended,
     FitResult,
     Images,
+    Keep,
     Labeler,
+    LabelFreeScores,
     Passes,
     Precision,
     PseudoLabels,
@@ -53,6 +56,8 @@ def fit(
     channels_last: bool = False,
     clip_norm: float | None = None,
     num_workers: int = 0,
+    keep: Keep = "last",
+    patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
     progress: bool = True,
@@ -85,6 +90,9 @@ def fit(
         channels_last: Use channels-last memory format, often faster for convolutions.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
         num_workers: Processes that load images.
+        keep: Which weights the model ends with: the "last", or the "best" of all rounds and of the start, by
+            `LabelFreeScores.score`; needs `images` with random augmentations and a copy of the weights in memory.
+        patience: End training after so many rounds in a row without a better score. None never does.
         callbacks: Called with each round's report; one that returns True ends the training. `reports.append` of a
             list keeps the history even if `fit` raises.
         seed: Seed of batches, turned images, and torch's random numbers in transforms and dropout. torch's global
@@ -92,7 +100,8 @@ def fit(
         progress: Whether to show a progress bar.
 
     Returns:
-        The history, the last clusters and why training ended. Ctrl-C ends it too: what was learnt stays.
+        The history, the last clusters, why training ended and which weights were kept. Ctrl-C ends it too: what
+        was learnt stays.
 
     Raises:
         ValueError: Settings that do not fit each other or the images, said before training; in a later round,
@@ -122,6 +131,7 @@ def fit(
     """
     preflight.check_settings(model, criterion, labeler, first_round, precision)
     turned = None if rotation_head is None else rotation_images
+    preflight.check_keeping(keep, patience)
     preflight.check_sizes(labeler, len(images), clusters_per_batch, samples_per_cluster, turned)
     parts = [part for part in (model, criterion, rotation_head) if part is not None]
     for part in parts:
@@ -136,6 +146,8 @@ def fit(
         every=preflight.in_steps("relabel_every", relabel_every, len(images), batch_size),
         first_round=first_round,
     )
+    if keep == "best":
+        preflight.check_choice_of_rounds(schedule.steps, schedule.every)
     draws = torch.Generator().manual_seed(seed)
     rounds = Rounds(
         model=model,
@@ -167,44 +179,68 @@ def fit(
         preflight.check_images(
             images, cluster_images, model=model, head=rotation_head, criterion=criterion, labeler=labeler
         )
+        if keep == "best" or patience is not None:
+            preflight.check_augmented(images, cluster_images)
         for part in parts:
             part.train()
         with tqdm(total=schedule.steps, desc="fit", unit="step", disable=not progress) as bar:
-            return _run(rounds, step, schedule, callbacks, bar)
+            return _run(rounds, step, schedule, Keeper(parts, keep, patience), callbacks=callbacks, bar=bar)
 
 
-def _run(rounds: Rounds, step: Step, schedule: Schedule, callbacks: Sequence[Callback], bar: tqdm) -> FitResult:
+def _run(
+    rounds: Rounds,
+    step: Step,
+    schedule: Schedule,
+    keeper: Keeper,
+    *,
+    callbacks: Sequence[Callback],
+    bar: tqdm,
+) -> FitResult:
     history: list[RoundReport] = []
     measured: list[Measured] = []
     pseudo: PseudoLabels | None = None
-    ended: Literal["max_steps", "callback", "interrupt"] = "max_steps"
+    start: LabelFreeScores | None = None
+    ended: Ended = "max_steps"
     started = time.perf_counter()
     try:
-        for number, (what, n_steps) in enumerate(schedule.rounds()):
-            pseudo = rounds.relabel(what)
+        look = rounds.look(schedule.first_round)
+        start = look.label_free
+        keeper.see(0, start)
+        for number, n_steps in enumerate(schedule.rounds()):
+            pseudo = rounds.label(look)
             step.criterion.start_round(pseudo)
             for images, index in rounds.batches(pseudo, number, n_steps):
                 measured.append(step(images, pseudo.labels[index]))
-                bar.set_postfix_str(_summary(measured[-1], pseudo), refresh=False)
+                bar.set_postfix_str(_summary(measured[-1], pseudo, look.label_free), refresh=False)
                 bar.update()
-            history.append(_report(history, pseudo, measured, started))
+            look = rounds.look("embeddings")
+            history.append(_report(history, pseudo, measured, look.label_free, started))
             measured, started = [], time.perf_counter()
+            keeper.see(history[-1].step, look.label_free)
             if True in [callback(history[-1]) for callback in callbacks]:
                 ended = "callback"
+                break
+            if keeper.out_of_patience:
+                ended = "patience"
                 break
     except KeyboardInterrupt:
         ended = "interrupt"
         if pseudo is not None and measured:
-            history.append(_report(history, pseudo, measured, started))
+            history.append(_report(history, pseudo, measured, None, started))
     except Exception as error:
         done = (history[-1].step if history else 0) + len(measured)
         error.add_note(f"`fit` had done {done} steps in {len(history)} whole rounds; the model keeps what it learnt.")
+        keeper.finish(done)
         raise
-    return FitResult(tuple(history), pseudo, ended)
+    return FitResult(tuple(history), pseudo, ended, start, keeper.finish(history[-1].step if history else 0))
 
 
 def _report(
-    history: Sequence[RoundReport], pseudo: PseudoLabels, measured: Sequence[Measured], started: float
+    history: Sequence[RoundReport],
+    pseudo: PseudoLabels,
+    measured: Sequence[Measured],
+    label_free: LabelFreeScores | None,
+    started: float,
 ) -> RoundReport:
     return RoundReport(
         round=len(history),
@@ -212,11 +248,13 @@ def _report(
         n_clusters=pseudo.n_clusters,
         n_left_out=pseudo.n_left_out,
         largest_cluster=int(pseudo.sizes.max()) / len(pseudo.labels),
+        smallest_cluster=int(pseudo.sizes.min()) / len(pseudo.labels),
         agreement=pseudo.agreement,
         loss=fmean(one.loss for one in measured),
         metric_loss=fmean(one.metric_loss for one in measured),
         rotation_loss=_mean([one.rotation_loss for one in measured]),
         rotation_accuracy=_mean([one.rotation_accuracy for one in measured]),
+        label_free=label_free,
         seconds=time.perf_counter() - started,
     )
 
@@ -226,7 +264,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _summary(measured: Measured, pseudo: PseudoLabels) -> str:
+def _summary(measured: Measured, pseudo: PseudoLabels, label_free: LabelFreeScores) -> str:
     words = [f"loss {measured.loss:.3f}"]
     if measured.rotation_accuracy is not None:
         words.append(f"turns {measured.rotation_accuracy:.0%} (chance 25%)")
@@ -235,6 +273,9 @@ def _summary(measured: Measured, pseudo: PseudoLabels) -> str:
         words.append(f"{pseudo.n_left_out} left out")
     if pseudo.agreement is not None:
         words.append(f"agreement {pseudo.agreement:.2f}")
+    words.append(f"self-retrieval {label_free.self_retrieval:.0%}")
+    words.append(f"consistency {label_free.consistency:.0%}")
+    words.append(f"rank {label_free.effective_rank:.0f}")
     return ", ".join(words)
 
 

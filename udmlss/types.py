@@ -9,6 +9,8 @@ from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 What = Literal["embeddings", "features"]
+Ended = Literal["max_steps", "patience", "callback", "interrupt"]
+Keep = Literal["last", "best"]
 
 
 @runtime_checkable
@@ -71,6 +73,27 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
+class LabelFreeScores:
+    """How good embeddings look without any label.
+
+    Attributes:
+        self_retrieval: Share of augmented views that find, among all images, the image they are of; in 0..1.
+        consistency: Share of augmented views that fall into the cluster of the image they are of, with as many
+            clusters as the square root of the number of images, whatever k training uses; in 0..1.
+        effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
+    """
+
+    self_retrieval: float
+    consistency: float
+    effective_rank: float
+
+    @property
+    def score(self) -> float:
+        """Self-retrieval and consistency together, in 0..1: what `fit` keeps weights and stops by."""
+        return (self.self_retrieval + self.consistency) / 2
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """What one round of `fit` did: one clustering and the optimiser steps after it.
 
@@ -80,12 +103,14 @@ class RoundReport:
         n_clusters: Number of clusters.
         n_left_out: Number of images in no cluster.
         largest_cluster: Share of all images that the largest cluster holds, in 0..1.
+        smallest_cluster: Share of all images that the smallest cluster holds.
         agreement: Adjusted Rand index with the round before; None in the first round.
         loss: Mean total loss over the round's steps.
         metric_loss: Mean metric loss.
         rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
         rotation_accuracy: Share of turned images whose turn was named, None without a head. Chance is 0.25.
-        seconds: Wall time of the round: embedding, clustering and training.
+        label_free: How good the embeddings look after the round's steps; None if the round was cut short.
+        seconds: Wall time of the round: clustering, training, embedding and judging.
     """
 
     round: int
@@ -93,11 +118,13 @@ class RoundReport:
     n_clusters: int
     n_left_out: int
     largest_cluster: float
+    smallest_cluster: float
     agreement: float | None
     loss: float
     metric_loss: float
     rotation_loss: float | None
     rotation_accuracy: float | None
+    label_free: LabelFreeScores | None
     seconds: float
 
 
@@ -108,12 +135,23 @@ class FitResult:
     Attributes:
         history: One report per round, in order; of an interrupted run the last one may cover fewer steps.
         pseudo_labels: The clusters of the last round, centroids as embeddings. None if none was finished.
-        ended: Why training ended: all steps done, a callback returned True, or the keyboard.
+        ended: Why training ended: all steps done, no better score for `patience` rounds, a callback returned True, or
+            the keyboard.
+        start: How good the embeddings looked before training. None if not even that was measured.
+        kept_step: The optimiser step after which the model had the weights that it has now; 0 is before training.
     """
 
     history: tuple[RoundReport, ...]
     pseudo_labels: PseudoLabels | None
-    ended: Literal["max_steps", "callback", "interrupt"]
+    ended: Ended
+    start: LabelFreeScores | None
+    kept_step: int
+
+    @property
+    def label_free(self) -> LabelFreeScores | None:
+        """How good the embeddings of the weights that were kept look; None if an interrupt came before measuring."""
+        measured = {0: self.start} | {report.step: report.label_free for report in self.history}
+        return measured[self.kept_step]
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ def report(agreement):
         n_clusters=10,
         n_left_out=0,
         largest_cluster=0.2,
+        smallest_cluster=0.05,
         agreement=agreement,
         loss=1.0,
         metric_loss=1.0,
         rotation_loss=None,
         rotation_accuracy=None,
+        label_free=None,
         seconds=0.1,
     )
 

@@ -1,0 +1,97 @@
+import jaxtyping
+import pytest
+import torch
+from torch.nn import functional
+
+from udmlss import judge_embeddings
+from udmlss.clustering import k_means
+from udmlss.judging import consistency, effective_rank, self_retrieval
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_self_retrieval_counts_the_views_whose_most_similar_image_is_their_own():
+    embeddings = functional.normalize(noise(60, 5))
+    of = torch.arange(0, 60, 2)
+    views = functional.normalize(embeddings[of] + 0.5 * noise(30, 5, seed=1))
+    found = 0
+    for view, own in zip(views.double(), of.tolist(), strict=True):
+        similar = [float(view @ embedding) for embedding in embeddings.double()]
+        found += similar.index(max(similar)) == own
+    assert 0 < found < 30
+    assert self_retrieval(embeddings, views, of) == pytest.approx(found / 30)
+
+
+def test_consistency_counts_the_views_nearest_to_the_mean_of_their_image_s_cluster():
+    embeddings = functional.normalize(noise(100, 5))
+    of = torch.arange(50)
+    views = functional.normalize(embeddings[of] + 0.5 * noise(50, 5, seed=1))
+    labels = k_means(embeddings, 10)
+    means = [embeddings[labels == cluster].mean(dim=0) for cluster in range(10)]
+    found = 0
+    for view, own in zip(views, of.tolist(), strict=True):
+        distances = [float((view - mean).norm()) for mean in means]
+        found += distances.index(min(distances)) == int(labels[own])
+    assert 0 < found < 50
+    assert consistency(embeddings, views, of) == pytest.approx(found / 50)
+
+
+@pytest.mark.parametrize("directions", [1, 3, 8])
+def test_effective_rank_is_the_number_of_directions_filled_alike(directions):
+    corners = torch.eye(8)[:directions]
+    points = torch.cat([corners, -corners]) + 5  # about a mean that is not zero
+    assert effective_rank(points) == pytest.approx(directions)
+
+
+def test_effective_rank_is_the_exponential_entropy_of_singular_values():
+    points = noise(40, 6) * torch.tensor([5, 4, 3, 2, 1, 0.1])
+    values = torch.linalg.svdvals((points - points.mean(dim=0)).double())
+    shares = values / values.sum()
+    assert effective_rank(points) == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-6)
+
+
+def test_views_equal_to_their_images_score_fully():
+    embeddings = functional.normalize(noise(50, 8))
+    scores = judge_embeddings(embeddings, embeddings[:20], torch.arange(20))
+    assert (scores.self_retrieval, scores.consistency, scores.score) == (1, 1, 1)
+
+
+def test_views_of_anything_score_as_chance():
+    embeddings, views = functional.normalize(noise(2500, 8)), functional.normalize(noise(1000, 8, seed=1))
+    scores = judge_embeddings(embeddings, views, torch.arange(1000))
+    assert scores.self_retrieval < 0.01
+    assert scores.consistency == pytest.approx(1 / 50, abs=0.02)
+
+
+def test_turning_all_embeddings_alike_changes_no_score():
+    embeddings = functional.normalize(noise(64, 8))
+    views = functional.normalize(embeddings + 0.2 * noise(64, 8, seed=1))
+    turn = torch.linalg.qr(noise(8, 8, seed=2))[0]
+    found, turned = (
+        judge_embeddings(e, v, torch.arange(64)) for e, v in [(embeddings, views), (embeddings @ turn, views @ turn)]
+    )
+    assert found.self_retrieval == turned.self_retrieval
+    assert found.effective_rank == pytest.approx(turned.effective_rank, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("views", "of", "message"),
+    [
+        (torch.ones(3, 4), torch.arange(3), r"found shapes \(3, 4\) and \(3,\) beside \(9, 5\)"),
+        (torch.ones(3, 5), torch.arange(2), r"found shapes \(3, 5\) and \(2,\) beside \(9, 5\)"),
+        (torch.ones(3, 5), torch.tensor([0, 4, 9]), r"`of` must lie in 0\.\.8; found 0 to 9"),
+        (torch.ones(3, 5), torch.tensor([0, -1, 8]), r"`of` must lie in 0\.\.8; found -1 to 8"),
+        (torch.full((3, 5), torch.nan), torch.arange(3), r"`views` must be finite; found 3 of 3"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused(views, of, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signature refuse some, too
+    with pytest.raises(ValueError, match=message):
+        judge_embeddings(noise(9, 5), views, of)
+
+
+def test_collapsed_embeddings_are_refused():
+    with pytest.raises(ValueError, match="needs embeddings that differ"):
+        judge_embeddings(torch.ones(9, 5), torch.ones(3, 5), torch.arange(3))

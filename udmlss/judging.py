@@ -1,0 +1,86 @@
+"""Embeddings to label-free scores: how good they look to someone who has no labels."""
+
+from math import isqrt
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from udmlss import metrics
+from udmlss._checks import check_embeddings, refusal
+from udmlss.clustering import check_not_collapsed, cluster_means, k_means
+from udmlss.types import LabelFreeScores
+
+
+def judge_embeddings(
+    embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]
+) -> LabelFreeScores:
+    """Score embeddings by what a second, augmented view of some of the images gives.
+
+    Args:
+        embeddings: Embeddings of all images.
+        views: Embeddings of augmented views of some of them, a thousand say.
+        of: The image that each view is of, as a row of `embeddings`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: Views of another dimension, rows that are not there, embeddings that are not finite or all equal.
+
+    Example:
+        >>> judge_embeddings(torch.eye(9), torch.eye(9)[:4] + 0.1, torch.arange(4)).self_retrieval
+        1.0
+    """
+    _check_views(embeddings, views, of)
+    check_not_collapsed(embeddings)
+    return LabelFreeScores(
+        self_retrieval=self_retrieval(embeddings, views, of),
+        consistency=consistency(embeddings, views, of),
+        effective_rank=effective_rank(embeddings),
+    )
+
+
+def self_retrieval(embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]) -> float:
+    """Return the share of views that are most similar, among all images, to the image they are of; in 0..1."""
+    return float((metrics.nearest(embeddings, 1, queries=views)[:, 0] == of).float().mean())
+
+
+def consistency(embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]) -> float:
+    """Return the share of views that fall into the cluster of the image they are of; in 0..1.
+
+    The clusters are k-means' with k the square root of n, whatever k the training uses, so that runs with different
+    clusters compare.
+    """
+    k = max(2, isqrt(len(embeddings)))
+    labels = k_means(embeddings, k)
+    centroids = cluster_means(embeddings, labels, k)
+    return float((torch.cdist(views, centroids).argmin(dim=1) == labels[of]).float().mean())
+
+
+def effective_rank(embeddings: Float[Tensor, "n d"]) -> float:
+    """Return how many directions the embeddings fill: 1 on a line, d if they spread alike in every direction.
+
+    The exponential of the entropy of the singular values about the mean.
+
+    References:
+        The effective rank: A measure of effective dimensionality. Roy, Vetterli. 2007.
+        https://ieeexplore.ieee.org/document/7098875. As a label-free score (not centred there): RankMe. Garrido et
+        al. 2023. https://arxiv.org/abs/2210.02885
+    """
+    check_embeddings(embeddings)
+    points = embeddings.double() - embeddings.double().mean(dim=0)
+    values = torch.linalg.eigvalsh(points.T @ points).clamp(min=0).sqrt()
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def _check_views(embeddings: Tensor, views: Tensor, of: Tensor) -> None:
+    check_embeddings(embeddings)
+    check_embeddings(views, "views")
+    if views.shape[1] != embeddings.shape[1] or of.shape != views.shape[:1]:
+        found = f"shapes {tuple(views.shape)} and {tuple(of.shape)} beside {tuple(embeddings.shape)}"
+        raise refusal("`views` must have the embeddings' dimension, and `of` a row for each", found, "Embed both alike")
+    if not 0 <= int(of.min()) <= int(of.max()) < len(embeddings):
+        found = f"{int(of.min())} to {int(of.max())}"
+        raise refusal(f"`of` must lie in 0..{len(embeddings) - 1}", found, "Count the rows of `embeddings` from 0")
