@@ -13,6 +13,7 @@ from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import check_complete
 from udmlss.rotation import RotationPretextHead, check_square
+from udmlss.sampling import check_views
 from udmlss.types import Images, Keep, Labeler, Passes, Precision, What
 
 _TRIED = 8  # images of which two views are compared
@@ -35,11 +36,17 @@ def check_settings(model: object, criterion: object, labeler: object, first_roun
 
 
 def check_sizes(
-    labeler: Labeler, n_images: int, clusters_per_batch: int, samples_per_cluster: int, rotation_images: int | None
+    labeler: Labeler,
+    n_images: int,
+    *,
+    clusters_per_batch: int,
+    samples_per_cluster: int,
+    views: int,
+    rotation_images: int | None,
 ) -> None:
     """Refuse numbers of clusters, batches and turned images that contradict each other."""
     check_at_least("clusters_per_batch", clusters_per_batch, 2)
-    check_at_least("samples_per_cluster", samples_per_cluster, 2)
+    check_views(views, samples_per_cluster)
     n_clusters = _fixed_clusters(labeler)
     if n_clusters is not None:
         check_count(n_clusters, n_images)
@@ -49,7 +56,7 @@ def check_sizes(
             f"`n_clusters={n_clusters}`",
             "Lower it, or raise `n_clusters`",
         )
-    batch_size = clusters_per_batch * samples_per_cluster
+    batch_size = clusters_per_batch * samples_per_cluster * views
     if rotation_images is not None and not 1 <= rotation_images <= batch_size:
         raise refusal(
             f"`rotation_images` must lie between 1 and the batch's {batch_size} images",
@@ -63,6 +70,12 @@ def check_keeping(keep: Keep, patience: int | None) -> None:
     check_choice("keep", keep, ("last", "best"))
     if patience is not None:
         check_at_least("patience", patience, 1)
+
+
+def check_ema_decay(ema_decay: float | None) -> None:
+    """Refuse an average that forgets nothing, or everything."""
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise refusal("`ema_decay` must lie between 0 and 1", ema_decay, "Values from 0.9 to 0.999 are usual")
 
 
 def check_choice_of_rounds(max_steps: int, relabel_every: int) -> None:

@@ -53,6 +53,7 @@ class Rounds:
     labeler: Labeler
     clusters_per_batch: int
     samples_per_cluster: int
+    views: int
     num_workers: int
     precision: Precision
     channels_last: bool
@@ -84,6 +85,7 @@ class Rounds:
             pseudo.labels,
             self.clusters_per_batch,
             self.samples_per_cluster,
+            views=self.views,
             n_batches=n_batches,
             seed=self.seed,
         )

@@ -18,14 +18,19 @@ class PseudoLabelSampler(BatchSampler):
     its turn a cluster gives its next K images, in an order shuffled once per epoch, beginning again at its end: images
     repeat within a batch only where the cluster has fewer than K. A batch lists its images cluster by cluster.
 
+    With several views each image comes as often in a row, to be augmented anew each time: positives that are right
+    even where the cluster is not.
+
     The batches are a pure function of the arguments and the epoch. Over several ranks they are dealt out in turn, so
     that the ranks together see what one would, and each gets as many.
 
     Args:
         labels: Cluster of each image; a negative one is never drawn.
         clusters_per_batch: P. Default as published: 16.
-        samples_per_cluster: K, at least 2, so that every image has a positive. Default as published: 5.
-        n_batches: Length of an epoch on each rank. Default: one pass over the images that can be drawn.
+        samples_per_cluster: K. Default as published: 5. At least 2 if there is one view, so that every image has a
+            positive.
+        views: How often each drawn image comes in its batch, which has P x K x views images. Default as published.
+        n_batches: Length of an epoch on each rank. Default: as many images as can be drawn, whatever the views.
         min_cluster_size: Clusters with fewer images are never drawn.
         seed: Seed of the order.
         rank: Number of this process, from 0.
@@ -52,6 +57,7 @@ class PseudoLabelSampler(BatchSampler):
         clusters_per_batch: int = 16,
         samples_per_cluster: int = 5,
         *,
+        views: int = 1,
         n_batches: int | None = None,
         min_cluster_size: int = 2,
         seed: int = 0,
@@ -60,7 +66,7 @@ class PseudoLabelSampler(BatchSampler):
     ) -> None:
         check_labels(labels, len(labels))
         check_at_least("clusters_per_batch", clusters_per_batch, 2)
-        check_at_least("samples_per_cluster", samples_per_cluster, 2)
+        check_views(views, samples_per_cluster)
         check_at_least("min_cluster_size", min_cluster_size, 1)
         if n_batches is not None:
             check_at_least("n_batches", n_batches, 1)
@@ -74,7 +80,8 @@ class PseudoLabelSampler(BatchSampler):
         self._labels = found
         self.clusters_per_batch = clusters_per_batch
         self.samples_per_cluster = samples_per_cluster
-        self.batch_size = clusters_per_batch * samples_per_cluster
+        self.views = views
+        self.batch_size = clusters_per_batch * samples_per_cluster * views
         self.n_batches = n_batches or max(1, int(self._sizes.sum()) // (self.batch_size * world_size))
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
@@ -94,7 +101,7 @@ class PseudoLabelSampler(BatchSampler):
         nth = cycle[:, None] * self.samples_per_cluster + np.arange(self.samples_per_cluster)
         starts = np.cumsum(self._sizes) - self._sizes
         drawn = images[starts[turns, None] + nth % self._sizes[turns, None]]
-        batches = drawn.reshape(-1, self.batch_size)[self.rank :: self.world_size]
+        batches = drawn.repeat(self.views, axis=1).reshape(-1, self.batch_size)[self.rank :: self.world_size]
         yield from batches.tolist()
 
     def _grouped_images(self, draws: np.random.Generator) -> NDArray[np.int64]:
@@ -116,6 +123,12 @@ class PseudoLabelSampler(BatchSampler):
             cycles.append(order)
             started = order[n_clusters - (begun + n_clusters) % self.clusters_per_batch :]
         return np.concatenate(cycles)[:n_turns]
+
+
+def check_views(views: int, samples_per_cluster: int) -> None:
+    """Refuse batches in which an image has no positive."""
+    check_at_least("views", views, 1)
+    check_at_least("samples_per_cluster", samples_per_cluster, 2 if views == 1 else 1)
 
 
 def _check_enough(sizes: NDArray[np.int64], n_clusters: int, wanted: int, min_cluster_size: int) -> None:

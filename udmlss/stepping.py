@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from udmlss.embedding import EmbeddingModel, autocast, device_of, place
 from udmlss.losses import UDMLSSLoss
@@ -39,6 +40,7 @@ class Step:
     channels_last: bool
     clip_norm: float | None
     draws: torch.Generator
+    average: AveragedModel | None
 
     def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Measured:
         """Take the step, unless the loss is not finite.
@@ -61,6 +63,8 @@ class Step:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return measured
 
     def _guess_turns(

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import fmean
+from typing import cast
 
 import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from udmlss import preflight
@@ -46,6 +48,7 @@ def fit(
     scheduler: LRScheduler | None = None,
     clusters_per_batch: int = 16,
     samples_per_cluster: int = 5,
+    views: int = 1,
     rotation_images: int = 16,
     max_steps: int | Passes = 3600,
     relabel_every: int | Passes = 30,
@@ -55,6 +58,7 @@ def fit(
     precision: Precision = "float32",
     channels_last: bool = False,
     clip_norm: float | None = None,
+    ema_decay: float | None = None,
     num_workers: int = 0,
     keep: Keep = "last",
     patience: int | None = None,
@@ -79,6 +83,7 @@ def fit(
         scheduler: Built on that optimizer, stepped once per optimiser step.
         clusters_per_batch: P. Default as published.
         samples_per_cluster: K. Default as published.
+        views: How often each image comes in its batch, augmented anew; a batch has P x K x views images.
         rotation_images: Images of each batch that are turned. Default as in the released code: 16 of 80.
         max_steps: Length of training, in optimiser steps or in `Passes` over the data. Default as published on CUB.
         relabel_every: Length of a round, likewise. Default as in the released code.
@@ -89,6 +94,8 @@ def fit(
         precision: "bfloat16" runs forward passes in mixed precision; losses stay in float32.
         channels_last: Use channels-last memory format, often faster for convolutions.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
+        ema_decay: Cluster the embeddings of an exponential moving average of the weights, which after each step
+            keeps this share of itself, and end with that average as the model's weights. None does neither.
         num_workers: Processes that load images.
         keep: Which weights the model ends with: the "last", or the "best" of all rounds and of the start, by
             `LabelFreeScores.score`; needs `images` with random augmentations and a copy of the weights in memory.
@@ -132,7 +139,15 @@ def fit(
     preflight.check_settings(model, criterion, labeler, first_round, precision)
     turned = None if rotation_head is None else rotation_images
     preflight.check_keeping(keep, patience)
-    preflight.check_sizes(labeler, len(images), clusters_per_batch, samples_per_cluster, turned)
+    preflight.check_ema_decay(ema_decay)
+    preflight.check_sizes(
+        labeler,
+        len(images),
+        clusters_per_batch=clusters_per_batch,
+        samples_per_cluster=samples_per_cluster,
+        views=views,
+        rotation_images=turned,
+    )
     parts = [part for part in (model, criterion, rotation_head) if part is not None]
     for part in parts:
         part.to(device_of(model))
@@ -140,7 +155,7 @@ def fit(
     preflight.check_optimizer(optimizer, scheduler, model=model, criterion=criterion, rotation_head=rotation_head)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    batch_size = clusters_per_batch * samples_per_cluster
+    batch_size = clusters_per_batch * samples_per_cluster * views
     schedule = Schedule(
         steps=preflight.in_steps("max_steps", max_steps, len(images), batch_size),
         every=preflight.in_steps("relabel_every", relabel_every, len(images), batch_size),
@@ -149,13 +164,16 @@ def fit(
     if keep == "best":
         preflight.check_choice_of_rounds(schedule.steps, schedule.every)
     draws = torch.Generator().manual_seed(seed)
+    average = None if ema_decay is None else _averaged(model, ema_decay)
+    judged = model if average is None else cast("EmbeddingModel", average.module)
     rounds = Rounds(
-        model=model,
+        model=judged,
         images=images,
         cluster_images=images if cluster_images is None else cluster_images,
         labeler=labeler,
         clusters_per_batch=clusters_per_batch,
         samples_per_cluster=samples_per_cluster,
+        views=views,
         num_workers=num_workers,
         precision=precision,
         channels_last=channels_last,
@@ -173,7 +191,9 @@ def fit(
         channels_last=channels_last,
         clip_norm=clip_norm,
         draws=draws,
+        average=average,
     )
+    keeper = Keeper([judged, *parts[1:]], keep, patience)
     frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
     with _seeded(seed, device_of(model)), frozen, modes_kept(*parts):
         preflight.check_images(
@@ -184,7 +204,11 @@ def fit(
         for part in parts:
             part.train()
         with tqdm(total=schedule.steps, desc="fit", unit="step", disable=not progress) as bar:
-            return _run(rounds, step, schedule, Keeper(parts, keep, patience), callbacks=callbacks, bar=bar)
+            try:
+                return _run(rounds, step, schedule, keeper, callbacks=callbacks, bar=bar)
+            finally:
+                if average is not None:
+                    model.load_state_dict(judged.state_dict())
 
 
 def _run(
@@ -277,6 +301,10 @@ def _summary(measured: Measured, pseudo: PseudoLabels, label_free: LabelFreeScor
     words.append(f"consistency {label_free.consistency:.0%}")
     words.append(f"rank {label_free.effective_rank:.0f}")
     return ", ".join(words)
+
+
+def _averaged(model: EmbeddingModel, decay: float) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 @contextmanager

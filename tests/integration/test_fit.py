@@ -319,15 +319,17 @@ def test_a_loss_that_turns_nan_is_said_with_its_parts_and_step_and_the_weights_s
 def test_a_collapse_in_a_later_round_is_said_with_the_sizes():
     model = make_model()
 
-    class Collapsing(nn.Module):
-        def forward(self, embeddings, _labels):
+    class Collapsing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
             with torch.no_grad():
                 model.embedder.weight.zero_()
                 model.embedder.bias.fill_(1)
-            return 0 * embeddings.sum()
 
+    loss = criterion()
+    optimizer = Collapsing(parameter_groups(model, loss))
     with pytest.raises(ValueError, match=r"embeddings that differ; found 240 equal rows, one cluster of sizes \[240\]"):
-        short_fit(model, criterion=UDMLSSLoss(Collapsing()))
+        short_fit(model, criterion=loss, optimizer=optimizer)
 
 
 def test_too_few_clusters_in_a_later_round_are_said_with_their_sizes():
@@ -405,3 +407,57 @@ def test_real_photographs_train_end_to_end(cub100):
     images = torch.utils.data.Subset(cub200(cub100, "train", transform=plain), range(0, 2949, 20))
     result = short_fit(make_model(), images, rotation_head=RotationPretextHead(256))
     assert result.history[-1].n_clusters == 16
+
+
+def test_an_average_is_what_the_steps_weights_average_to():
+    model, decay, weights_after = make_model(), 0.7, []
+
+    class Remembering(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            weights_after.append(weights(model))
+
+    loss = criterion()
+    optimizer = Remembering(parameter_groups(model, loss, trunk_lr=0.1, lr=0.1))
+    short_fit(model, criterion=loss, optimizer=optimizer, ema_decay=decay)
+    expected = weights_after[0]
+    for one in weights_after[1:]:
+        expected = decay * expected + (1 - decay) * one
+    assert torch.allclose(weights(model), expected, atol=1e-6)
+    assert not torch.allclose(weights(model), weights_after[-1], atol=1e-4)
+
+
+def test_rounds_look_at_the_average():
+    model, seen = make_model(), []
+
+    class Seeing(ClusterPseudoLabeler):
+        def label(self, embeddings):
+            seen.append(embeddings)
+            return super().label(embeddings)
+
+    loss = criterion()
+    optimizer = torch.optim.SGD(parameter_groups(model, loss, trunk_lr=0.1, lr=0.1))
+    settings = {"criterion": loss, "optimizer": optimizer, "max_steps": 4, "relabel_every": 2, "ema_decay": 0.999}
+    short_fit(model, first_round="embeddings", labeler=Seeing(16), **settings)
+    one_step = make_model()
+    optimizer = torch.optim.SGD(parameter_groups(one_step, loss, trunk_lr=0.1, lr=0.1))
+    short_fit(one_step, **settings | {"optimizer": optimizer, "max_steps": 1}, first_round="embeddings")
+    assert torch.allclose(seen[1], embed(one_step, IMAGES), atol=1e-2)
+
+
+def test_each_image_of_a_batch_is_augmented_as_often_as_there_are_views():
+    model, taken = make_model(), []
+
+    class Watched(Dataset):
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitem__(self, index):
+            if model.embedder.training:
+                taken.append(index)
+            return IMAGES[index] + torch.rand(())
+
+    short_fit(model, Watched(), cluster_images=IMAGES, samples_per_cluster=2, views=3, max_steps=2)
+    drawn = torch.tensor(taken[-2 * 48 :]).view(-1, 3)
+    assert torch.equal(drawn, drawn[:, :1].expand(-1, 3))
+    assert all(len(batch.unique()) == 16 for batch in drawn[:, 0].view(2, 16))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, Passes, PseudoLabels, RotationPretextHead, UDMLSSLoss
-from udmlss.preflight import check_images, check_optimizer, check_settings, check_sizes, in_steps
+from udmlss.preflight import check_ema_decay, check_images, check_optimizer, check_settings, check_sizes, in_steps
 
 IMAGES = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -102,6 +102,9 @@ def test_a_part_of_the_wrong_kind_is_refused_with_the_line_to_write(position, va
         check_settings(*arguments)
 
 
+SIZES = {"clusters_per_batch": 4, "samples_per_cluster": 2, "views": 1}
+
+
 @pytest.mark.parametrize(
     ("labeler", "n_images"),
     [
@@ -113,7 +116,9 @@ def test_a_part_of_the_wrong_kind_is_refused_with_the_line_to_write(position, va
 )
 @pytest.mark.parametrize("rotation_images", [1, 8])
 def test_sizes_at_their_limits_pass(labeler, n_images, rotation_images):
-    check_sizes(labeler, n_images, 4, 2, rotation_images)
+    check_sizes(
+        labeler, n_images, clusters_per_batch=4, samples_per_cluster=2, views=1, rotation_images=rotation_images
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,8 +137,33 @@ def test_sizes_at_their_limits_pass(labeler, n_images, rotation_images):
 )
 def test_sizes_past_their_limits_are_refused(n_clusters, n_images, rotation_images, sentence):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole sentence is compared)
-        check_sizes(ClusterPseudoLabeler(n_clusters), n_images, 4, 2, rotation_images)
+        check_sizes(
+            ClusterPseudoLabeler(n_clusters),
+            n_images,
+            clusters_per_batch=4,
+            samples_per_cluster=2,
+            views=1,
+            rotation_images=rotation_images,
+        )
     assert str(caught.value).startswith(sentence)
+
+
+def test_turned_images_may_be_as_many_as_the_views_of_a_batch():
+    sizes = {"clusters_per_batch": 4, "samples_per_cluster": 1, "views": 3}
+    check_sizes(ClusterPseudoLabeler(4), 9, **sizes, rotation_images=12)
+    with pytest.raises(ValueError, match=r"between 1 and the batch's 12 images; found 13"):
+        check_sizes(ClusterPseudoLabeler(4), 9, **sizes, rotation_images=13)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.001, 0.999])
+def test_an_average_that_forgets_and_keeps_passes(ema_decay):
+    check_ema_decay(ema_decay)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 1.0, -0.1, 2.0])
+def test_an_average_that_forgets_all_or_nothing_is_refused(ema_decay):
+    with pytest.raises(ValueError, match=r"`ema_decay` must lie between 0 and 1; found .* Values from 0.9 to 0.999"):
+        check_ema_decay(ema_decay)
 
 
 def test_an_optimizer_of_everything_passes_with_its_own_scheduler():

@@ -53,6 +53,30 @@ def test_a_batch_lists_k_images_each_of_p_clusters_cluster_by_cluster(case):
         assert len(set(turns_in(batch, labels, k))) == p
 
 
+@given(cases(), st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_views_repeat_each_image_in_a_row_and_change_no_draw(case, views):
+    labels, settings = case
+    settings["n_batches"] = settings["n_batches"] or 5
+    once, several = PseudoLabelSampler(labels, **settings), PseudoLabelSampler(labels, **settings, views=views)
+    assert [[index for index in batch for _ in range(views)] for batch in once] == list(several)
+    assert several.batch_size == once.batch_size * views
+
+
+def test_an_epoch_holds_as_many_images_whatever_the_views():
+    labels = torch.arange(10).repeat(24)
+    assert [len(PseudoLabelSampler(labels, 4, 3, views=views)) for views in (1, 2, 4)] == [20, 10, 5]
+
+
+def test_with_a_second_view_one_image_a_cluster_is_enough():
+    labels = torch.arange(10).repeat(3)
+    assert all(len(set(batch)) == 5 for batch in PseudoLabelSampler(labels, 5, 1, views=2))
+    with pytest.raises(ValueError, match="`samples_per_cluster` must be at least 2; found 1"):
+        PseudoLabelSampler(labels, 5, 1)
+    with pytest.raises(ValueError, match="`views` must be at least 1; found 0"):
+        PseudoLabelSampler(labels, 5, 2, views=0)
+
+
 @given(cases())
 @settings(max_examples=80, deadline=None)
 def test_what_is_left_out_and_clusters_too_small_are_never_drawn(case):

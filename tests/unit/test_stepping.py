@@ -29,6 +29,7 @@ def make_step(loss=None, *, head=None, lr=0.1, step_size=1, **settings):
             "channels_last": False,
             "clip_norm": None,
             "draws": torch.Generator().manual_seed(7),
+            "average": None,
         }
         | settings
     )
