@@ -19,8 +19,8 @@ from udmlss.types import Images, Keep, Labeler, Passes, Precision, What
 _TRIED = 8  # images of which two views are compared
 
 
-def check_settings(model: object, criterion: object, labeler: object, first_round: What, precision: Precision) -> None:
-    """Refuse parts of the wrong kind and unknown choices."""
+def check_settings(model: object, criterion: object, labeler: object) -> None:
+    """Refuse parts of the wrong kind."""
     if not isinstance(model, EmbeddingModel):
         name = type(model).__name__
         raise type_refusal("`model` must be an EmbeddingModel", name, "Wrap it: EmbeddingModel(trunk, embedder)")
@@ -31,7 +31,12 @@ def check_settings(model: object, criterion: object, labeler: object, first_roun
         name = type(labeler).__name__
         remedy = "Pass ClusterPseudoLabeler(100), or ClusterPseudoLabeler(clusterer=...) around it"
         raise type_refusal("`labeler` must have `label(embeddings)`", name, remedy)
+
+
+def check_choices(first_round: What, later_rounds: What, precision: Precision) -> None:
+    """Refuse unknown choices."""
     check_choice("first_round", first_round, ("features", "embeddings"))
+    check_choice("later_rounds", later_rounds, ("features", "embeddings"))
     check_choice("precision", precision, ("float32", "bfloat16"))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
@@ -35,7 +36,6 @@ class Schedule:
 
     steps: int
     every: int
-    first_round: What
 
     def rounds(self) -> Iterator[int]:
         """Yield for each round how many steps it takes."""
@@ -51,6 +51,8 @@ class Rounds:
     images: Images
     cluster_images: Images
     labeler: Labeler
+    first_round: What
+    later_rounds: What
     clusters_per_batch: int
     samples_per_cluster: int
     views: int
@@ -61,15 +63,9 @@ class Rounds:
     draws: torch.Generator
 
     def look(self, what: What) -> Look:
-        """Embed all images, and second views of some of them, always the same views of the same images."""
-        found = self._run(self.cluster_images, what)
-        embeddings = found if what == "embeddings" else self._embed(found)
-        draws = torch.Generator().manual_seed(self.seed)
-        probe = torch.randperm(len(found), generator=draws)[:_PROBE]
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(self.seed)
-            views = self._run(Subset(IndexedImages(self.images), probe.tolist()), "embeddings")
-        return Look(found, embeddings, judge_embeddings(embeddings, views, probe))
+        """Embed all images, and judge what later rounds cluster. Features get unit length, as embeddings have."""
+        found = self._see({what, self.later_rounds})
+        return Look(found[what], found["embeddings"], self._judge(found[self.later_rounds]))
 
     def label(self, look: Look) -> PseudoLabels:
         """Cluster; the centroids are embeddings even where features were clustered."""
@@ -98,6 +94,20 @@ class Rounds:
             pin_memory=device_of(self.model).type == "cuda",
             generator=self.draws,
         )
+
+    def _see(self, kinds: set[What]) -> dict[What, Float[Tensor, "n _"]]:
+        if "features" not in kinds:
+            return {"embeddings": self._run(self.cluster_images, "embeddings")}
+        features = self._run(self.cluster_images, "features")
+        return {"embeddings": self._embed(features), "features": functional.normalize(features)}
+
+    def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
+        """Score by second views of some images: in every round the same views of the same images."""
+        probe = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.seed)
+            views = self._run(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds)
+        return judge_embeddings(found, functional.normalize(views), probe)
 
     def _run(self, images: Images, what: What) -> Float[Tensor, "n c"]:
         return embed(

@@ -53,6 +53,7 @@ def fit(
     max_steps: int | Passes = 3600,
     relabel_every: int | Passes = 30,
     first_round: What = "features",
+    later_rounds: What = "embeddings",
     cluster_images: Images | None = None,
     freeze_batch_norm: bool = True,
     precision: Precision = "float32",
@@ -88,7 +89,9 @@ def fit(
         max_steps: Length of training, in optimiser steps or in `Passes` over the data. Default as published on CUB.
         relabel_every: Length of a round, likewise. Default as in the released code.
         first_round: What the first round clusters: the trunk's features, as a new embedder knows nothing yet, or
-            embeddings. Later rounds cluster embeddings.
+            embeddings. Features are clustered at unit length, as embeddings are.
+        later_rounds: What later rounds cluster, and what is judged without labels: embeddings, or features if you will
+            search with these and need the embedder for training only.
         cluster_images: The same images in the same order with test-time transforms, for clustering. Default: `images`.
         freeze_batch_norm: Keep the statistics of batch norm as they are. Pass False to train from scratch.
         precision: "bfloat16" runs forward passes in mixed precision; losses stay in float32.
@@ -136,7 +139,8 @@ def fit(
         https://arxiv.org/abs/1911.07072. The released code clusters augmented images and turns images before
         augmenting them; here `cluster_images` avoids the first, and a turn after a flip keeps 90 and 270 apart.
     """
-    preflight.check_settings(model, criterion, labeler, first_round, precision)
+    preflight.check_settings(model, criterion, labeler)
+    preflight.check_choices(first_round, later_rounds, precision)
     turned = None if rotation_head is None else rotation_images
     preflight.check_keeping(keep, patience)
     preflight.check_ema_decay(ema_decay)
@@ -159,7 +163,6 @@ def fit(
     schedule = Schedule(
         steps=preflight.in_steps("max_steps", max_steps, len(images), batch_size),
         every=preflight.in_steps("relabel_every", relabel_every, len(images), batch_size),
-        first_round=first_round,
     )
     if keep == "best":
         preflight.check_choice_of_rounds(schedule.steps, schedule.every)
@@ -171,6 +174,8 @@ def fit(
         images=images,
         cluster_images=images if cluster_images is None else cluster_images,
         labeler=labeler,
+        first_round=first_round,
+        later_rounds=later_rounds,
         clusters_per_batch=clusters_per_batch,
         samples_per_cluster=samples_per_cluster,
         views=views,
@@ -227,7 +232,7 @@ def _run(
     ended: Ended = "max_steps"
     started = time.perf_counter()
     try:
-        look = rounds.look(schedule.first_round)
+        look = rounds.look(rounds.first_round)
         start = look.label_free
         keeper.see(0, start)
         for number, n_steps in enumerate(schedule.rounds()):
@@ -237,7 +242,7 @@ def _run(
                 measured.append(step(images, pseudo.labels[index]))
                 bar.set_postfix_str(_summary(measured[-1], pseudo, look.label_free), refresh=False)
                 bar.update()
-            look = rounds.look("embeddings")
+            look = rounds.look(rounds.later_rounds)
             history.append(_report(history, pseudo, measured, look.label_free, started))
             measured, started = [], time.perf_counter()
             keeper.see(history[-1].step, look.label_free)

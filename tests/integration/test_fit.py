@@ -461,3 +461,22 @@ def test_each_image_of_a_batch_is_augmented_as_often_as_there_are_views():
     drawn = torch.tensor(taken[-2 * 48 :]).view(-1, 3)
     assert torch.equal(drawn, drawn[:, :1].expand(-1, 3))
     assert all(len(batch.unique()) == 16 for batch in drawn[:, 0].view(2, 16))
+
+
+@pytest.mark.parametrize(("first", "later"), [("features", "features"), ("embeddings", "features")])
+def test_what_is_clustered_is_what_was_asked_for_at_unit_length(first, later):
+    model, seen = make_model(), []
+    features, embeddings = embed(model, IMAGES, what="features"), embed(model, IMAGES)
+
+    class Seeing(ClusterPseudoLabeler):
+        def label(self, found):
+            seen.append(found)
+            return super().label(found)
+
+    result = short_fit(model, labeler=Seeing(16), first_round=first, later_rounds=later, max_steps=4)
+    expected = nn.functional.normalize(features) if first == "features" else embeddings
+    assert torch.allclose(seen[0], expected, atol=1e-5)
+    assert seen[1].shape == features.shape
+    assert torch.allclose(seen[1].norm(dim=1), torch.ones(len(IMAGES)))
+    assert result.pseudo_labels.centroids.shape == (16, 16)
+    assert result.start.effective_rank > 16  # features were judged

@@ -10,7 +10,15 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, Passes, PseudoLabels, RotationPretextHead, UDMLSSLoss
-from udmlss.preflight import check_ema_decay, check_images, check_optimizer, check_settings, check_sizes, in_steps
+from udmlss.preflight import (
+    check_choices,
+    check_ema_decay,
+    check_images,
+    check_optimizer,
+    check_settings,
+    check_sizes,
+    in_steps,
+)
 
 IMAGES = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -72,11 +80,29 @@ def test_a_length_without_a_step_is_refused_by_its_name(name, length):
         in_steps(name, length, n_images=6, batch_size=3)
 
 
-@pytest.mark.parametrize("first_round", ["features", "embeddings"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("labeler", [ClusterPseudoLabeler(2), OwnLabeler()])
-def test_parts_of_the_right_kind_pass(first_round, precision, labeler):
-    check_settings(make_model(), UDMLSSLoss(losses.ContrastiveLoss()), labeler, first_round, precision)
+def test_parts_of_the_right_kind_pass(labeler):
+    check_settings(make_model(), UDMLSSLoss(losses.ContrastiveLoss()), labeler)
+
+
+@pytest.mark.parametrize("first_round", ["features", "embeddings"])
+@pytest.mark.parametrize("later_rounds", ["features", "embeddings"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_choices_that_exist_pass(first_round, later_rounds, precision):
+    check_choices(first_round, later_rounds, precision)
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (("pixels", "features", "float32"), r"`first_round` must be one of 'features', 'embeddings'; found 'pixels'"),
+        (("features", "pixels", "float32"), r"`later_rounds` must be one of 'features', 'embeddings'; found 'pixels'"),
+        (("features", "features", "float16"), r"`precision` must be one of 'float32', 'bfloat16'; found 'float16'"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(choices, sentence, untyped):
+    with pytest.raises(ValueError, match=sentence):
+        check_choices(*choices)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +117,10 @@ def test_parts_of_the_right_kind_pass(first_round, precision, labeler):
         ),
         (2, OwnClusterer(), TypeError, r"must have `label\(embeddings\)`; found OwnClusterer\. .*clusterer=\.\.\.\)"),
         (2, None, TypeError, r"must have `label\(embeddings\)`; found NoneType\."),
-        (3, "pixels", ValueError, r"`first_round` must be one of 'features', 'embeddings'; found 'pixels'"),
-        (4, "float16", ValueError, r"`precision` must be one of 'float32', 'bfloat16'; found 'float16'"),
     ],
 )
 def test_a_part_of_the_wrong_kind_is_refused_with_the_line_to_write(position, value, error, sentence, untyped):
-    arguments = [make_model(), UDMLSSLoss(losses.ContrastiveLoss()), ClusterPseudoLabeler(2), "features", "float32"]
+    arguments = [make_model(), UDMLSSLoss(losses.ContrastiveLoss()), ClusterPseudoLabeler(2)]
     arguments[position] = value
     with pytest.raises(error, match=sentence):
         check_settings(*arguments)
