@@ -1,10 +1,10 @@
-"""What `fit` costs over a bare loop that makes the same passes: forward, backward, embedding and k-means.
+"""What `fit` costs over a bare loop that makes the same passes: forward, backward, embedding, second views and k-means.
 
     python benchmarks/overhead.py
 
 The two run in turn, the order changing, with as many threads; printed are the ratios pair by pair and their median.
 The bare loop uses torch, pytorch-metric-learning and faiss alone and does none of `fit`'s checking, matching of
-cluster ids, measuring and reporting.
+cluster ids, judging, measuring and reporting.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit, parameter_groups
 from udmlss.data import glyphs
 
-CLUSTERS, P, K, TURNED = 300, 16, 5, 16
+CLUSTERS, P, K, TURNED, PROBE = 300, 16, 5, 16, 1000
 
 
 def build() -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -61,14 +61,22 @@ def bare(images: Tensor, steps: int, every: int) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     loss_function, miner = losses.MultiSimilarityLoss(2, 40, 0.5), miners.MultiSimilarityMiner(0.1)
     data = TensorDataset(images, torch.arange(len(images)))
-    draws = np.random.default_rng(0)
-    centroids = None
-    for begin in range(0, steps, every):
+
+    def look() -> tuple[Tensor, Tensor]:
         trunk.eval()
         with torch.inference_mode():
-            found = torch.cat([trunk(batch) for batch, _ in DataLoader(data, batch_size=128)])
-            rows = (found if begin == 0 else functional.normalize(embedder(found))).numpy()
+            features = torch.cat([trunk(batch) for batch, _ in DataLoader(data, batch_size=128)])
+            for batch, _ in DataLoader(Subset(data, range(min(PROBE, len(data)))), batch_size=128):
+                embedder(trunk(batch))
+            embeddings = functional.normalize(embedder(features))
         trunk.train()
+        return features, embeddings
+
+    draws = np.random.default_rng(0)
+    centroids = None
+    found, _ = look()
+    for begin in range(0, steps, every):
+        rows = found.numpy()
         kmeans = faiss.Kmeans(
             rows.shape[1], CLUSTERS, niter=25, min_points_per_centroid=1, max_points_per_centroid=len(rows)
         )
@@ -91,6 +99,7 @@ def bare(images: Tensor, steps: int, every: int) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        _, found = look()
 
 
 def seconds(run: Callable[..., None], *arguments: object) -> float:
