@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import layouts
 import methods
@@ -8,8 +9,6 @@ import runs
 import setups
 import torch
 from settings import Settings, preset
-
-from udmlss import FitResult
 
 
 def names(folder):
@@ -110,7 +109,7 @@ def test_seeds_go_before_methods(flowers, options, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_leaves_no_run(flowers, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "fit", lambda *_, **__: FitResult((), None, "interrupt"))
+    monkeypatch.setattr(methods, "fit", lambda *_, **__: SimpleNamespace(history=(), ended="interrupt"))
     with pytest.raises(KeyboardInterrupt):
         quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
     assert names(tmp_path) == ["frozen-0.json"]
