@@ -90,21 +90,20 @@ def build_model(args: argparse.Namespace) -> EmbeddingModel:
     return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
 
 
-def build_transforms(args: argparse.Namespace) -> tuple[v2.Transform, v2.Transform]:
+def build_transforms(backbone: str, size: int) -> tuple[v2.Transform, v2.Transform]:
     """Return the transforms for training and for testing."""
-    if args.backbone == "efficientnet_lite0":
+    if backbone == "efficientnet_lite0":
         normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
     else:
         normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
-    size = args.image_size
     train = [v2.RandomResizedCrop(size, scale=(0.16, 1)), v2.RandomHorizontalFlip()]
     test = [v2.Resize(round(size * 256 / 227)), v2.CenterCrop(size)]
     return v2.Compose([*train, *to_tensor]), v2.Compose([*test, *to_tensor])
 
 
 def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> None:
-    augment, plain = build_transforms(args)
+    augment, plain = build_transforms(args.backbone, args.image_size)
     head = RotationPretextHead(FEATURES[args.backbone]) if args.rotation_weight else None
     criterion = UDMLSSLoss(
         losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
@@ -134,7 +133,7 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
 
 
 def score(args: argparse.Namespace, model: EmbeddingModel, what: str) -> Scores:
-    test = cub200(args.root, "test", transform=build_transforms(args)[1])
+    test = cub200(args.root, "test", transform=build_transforms(args.backbone, args.image_size)[1])
     return evaluate(
         model,
         test,

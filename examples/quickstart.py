@@ -37,10 +37,13 @@ def block(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2))
 
 
+def build_trunk(channels: int) -> nn.Module:
+    return nn.Sequential(block(channels, 64), block(64, 64), block(64, 128), block(128, 128), nn.Flatten())
+
+
 def build_model() -> EmbeddingModel:
     torch.manual_seed(0)
-    trunk = nn.Sequential(block(1, 64), block(64, 64), block(64, 128), block(128, 128), nn.Flatten())
-    return EmbeddingModel(trunk, nn.Linear(512, 128))
+    return EmbeddingModel(build_trunk(channels=1), nn.Linear(512, 128))
 
 
 class ChangeStroke(nn.Module):

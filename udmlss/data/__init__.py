@@ -8,5 +8,17 @@ from udmlss.data.glyphs import Glyphs, glyphs
 from udmlss.data.image_folder import image_folder
 from udmlss.data.inshop import inshop
 from udmlss.data.sop import sop
+from udmlss.data.splitting import split_classes
 
-__all__ = ["Glyphs", "ImageFiles", "cars196", "cub200", "glyphs", "image_folder", "inshop", "sop", "unpack"]
+__all__ = [
+    "Glyphs",
+    "ImageFiles",
+    "cars196",
+    "cub200",
+    "glyphs",
+    "image_folder",
+    "inshop",
+    "sop",
+    "split_classes",
+    "unpack",
+]

@@ -1,0 +1,39 @@
+"""Rows of a sweep to a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from tables import Row
+
+COLOURS = {"features": "#1f5fa8", "embeddings": "#d1702b"}
+LINES = {"frozen": ":", "supervised": "--"}
+
+
+def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> None:
+    """Draw R@1 and MAP@R over the values, with error bars; frozen and supervised are horizontal lines."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, measure in zip(axes, ("R@1", "MAP@R"), strict=True):
+        for scored, colour in COLOURS.items():
+            kind = [row for row in rows if row.scored == scored]
+            swept = [row for row in kind if row.name not in LINES]
+            axis.errorbar(
+                [row.name for row in swept],
+                [100 * row.mean[measure] for row in swept],
+                [100 * row.spread.get(measure, 0) for row in swept],
+                color=colour,
+                marker="o",
+                capsize=4,
+                label=scored,
+            )
+            for row in kind:
+                if row.name in LINES:
+                    level, style = 100 * row.mean[measure], LINES[row.name]
+                    axis.axhline(level, color=colour, linestyle=style, label=f"{row.name}, {scored}")
+        axis.set(xlabel=label, ylabel=f"{measure} on unseen classes, percent")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.suptitle(title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,90 @@
+"""Runs in files, one each, so that an interrupted table goes on where it stopped."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import METHODS
+from settings import Settings
+from setups import Data, build_model
+
+from udmlss import evaluate
+
+Run = dict[str, Any]
+PACKAGES = (
+    *("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "faiss-gpu", "scikit-learn"),
+    *("numpy", "matplotlib", "pillow"),
+)
+
+
+def ensure(folder: Path, method: str, seed: int, settings: Settings, data: Data) -> None:
+    """Train and score by one method with one seed, unless the folder has that run already."""
+    path = folder / f"{method}-{seed}.json"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    found = run(method, seed, settings, data)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(path)  # whole or not at all, for another command may be reading
+    recalls = ", ".join(f"{what} {scores['recall_at'][1]:.1%}" for what, scores in found["scores"].items())
+    print(f"{path}: R@1 of {recalls}, {found['seconds']:.0f} s", flush=True)
+
+
+def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
+    model = build_model(settings, seed)
+    started = time.perf_counter()
+    history = METHODS[method](model, data, settings, seed)
+    seconds = time.perf_counter() - started
+    scores = {
+        what: asdict(evaluate(model, data.test, data.test_labels, what=what, channels_last=True, seed=seed))
+        for what in ("features", "embeddings")
+    }
+    return {
+        "method": method,
+        "seed": seed,
+        "settings": asdict(settings),
+        "versions": versions(),
+        "seconds": seconds,
+        "scores": scores,
+        "history": [asdict(report) for report in history],
+    }
+
+
+def read(folder: Path, settings: Settings) -> list[Run]:
+    """Return the folder's runs; end the program if one was made with other settings."""
+    runs = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))}
+    stale = [path for path, found in runs.items() if found.get("settings") != asdict(settings)]
+    if stale:
+        sys.exit(
+            f"The runs in {folder} must have these settings; found {len(stale)} with others, {stale[0].name} with "
+            f"{_differences(runs[stale[0]].get('settings'), settings)}. Give another --out, or take them away."
+        )
+    return list(runs.values())
+
+
+def _differences(found: Mapping[str, Any] | None, settings: Settings) -> str:
+    if found is None:
+        return "no settings"
+    names = [name for name, value in asdict(settings).items() if found.get(name) != value]
+    return ", ".join(f"{name} {found.get(name)}" for name in names)
+
+
+def versions() -> dict[str, str]:
+    """Return what else a figure depends on."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # one of the two faiss packages always is missing
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return found | {"device": device, "threads": str(torch.get_num_threads())}

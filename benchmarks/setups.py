@@ -1,0 +1,85 @@
+"""Settings to what they stand for: the images of both sides, and the model before training."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import cub_resnet50
+import quickstart
+from settings import Settings
+
+from udmlss import EmbeddingModel
+from udmlss.data import Glyphs, ImageFiles, cub200, glyphs, image_folder, split_classes
+from udmlss.types import Images
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a benchmark; the test side's classes are not among the training side's.
+
+    Args:
+        train: Training images with their augmentations.
+        plain: The same images with test-time transforms.
+        labels: Class of each, from 0: what no method but the upper bound may see.
+        test: Images that are scored.
+        test_labels: Class of each.
+    """
+
+    train: Images
+    plain: Images
+    labels: Tensor
+    test: Images
+    test_labels: Tensor
+
+
+def open_data(settings: Settings, root: Path) -> Data:
+    """Open the data set that the settings name; with `validate` both sides come from the training classes."""
+    open_split, augment, plain = _opener(settings, root)
+    train, clustered = open_split("train", transform=augment), open_split("train", transform=plain)
+    if not settings.validate:
+        test = open_split("test", transform=plain)
+        return Data(train, clustered, train.labels, test, test.labels)
+    first, second = (side.tolist() for side in split_classes(train.labels))
+    return Data(
+        train=Subset(train, first),
+        plain=Subset(clustered, first),
+        labels=train.labels[first],
+        test=Subset(clustered, second),
+        test_labels=train.labels[second],
+    )
+
+
+def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any]:
+    """Return what opens a split, and the transforms for training and for testing."""
+    if settings.data == "glyphs":
+        return glyphs, quickstart.augment, None
+    in_cubs_layout = any((root / path).exists() for path in ("images.txt", "CUB_200_2011/images.txt"))
+    transforms = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
+    return partial(cub200 if in_cubs_layout else _half_of_folder, root), *transforms
+
+
+def _half_of_folder(root: Path, split: str, *, transform: Callable[[Any], Any]) -> ImageFiles:
+    images = image_folder(root, transform=transform)
+    side = split_classes(images.labels)[split == "test"]
+    return ImageFiles([images.paths[index] for index in side], images.labels[side], images.classes, transform)
+
+
+def build_model(settings: Settings, seed: int) -> EmbeddingModel:
+    """Return the model before training; the seed decides what is not pretrained."""
+    torch.manual_seed(seed)
+    if settings.backbone == "small":
+        trunk = quickstart.build_trunk(channels=1 if settings.data == "glyphs" else 3)
+        n_features = 128 * (settings.image_size // 16) ** 2
+    else:
+        trunk, _ = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
+        n_features = cub_resnet50.FEATURES[settings.backbone]
+    model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

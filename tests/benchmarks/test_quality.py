@@ -1,0 +1,170 @@
+import json
+from types import SimpleNamespace
+
+import layouts
+import methods
+import pytest
+import quality
+import runs
+import setups
+import torch
+from settings import Settings, preset
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*-*.json"))
+
+
+@pytest.fixture(scope="module")
+def done(flowers, options, tmp_path_factory):
+    """The folder of a whole table: every method, two seeds."""
+    out = tmp_path_factory.mktemp("results") / "flowers"
+    quality.main(["--data", str(flowers), "--seeds", "2", "--out", str(out), *options])
+    return out
+
+
+def test_every_method_runs_and_has_two_rows(done):
+    lines = (done / "table.md").read_text().splitlines()
+    shown = [line.split(" | ")[:3] for line in lines if line.startswith("| ")][2:]
+    kinds = ["features", "embeddings"]
+    expected = [[f"| {method}", scored, "2"] for method in methods.METHODS for scored in kinds]
+    expected[1][1] = "embeddings, untrained"
+    assert shown == expected
+
+
+def test_a_run_holds_settings_versions_both_scores_and_the_rounds(done):
+    for method in methods.METHODS:
+        run = json.loads((done / f"{method}-1.json").read_text())
+        assert Settings(**run["settings"]).steps == 2
+        assert run["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert run["scores"].keys() == {"features", "embeddings"}
+        rounds = [report["step"] for report in run["history"]]
+        assert rounds == ([] if method in {"frozen", "instance"} else [1, 2])
+
+
+def test_only_rotation_turns_images(done):
+    turned = {
+        method
+        for method in methods.METHODS
+        for report in json.loads((done / f"{method}-0.json").read_text())["history"]
+        if report["rotation_loss"] is not None
+    }
+    assert turned == {"udml-ss"}
+
+
+def test_what_is_there_is_not_run_again_and_what_is_missing_is(done, flowers, options, monkeypatch):
+    before = {name: (done / name).read_text() for name in names(done)}
+    ran = []
+    monkeypatch.setattr(runs, "run", lambda *given: ran.append(given[:2]) or before_of(before, *given[:2]))
+    (done / "udml-1.json").unlink()
+    quality.main(["--data", str(flowers), "--seeds", "2", "--methods", "udml", "--out", str(done), *options])
+    assert ran == [("udml", 1)]
+    assert {name: (done / name).read_text() for name in names(done)} == before
+    assert "--methods frozen,instance,udml,udml-ss,supervised --seeds 2 " in (done / "table.md").read_text()
+
+
+def before_of(before, method, seed):
+    return json.loads(before[f"{method}-{seed}.json"], object_hook=_with_whole_keys)
+
+
+def _with_whole_keys(value):
+    return {int(key) if key.isdigit() else key: item for key, item in value.items()}
+
+
+def test_runs_with_other_settings_are_refused_before_any_work(done, flowers, options, monkeypatch):
+    monkeypatch.setattr(quality, "open_data", None)
+    with pytest.raises(SystemExit, match=r"must have these settings; found 10 with others, .* with steps 2\. Give"):
+        quality.main(["--data", str(flowers), "--out", str(done), *options, "--steps", "3"])
+
+
+def test_a_run_of_another_program_is_refused(tmp_path):
+    (tmp_path / "udml-0.json").write_text('{"method": "udml", "options": []}')
+    with pytest.raises(SystemExit, match=r"found 1 with others, udml-0\.json with no settings"):
+        runs.read(tmp_path, preset("cub100"))
+
+
+def test_frozen_runs_unasked_and_an_unknown_method_is_refused(flowers, options, tmp_path, capsys):
+    quality.main(["--data", str(flowers), "--methods", "udml", "--seeds", "1", "--out", str(tmp_path), *options])
+    assert names(tmp_path) == ["frozen-0.json", "udml-0.json"]
+    with pytest.raises(SystemExit):
+        quality.main(["--data", str(flowers), "--methods", "udmls"])
+    assert "found udmls" in capsys.readouterr().err
+
+
+def test_one_seed_gives_one_model(flowers, options, tmp_path, done):
+    arguments = ["--data", str(flowers), "--methods", "instance,udml-ss", "--seeds", "1", "--out", str(tmp_path)]
+    quality.main([*arguments, *options])
+    for name in names(tmp_path):
+        again, first = (json.loads((folder / name).read_text())["scores"] for folder in (tmp_path, done))
+        assert again == first
+
+
+def test_seeds_go_before_methods(flowers, options, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(quality, "ensure", lambda _folder, method, seed, *_: ran.append((method, seed)))
+    monkeypatch.setattr(quality, "write", lambda *_, **__: None)
+    monkeypatch.setattr(quality, "read", lambda *_: [{"method": "frozen", "seed": 0}])
+    quality.main(["--data", str(flowers), "--methods", "udml", "--seeds", "2", "--out", str(tmp_path), *options])
+    assert ran == [("frozen", 0), ("udml", 0), ("frozen", 1), ("udml", 1)]
+
+
+def test_an_interrupted_training_leaves_no_run(flowers, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "fit", lambda *_, **__: SimpleNamespace(history=(), ended="interrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
+    assert names(tmp_path) == ["frozen-0.json"]
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_the_sides_share_no_class_and_validation_never_sees_the_test_classes(flowers, validate, options):
+    settings = quality.parse(
+        quality.build_parser(None), ["--data", str(flowers), *options, *["--validate"] * validate]
+    )[1]
+    data = setups.open_data(settings, flowers)
+    train, plain, test = ({label for _, label in images} for images in (data.train, data.plain, data.test))
+    assert train == plain == set(data.labels.tolist()) == ({0, 1} if validate else {0, 1, 2, 3})
+    assert test == set(data.test_labels.tolist()) == ({2, 3} if validate else {4, 5, 6, 7})
+    assert len(data.train) == len(data.plain) == len(data.labels)
+    assert len(data.test) == len(data.test_labels)
+
+
+def test_a_folder_in_cubs_layout_is_read_by_its_lists(tmp_path):
+    root = layouts.cub200(tmp_path / "birds", class_of=(1, 2, 1, 2))
+    data = setups.open_data(preset("birds"), root)
+    assert [path.parent.name for path in data.train.paths] == ["001.Bird_1"] * 2
+
+
+def test_pairs_are_two_views_of_each_image_and_pass_over_all():
+    settings = preset("cub100")
+    batches = methods._pairs(120, settings, seed=0)
+    assert len(batches) == settings.steps
+    assert all(batch[:40] == batch[40:] and len(set(batch)) == 40 for batch in batches)
+    assert len({index for batch in batches[:3] for index in batch}) == 120
+    assert batches != methods._pairs(120, settings, seed=1)
+
+
+@pytest.mark.parametrize("loss", methods.LOSSES)
+def test_every_loss_trains_with_and_without_clusters(flowers, options, loss):
+    parsed = quality.parse(quality.build_parser(None), ["--data", str(flowers), *options, "--loss", loss])[1]
+    data = setups.open_data(parsed, flowers)
+    for method in (methods.instance, methods.udml):
+        model = setups.build_model(parsed, seed=0)
+        before = model.embedder.weight.detach().clone()
+        method(model, data, parsed, 0)
+        assert not torch.equal(before, model.embedder.weight)
+
+
+def test_the_made_data_set_opens_with_the_quickstarts_network():
+    settings = preset("glyphs")
+    data, model = setups.open_data(settings, None), setups.build_model(settings, seed=0)
+    image, _ = data.train[0]
+    assert model.eval()(image[None].to(next(model.parameters()).device)).shape == (1, settings.embedding_size)
+    assert not torch.equal(image, data.plain[0][0])
+    assert settings.steps == passes_in_steps(4, settings, len(data.labels))
+    assert settings.relabel_every == passes_in_steps(0.5, settings, len(data.labels))
+
+
+def passes_in_steps(count, settings, n_images):
+    return setups.quickstart.Passes(count).in_steps(
+        n_images, settings.clusters_per_batch * settings.samples_per_cluster
+    )
