@@ -5,6 +5,7 @@ Another method is another function in `METHODS`. All take the same steps on as m
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,7 +29,7 @@ from udmlss import (
     frozen_batch_norm,
     parameter_groups,
 )
-from udmlss.types import Labeler
+from udmlss.types import Labeler, What
 
 History = tuple[RoundReport, ...]
 LOSSES = {
@@ -96,6 +97,13 @@ def udml_ss(model: EmbeddingModel, data: Data, settings: Settings, seed: int) ->
     return _fit(model, data, settings, seed, _clusters(settings, seed), rotation_weight=settings.rotation_weight)
 
 
+def recipe(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
+    """Learn from clusters of averaged weights' features, half as many a batch with two views of each image."""
+    half = replace(settings, clusters_per_batch=settings.clusters_per_batch // 2)
+    labeler = _clusters(settings, seed)
+    return _fit(model, data, half, seed, labeler, views=2, ema_decay=0.95, later_rounds="features")
+
+
 def supervised(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
     """Learn from the true labels of the training classes in place of clusters."""
     return _fit(model, data, settings, seed, TrueLabels(data.labels))
@@ -106,6 +114,7 @@ METHODS: dict[str, Callable[[EmbeddingModel, Data, Settings, int], History]] = {
     "instance": instance,
     "udml": udml,
     "udml-ss": udml_ss,
+    "recipe": recipe,
     "supervised": supervised,
 }
 
@@ -115,7 +124,16 @@ def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler:
 
 
 def _fit(
-    model: EmbeddingModel, data: Data, settings: Settings, seed: int, labeler: Labeler, *, rotation_weight: float = 0
+    model: EmbeddingModel,
+    data: Data,
+    settings: Settings,
+    seed: int,
+    labeler: Labeler,
+    *,
+    rotation_weight: float = 0,
+    views: int = 1,
+    ema_decay: float | None = None,
+    later_rounds: What = "embeddings",
 ) -> History:
     miner = miners.MultiSimilarityMiner(0.1) if settings.loss == "multi-similarity" else None
     criterion = UDMLSSLoss(LOSSES[settings.loss](), miner=miner, rotation_weight=rotation_weight)
@@ -130,6 +148,9 @@ def _fit(
         optimizer=_optimizer(settings, model, criterion, head),
         clusters_per_batch=settings.clusters_per_batch,
         samples_per_cluster=settings.samples_per_cluster,
+        views=views,
+        ema_decay=ema_decay,
+        later_rounds=later_rounds,
         rotation_images=settings.rotation_images,
         max_steps=settings.steps,
         relabel_every=settings.relabel_every,
