@@ -99,7 +99,7 @@ def udml_ss(model: EmbeddingModel, data: Data, settings: Settings, seed: int) ->
 
 def recipe(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
     """Learn from clusters of averaged weights' features, half as many a batch with two views of each image."""
-    half = replace(settings, clusters_per_batch=settings.clusters_per_batch // 2)
+    half = replace(settings, clusters_per_batch=max(2, settings.clusters_per_batch // 2))
     labeler = _clusters(settings, seed)
     return _fit(model, data, half, seed, labeler, views=2, ema_decay=0.95, later_rounds="features")
 
