@@ -33,8 +33,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
     between the two rounds is measured. It is a scikit-learn clusterer as well: `fit`, `fit_predict`, `labels_`.
 
     Args:
-        n_clusters: Number of clusters k of k-means. More clusters than there are classes usually does better than
-            fewer. Leave it out when you give a `clusterer`.
+        n_clusters: Number of clusters k of k-means. Leave it out when you give a `clusterer`.
         clusterer: Anything with scikit-learn's `fit_predict`, used instead of k-means: `HDBSCAN`,
             `AgglomerativeClustering`, `GaussianMixture`, ... A fresh copy runs in every round.
         n_iterations: Most iterations of k-means in a round.

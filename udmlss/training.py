@@ -258,8 +258,8 @@ def _run(
             history.append(_report(history, pseudo, measured, None, started))
     except Exception as error:
         done = (history[-1].step if history else 0) + len(measured)
-        error.add_note(f"`fit` had done {done} steps in {len(history)} whole rounds; the model keeps what it learnt.")
-        keeper.finish(done)
+        kept = keeper.finish(done)
+        error.add_note(f"`fit` had done {done} steps in {len(history)} whole rounds; the model is that of step {kept}.")
         raise
     return FitResult(tuple(history), pseudo, ended, start, keeper.finish(history[-1].step if history else 0))
 

@@ -92,6 +92,14 @@ def test_views_that_do_not_fit_are_refused(views, of, message, monkeypatch):
         judge_embeddings(noise(9, 5), views, of)
 
 
+def test_images_that_are_equal_are_judged_without_a_warning():
+    embeddings = torch.tensor([[0.0, 3.0], [3.0, 0.0], [-3.0, 0.0]]).repeat(
+        20, 1
+    )  # fewer differ than clusters are tried
+    views = 0.4 * embeddings[:3]  # nearer to the origin than to their images, and their images are the nearest
+    assert consistency(embeddings, views, torch.arange(3)) == 1
+
+
 def test_collapsed_embeddings_are_refused():
     with pytest.raises(ValueError, match="needs embeddings that differ"):
         judge_embeddings(torch.ones(9, 5), torch.ones(3, 5), torch.arange(3))
