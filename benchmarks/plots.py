@@ -1,6 +1,6 @@
-"""Rows of a sweep to a picture."""
+"""Measured rows and runs to pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import pyplot as plt
@@ -35,5 +35,25 @@ def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> No
         axis.grid(alpha=0.25)
     figure.suptitle(title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]]], *, title: str) -> None:
+    """Draw R@1 over the label-free score, a point a run; `runs` are `score` and `recall` by name and what is scored."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, (scored, colour) in zip(axes, COLOURS.items(), strict=True):
+        points = [run[scored] for run in runs.values()]
+        best, chosen = (max(points, key=lambda point: point[key]) for key in ("recall", "score"))
+        shares = [(100 * point["score"], 100 * point["recall"]) for point in points]
+        axis.scatter(*zip(*shares, strict=True), color=colour, alpha=0.6, label="a run")
+        for point, marker, label in ((best, "^", "the best"), (chosen, "s", "chosen without labels")):
+            place = (100 * point["score"], 100 * point["recall"])
+            axis.plot(*place, marker, mfc="none", mec="black", ms=12, label=label)
+        axis.set(xlabel=f"label-free score of {scored}, training images", ylabel="R@1 on unseen classes, percent")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False)
+    figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)

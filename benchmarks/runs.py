@@ -15,8 +15,9 @@ import torch
 from methods import METHODS
 from settings import Settings
 from setups import Data, build_model
+from views import judge, see
 
-from udmlss import evaluate
+from udmlss import evaluate_embeddings
 
 Run = dict[str, Any]
 PACKAGES = (
@@ -44,17 +45,15 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     started = time.perf_counter()
     history = METHODS[method](model, data, settings, seed)
     seconds = time.perf_counter() - started
-    scores = {
-        what: asdict(evaluate(model, data.test, data.test_labels, what=what, channels_last=True, seed=seed))
-        for what in ("features", "embeddings")
-    }
+    seen = see(model, data.test)
     return {
         "method": method,
         "seed": seed,
         "settings": asdict(settings),
         "versions": versions(),
         "seconds": seconds,
-        "scores": scores,
+        "scores": {what: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for what, rows in seen.items()},
+        "label_free": judge(model, data, settings.n_clusters),
         "history": [asdict(report) for report in history],
     }
 

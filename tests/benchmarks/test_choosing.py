@@ -1,0 +1,67 @@
+import json
+
+import choosing
+import pytest
+import quality
+from settings import preset
+
+from udmlss.types import LabelFreeScores
+
+
+def made(consistency, recall):
+    """A run by what the study reads of it; every measure that is not named is the same for all."""
+    label_free = {"self_retrieval": 0.5, "consistency": consistency, "effective_rank": 9.0, "own_consistency": 0.5}
+    return {
+        "scores": {what: {"recall_at": {"1": recall}} for what in choosing.KINDS},
+        "label_free": dict.fromkeys(choosing.KINDS, label_free),
+        "history": [{"agreement": 1 - consistency}],
+    }
+
+
+def row(rows, measure):
+    return next(row for row in rows if (row["measure"], row["scored"]) == (measure, "features"))
+
+
+def test_a_measure_that_ranks_as_recall_does_has_correlation_one_and_loses_nothing():
+    rows = choosing.weigh([made(0.2, 0.5), made(0.9, 0.8), made(0.4, 0.6)])
+    found = row(rows, "consistency")
+    assert (found["correlation"], found["lost"]) == (pytest.approx(1), 0)
+    against = row(rows, "agreement of the last two rounds")
+    assert (against["correlation"], against["lost"]) == (pytest.approx(-1), pytest.approx(0.3))
+
+
+def test_what_is_lost_is_the_best_recall_less_that_of_the_run_with_the_highest_measure():
+    rows = choosing.weigh([made(0.2, 0.5), made(0.9, 0.7), made(0.4, 0.8)])
+    assert row(rows, "consistency")["lost"] == pytest.approx(0.1)
+    assert row(rows, "consistency")["correlation"] == pytest.approx(0.5)
+
+
+def test_the_score_is_the_one_that_fit_chooses_by():
+    run = made(0.9, 0.7)
+    assert choosing.MEASURES["score, as `fit` has it"](run, "features") == LabelFreeScores(0.5, 0.9, 9.0).score
+
+
+def test_the_variants_differ_in_loss_length_and_clusters_that_the_images_can_fill():
+    found = choosing.variants(preset("cub100"), n_classes=50, n_images=2952)
+    assert {settings.loss for _, settings in found.values()} == {"multi-similarity", "nt-xent", "sup-con"}
+    assert {settings.steps for _, settings in found.values()} == {30, 75, 150, 300}
+    assert {settings.n_clusters for _, settings in found.values()} == {25, 50, 100, 250, 500}
+    assert len({settings for _, settings in found.values()}) == len(found) == 9
+    few = choosing.variants(preset("glyphs"), n_classes=939, n_images=12034)
+    assert max(settings.n_clusters for _, settings in few.values()) == 1878
+
+
+def test_the_study_takes_in_every_run_that_clusters_and_draws_it(flowers, options, tmp_path):
+    out = tmp_path / "flowers"
+    given = ["--data", str(flowers), "--seeds", "1", "--out", str(out), *options, "--steps", "10"]
+    quality.main([*given, "--methods", "instance,udml,supervised"])
+    choosing.main(given)
+    content = json.loads((out / "choosing/table.json").read_text())
+    made = ("loss-nt-xent/udml", "loss-sup-con/udml", "steps-2/udml", "steps-5/udml", "steps-20/udml")
+    made += ("k-2/recipe", "k-4/recipe", "k-8/recipe")
+    assert set(content["runs"]) == {"udml-0"} | {f"choosing/{name}-0" for name in made}
+    assert {row["measure"] for row in content["rows"]} == set(choosing.MEASURES)
+    text = (out / "choosing/table.md").read_text()
+    assert f"{len(content['runs'])} runs." in text
+    assert "| consistency |" in text
+    assert (out / "choosing/plot.png").stat().st_size > 10_000
