@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from methods import METHODS
 from plots import save_scatter
 from runs import Run, ensure, read
 from scipy.stats import spearmanr
@@ -25,7 +26,7 @@ from sweep import cluster_counts
 
 from udmlss.types import LabelFreeScores
 
-CLUSTERING = {"udml", "udml-ss", "recipe"}
+CLUSTERING = set(METHODS) - {"frozen", "instance", "supervised"}
 KINDS = ("features", "embeddings")
 
 
@@ -69,9 +70,7 @@ def gather(folder: Path) -> dict[str, Run]:
     """Return all runs that cluster from the folder and the folders in it, by where they lie."""
     found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"))}
     return {
-        str(path.relative_to(folder).with_suffix("")): run
-        for path, run in found.items()
-        if run["method"] in CLUSTERING
+        str(path.relative_to(folder).with_suffix("")): run for path, run in found.items() if run["method"] in CLUSTERING
     }
 
 

@@ -1,12 +1,13 @@
 """The methods that are compared: each trains a model in place and returns the reports of its rounds.
 
 Another method is another function in `METHODS`. All take the same steps on as many images, by the same optimiser.
+`PARTS` are what the recipe has beyond `udml`, each also a method of its own.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_metric_learning import losses, miners
@@ -29,7 +30,7 @@ from udmlss import (
     frozen_batch_norm,
     parameter_groups,
 )
-from udmlss.types import Labeler, What
+from udmlss.types import Labeler
 
 History = tuple[RoundReport, ...]
 LOSSES = {
@@ -87,9 +88,9 @@ def _pairs(n_images: int, settings: Settings, seed: int) -> list[list[int]]:
     return batches[: settings.steps]
 
 
-def udml(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
-    """Learn from clusters alone."""
-    return _fit(model, data, settings, seed, _clusters(settings, seed))
+def udml(model: EmbeddingModel, data: Data, settings: Settings, seed: int, **parts: Any) -> History:  # noqa: ANN401
+    """Learn from clusters alone; `parts` are further settings of `fit`."""
+    return _fit(model, data, settings, seed, _clusters(settings, seed), **parts)
 
 
 def udml_ss(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
@@ -97,26 +98,26 @@ def udml_ss(model: EmbeddingModel, data: Data, settings: Settings, seed: int) ->
     return _fit(model, data, settings, seed, _clusters(settings, seed), rotation_weight=settings.rotation_weight)
 
 
-def recipe(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
-    """Learn from clusters of averaged weights' features, half as many a batch with two views of each image."""
-    half = replace(settings, clusters_per_batch=max(2, settings.clusters_per_batch // 2))
-    labeler = _clusters(settings, seed)
-    return _fit(model, data, half, seed, labeler, views=2, ema_decay=0.95, later_rounds="features")
-
-
 def supervised(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> History:
     """Learn from the true labels of the training classes in place of clusters."""
     return _fit(model, data, settings, seed, TrueLabels(data.labels))
 
 
+PARTS: dict[str, dict[str, Any]] = {
+    "two-views": {"views": 2},
+    "averaged": {"ema_decay": 0.95},
+    "features": {"later_rounds": "features"},
+}
 METHODS: dict[str, Callable[[EmbeddingModel, Data, Settings, int], History]] = {
     "frozen": frozen,
     "instance": instance,
     "udml": udml,
     "udml-ss": udml_ss,
-    "recipe": recipe,
+    **{name: partial(udml, **part) for name, part in PARTS.items()},
+    "recipe": partial(udml, **{name: value for part in PARTS.values() for name, value in part.items()}),
     "supervised": supervised,
 }
+COMPARED = tuple(name for name in METHODS if name not in PARTS)
 
 
 def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler:
@@ -132,8 +133,7 @@ def _fit(
     *,
     rotation_weight: float = 0,
     views: int = 1,
-    ema_decay: float | None = None,
-    later_rounds: What = "embeddings",
+    **parts: Any,  # noqa: ANN401
 ) -> History:
     miner = miners.MultiSimilarityMiner(0.1) if settings.loss == "multi-similarity" else None
     criterion = UDMLSSLoss(LOSSES[settings.loss](), miner=miner, rotation_weight=rotation_weight)
@@ -146,11 +146,9 @@ def _fit(
         criterion=criterion,
         rotation_head=head,
         optimizer=_optimizer(settings, model, criterion, head),
-        clusters_per_batch=settings.clusters_per_batch,
+        clusters_per_batch=max(2, settings.clusters_per_batch // views),  # as many views a step as without
         samples_per_cluster=settings.samples_per_cluster,
         views=views,
-        ema_decay=ema_decay,
-        later_rounds=later_rounds,
         rotation_images=settings.rotation_images,
         max_steps=settings.steps,
         relabel_every=settings.relabel_every,
@@ -158,6 +156,7 @@ def _fit(
         channels_last=True,
         num_workers=settings.workers,
         seed=seed,
+        **parts,
     )
     if result.ended == "interrupt":  # half a training is no result
         raise KeyboardInterrupt

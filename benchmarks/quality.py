@@ -4,15 +4,16 @@
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
 
 Every method trains the same model on as many images. Only `supervised` sees labels, those of the training classes, as
-the upper bound; `frozen` is the model before training and always there. Each run is a file in the output folder and
-is not run again; the table is made of all that are there, so two commands may share the work.
+the upper bound; `frozen` is the model before training and always there. `recipe` is `udml` with `two-views`, weights
+`averaged` and clusters of `features`, each a method of its own that is run if named. Each run is a file in the output
+folder and is not run again; the table is made of all that are there, so two commands may share the work.
 """
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from methods import METHODS
+from methods import COMPARED, METHODS
 from runs import ensure, read
 from settings import build_parser, options_of, parse
 from setups import open_data
@@ -21,7 +22,7 @@ from tables import write
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas; default: %(default)s")
+    parser.add_argument("--methods", default=",".join(COMPARED), help=f"separated by commas: {', '.join(METHODS)}")
     args, settings = parse(parser, arguments)
     methods = list(dict.fromkeys(["frozen", *args.methods.split(",")]))
     if unknown := [method for method in methods if method not in METHODS]:

@@ -47,6 +47,13 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
             raise
 
 
+def carry_more(images: Images) -> bool:
+    """Return whether items hold more than an image, such as a label."""
+    with torch.random.fork_rng([]):  # so that whoever looks draws what they would without
+        first = images[0]
+    return isinstance(first, dict | Sequence) and len(first) > 1
+
+
 def _image_of(item: object, index: int) -> Tensor:
     first = item
     if isinstance(item, dict):

@@ -1,8 +1,10 @@
 """The loop: embed, cluster, train, again."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from statistics import fmean
 from typing import cast
 
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 from udmlss import preflight
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.embedding import EmbeddingModel, device_of, modes_kept
+from udmlss.indexing import carry_more
 from udmlss.keeping import Keeper
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
@@ -209,6 +212,8 @@ def fit(
         for part in parts:
             part.train()
         with tqdm(total=schedule.steps, desc="fit", unit="step", disable=not progress) as bar:
+            if progress and carry_more(images):
+                _say_labels_are_ignored()
             try:
                 return _run(rounds, step, schedule, keeper, callbacks=callbacks, bar=bar)
             finally:
@@ -306,6 +311,11 @@ def _summary(measured: Measured, pseudo: PseudoLabels, label_free: LabelFreeScor
     words.append(f"consistency {label_free.consistency:.0%}")
     words.append(f"rank {label_free.effective_rank:.0f}")
     return ", ".join(words)
+
+
+@cache  # once in a process is enough
+def _say_labels_are_ignored() -> None:
+    tqdm.write("fit: what comes with the images, such as labels, is ignored", file=sys.stderr)
 
 
 def _averaged(model: EmbeddingModel, decay: float) -> AveragedModel:

@@ -19,6 +19,7 @@ from udmlss import (
     evaluate,
     fit,
     parameter_groups,
+    training,
 )
 
 CLASSES, EACH, SIDE = 12, 20, 8
@@ -357,6 +358,17 @@ def test_the_bar_shows_loss_turns_against_chance_clusters_and_agreement(capsys):
 def test_nothing_is_printed_without_the_bar(capsys):
     short_fit(make_model())
     assert capsys.readouterr() == ("", "")
+
+
+def test_labels_are_said_to_be_ignored_once_in_a_process(capsys):
+    labelled = torch.utils.data.TensorDataset(IMAGES, LABELS)
+    training._say_labels_are_ignored.cache_clear()
+    short_fit(make_model(), IMAGES, progress=True)
+    assert "ignored" not in capsys.readouterr().err
+    short_fit(make_model(), labelled, progress=True)
+    assert "fit: what comes with the images, such as labels, is ignored\n" in capsys.readouterr().err
+    short_fit(make_model(), labelled, progress=True)
+    assert "ignored" not in capsys.readouterr().err
 
 
 def test_the_first_round_clusters_features_and_later_ones_embeddings():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from udmlss.indexing import IndexedImages, stack_images
+from udmlss.indexing import IndexedImages, carry_more, stack_images
 
 Sample = namedtuple("Sample", "image label path")  # noqa: PYI024 (the plain one, as people have it)
 
@@ -136,3 +136,14 @@ def test_an_error_in_a_worker_carries_the_number_of_the_item():
     loader = DataLoader(IndexedImages(Made(fail_at_three)), batch_size=5, num_workers=1, collate_fn=stack_images)
     with pytest.raises(OSError, match=r"image file is truncated\n(.*\n)*while taking item 3 of `images`"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_items_carry_more_if_there_is_anything_beside_the_image(kind):
+    assert carry_more(Made(lambda index: ITEMS[kind](IMAGES[index]))) == (kind not in {"tensor", "tuple of one"})
+
+
+def test_looking_at_an_item_leaves_the_draws_as_they_were():
+    before = torch.get_rng_state()
+    carry_more(Made(lambda _: torch.rand(3, 4, 4)))
+    assert torch.equal(torch.get_rng_state(), before)
