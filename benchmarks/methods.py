@@ -1,7 +1,7 @@
 """The methods that are compared: each trains a model in place and returns the reports of its rounds.
 
 Another method is another function in `METHODS`. All take the same steps on as many images, by the same optimiser.
-`PARTS` are what the recipe has beyond `udml`, each also a method of its own.
+`PARTS` are settings of `fit` that were tried for the recipe, each beside `udml` alone.
 """
 
 from collections.abc import Callable
@@ -114,7 +114,7 @@ METHODS: dict[str, Callable[[EmbeddingModel, Data, Settings, int], History]] = {
     "udml": udml,
     "udml-ss": udml_ss,
     **{name: partial(udml, **part) for name, part in PARTS.items()},
-    "recipe": partial(udml, **{name: value for part in PARTS.values() for name, value in part.items()}),
+    "recipe": partial(udml, **PARTS["two-views"], **PARTS["averaged"]),
     "supervised": supervised,
 }
 COMPARED = tuple(name for name in METHODS if name not in PARTS)
