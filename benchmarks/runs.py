@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,20 +60,27 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
 def read(folder: Path, settings: Settings) -> list[Run]:
     """Return the folder's runs; end the program if one was made with other settings."""
     runs = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))}
-    stale = [path for path, found in runs.items() if found.get("settings") != asdict(settings)]
+    stale = [path for path, found in runs.items() if _settings_of(found) != settings]
     if stale:
         sys.exit(
             f"The runs in {folder} must have these settings; found {len(stale)} with others, {stale[0].name} with "
-            f"{_differences(runs[stale[0]].get('settings'), settings)}. Give another --out, or take them away."
+            f"{_differences(_settings_of(runs[stale[0]]), settings)}. Give another --out, or take them away."
         )
     return list(runs.values())
 
 
-def _differences(found: Mapping[str, Any] | None, settings: Settings) -> str:
+def _settings_of(run: Run) -> Settings | None:
+    try:
+        return Settings(**run["settings"])  # a setting younger than the run had its default
+    except (KeyError, TypeError):
+        return None
+
+
+def _differences(found: Settings | None, settings: Settings) -> str:
     if found is None:
         return "no settings"
-    names = [name for name, value in asdict(settings).items() if found.get(name) != value]
-    return ", ".join(f"{name} {found.get(name)}" for name in names)
+    wanted = asdict(settings)
+    return ", ".join(f"{name} {value}" for name, value in asdict(found).items() if value != wanted[name])
 
 
 def versions() -> dict[str, str]:

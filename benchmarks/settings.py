@@ -35,6 +35,7 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     whiten_first: int = 0  # 0 leaves the first features as they are
+    pooling: Literal["average", "average+maximum"] = "average"
     workers: int = 0
     validate: bool = False
 
@@ -105,6 +106,8 @@ def parse(
             parser.error("a folder by the name of glyphs would be taken for the data set; rename it")
     given = {field.name: value for field in fields(Settings) if (value := vars(args).get(field.name)) is not None}
     settings = replace(preset(args.data), **given)
+    if settings.backbone == "small" and settings.pooling != "average":
+        parser.error("the small backbone has no pooling to choose; leave --pooling out, or name another --backbone")
     args.out = args.out or ROOT / "benchmarks/results" / (args.data + "-validate" * settings.validate)
     return args, settings
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import layouts
@@ -82,6 +83,28 @@ def test_a_run_of_another_program_is_refused(tmp_path):
     (tmp_path / "udml-0.json").write_text('{"method": "udml", "options": []}')
     with pytest.raises(SystemExit, match=r"found 1 with others, udml-0\.json with no settings"):
         runs.read(tmp_path, preset("cub100"))
+
+
+def test_a_setting_younger_than_a_run_had_its_default(tmp_path):
+    older = asdict(preset("cub100"))
+    del older["pooling"]
+    (tmp_path / "udml-0.json").write_text(json.dumps({"method": "udml", "settings": older}))
+    assert len(runs.read(tmp_path, preset("cub100"))) == 1
+    with pytest.raises(SystemExit, match=r"udml-0\.json with pooling average\. Give"):
+        runs.read(tmp_path, replace(preset("cub100"), pooling="average+maximum"))
+
+
+def test_pooling_by_average_and_maximum_sums_both():
+    plain, both = (
+        setups.build_model(replace(preset("cub100"), pooling=pooling), seed=0).trunk.eval()
+        for pooling in ("average", "average+maximum")
+    )
+    maps = []
+    both._avg_pooling.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+    images = torch.rand(2, 3, 112, 112, device=next(both.parameters()).device)
+    with torch.no_grad():
+        features, average = both(images), plain(images)
+    torch.testing.assert_close(features, average + maps[0].amax(dim=(2, 3)))
 
 
 def test_frozen_runs_unasked_and_an_unknown_method_is_refused(flowers, options, tmp_path, capsys):

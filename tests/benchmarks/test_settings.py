@@ -38,3 +38,9 @@ def test_a_folder_by_the_name_of_the_made_data_set_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse("--data", str(tmp_path / "glyphs"))
     assert "rename it" in capsys.readouterr().err
+
+
+def test_pooling_is_no_choice_where_there_is_none(capsys):
+    with pytest.raises(SystemExit):
+        parse("--data", "glyphs", "--pooling", "average+maximum")
+    assert "leave --pooling out" in capsys.readouterr().err
