@@ -4,13 +4,15 @@ Another method is another function in `METHODS`. All take the same steps on as m
 `PARTS` are settings of `fit` that were tried for the recipe, each beside `udml` alone.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from pytorch_metric_learning import losses, miners
+from metric_losses import LOSSES, MINERS
+from pytorch_metric_learning import losses
 from settings import Settings
 from setups import Data
 from torch import Tensor, nn
@@ -30,14 +32,8 @@ from udmlss import (
     frozen_batch_norm,
     parameter_groups,
 )
-from udmlss.types import Labeler
 
 History = tuple[RoundReport, ...]
-LOSSES = {
-    "multi-similarity": partial(losses.MultiSimilarityLoss, alpha=2, beta=40, base=0.5),
-    "nt-xent": losses.NTXentLoss,
-    "sup-con": losses.SupConLoss,
-}
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 
@@ -46,6 +42,7 @@ class TrueLabels:
 
     def __init__(self, labels: Tensor) -> None:
         self.pseudo = PseudoLabels(labels, None, labels.bincount())
+        self.n_clusters = self.pseudo.n_clusters
 
     def label(self, _embeddings: Tensor) -> PseudoLabels:
         return self.pseudo
@@ -61,7 +58,12 @@ def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -
 
     A batch holds two views of half as many images, so that a step sees as many views as the other methods' do.
     """
-    criterion = losses.SelfSupervisedLoss(LOSSES[settings.loss]())
+    loss = LOSSES[settings.loss](1, settings.embedding_size)
+    if type(loss).__name__ not in losses.SelfSupervisedLoss.supported_losses():
+        sys.exit(
+            f"instance must have a loss that SelfSupervisedLoss takes; found {settings.loss}. Name another."
+        )
+    criterion = losses.SelfSupervisedLoss(loss)
     optimizer = _optimizer(settings, model, criterion)
     device = next(model.parameters()).device
     batches = _pairs(len(data.labels), settings, seed)
@@ -129,14 +131,15 @@ def _fit(
     data: Data,
     settings: Settings,
     seed: int,
-    labeler: Labeler,
+    labeler: ClusterPseudoLabeler | TrueLabels,
     *,
     rotation_weight: float = 0,
     views: int = 1,
     **parts: Any,  # noqa: ANN401
 ) -> History:
-    miner = miners.MultiSimilarityMiner(0.1) if settings.loss == "multi-similarity" else None
-    criterion = UDMLSSLoss(LOSSES[settings.loss](), miner=miner, rotation_weight=rotation_weight)
+    loss = LOSSES[settings.loss](labeler.n_clusters, settings.embedding_size)
+    miner = MINERS[settings.loss]() if settings.loss in MINERS else None
+    criterion = UDMLSSLoss(loss, miner=miner, rotation_weight=rotation_weight)
     head = RotationPretextHead(model.embedder.in_features) if rotation_weight else None
     result = fit(
         model,

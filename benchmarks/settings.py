@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 ROOT = Path(__file__).parents[1]
+Loss = Literal[
+    *("multi-similarity", "contrastive", "triplet", "lifted", "n-pairs", "nt-xent", "sup-con", "circle", "margin"),
+    *("fast-ap", "proxy-anchor", "soft-triple"),
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Settings:
     lr: float
     weight_decay: float
     freeze_batch_norm: bool
-    loss: Literal["multi-similarity", "nt-xent", "sup-con"] = "multi-similarity"
+    loss: Loss = "multi-similarity"
     rotation_weight: float = 0.1
     rotation_images: int = 16
     clusters_per_batch: int = 16

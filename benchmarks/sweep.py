@@ -2,8 +2,10 @@
 
     python benchmarks/sweep.py --data cub100 --over k
     python benchmarks/sweep.py --data cub100 --over rotation
+    python benchmarks/sweep.py --data cub100 --over loss
 
-`k` goes from half to ten times the number of training classes, `rotation` is the weight of the rotation loss. The
+`k` goes from half to ten times the number of training classes, `rotation` is the weight of the rotation loss, `loss` is
+the metric loss. The
 output folder is that of benchmarks/quality.py, the sweep a folder in it. Runs that the table there has with the same
 settings are taken from there, and so are `frozen` and `supervised` for comparison if they are there.
 """
@@ -13,14 +15,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from methods import METHODS
+from metric_losses import LOSSES
 from plots import save_sweep
 from runs import Run, ensure, read
 from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 from tables import write
 
-FIELDS = {"k": "n_clusters", "rotation": "rotation_weight"}
-LABELS = {"k": "number of clusters k", "rotation": "weight of the rotation loss"}
+FIELDS = {"k": "n_clusters", "rotation": "rotation_weight", "loss": "loss"}
+LABELS = {"k": "number of clusters k", "rotation": "weight of the rotation loss", "loss": "metric loss"}
 TIMES_CLASSES = (0.5, 1, 2, 5, 10)
 WEIGHTS = (0, 0.03, 0.1, 0.3, 1)
 
@@ -36,6 +39,15 @@ def cluster_counts(n_classes: int, n_images: int, settings: Settings) -> tuple[l
     return [count for count in counts if count not in few + many], notes
 
 
+def values_of(
+    over: str, n_classes: int, n_images: int, settings: Settings
+) -> tuple[Sequence[int] | Sequence[float] | Sequence[str], list[str]]:
+    """Return what to try, and sentences on what cannot be."""
+    if over == "k":
+        return cluster_counts(n_classes, n_images, settings)
+    return (WEIGHTS, []) if over == "rotation" else (list(LOSSES), [])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--over", choices=FIELDS, required=True)
@@ -43,16 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, base = parse(parser, arguments)
     data = open_data(base, args.root)
     n_classes = len(data.labels.unique())
-    values, notes = cluster_counts(n_classes, len(data.labels), base) if args.over == "k" else (WEIGHTS, [])
+    values, notes = values_of(args.over, n_classes, len(data.labels), base)
     folder = args.out / args.over
     settings = {value: replace(base, **{FIELDS[args.over]: value}) for value in values}
-    folders = {value: args.out if settings[value] == base else folder / f"{value:g}" for value in values}
+    folders = {value: args.out if settings[value] == base else folder / _name(value) for value in values}
     for value in values:
         read(folders[value], settings[value])  # refuses runs with other settings before any work
     for seed in range(args.seeds):
         for value in values:
             ensure(folders[value], args.method, seed, settings[value], data)
-    swept = {f"{value:g}": _of(args.method, read(folders[value], settings[value])) for value in values}
+    swept = {_name(value): _of(args.method, read(folders[value], settings[value])) for value in values}
     frozen, supervised = (_of(end, read(args.out, base)) for end in ("frozen", "supervised"))
     groups = {"frozen": frozen, **swept, "supervised": supervised}
     command = ["--data", args.data, "--over", args.over, "--method", args.method, "--seeds", str(args.seeds)]
@@ -64,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{notes[0].rstrip('.')}; mean and standard deviation over seeds"
     save_sweep(folder / "plot.png", rows, title=title, label=LABELS[args.over])
     print(f"Saved {folder / 'plot.png'}")
+
+
+def _name(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _of(method: str, runs: list[Run]) -> list[Run]:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import layouts
 import methods
+import metric_losses
 import pytest
 import quality
 import runs
@@ -167,15 +168,32 @@ def test_pairs_are_two_views_of_each_image_and_pass_over_all():
     assert batches != methods._pairs(120, settings, seed=1)
 
 
-@pytest.mark.parametrize("loss", methods.LOSSES)
-def test_every_loss_trains_with_and_without_clusters(flowers, options, loss):
-    parsed = quality.parse(quality.build_parser(None), ["--data", str(flowers), *options, "--loss", loss])[1]
-    data = setups.open_data(parsed, flowers)
-    for method in (methods.instance, methods.udml):
-        model = setups.build_model(parsed, seed=0)
-        before = model.embedder.weight.detach().clone()
-        method(model, data, parsed, 0)
-        assert not torch.equal(before, model.embedder.weight)
+NO_INSTANCE = ["n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple"]
+
+
+@pytest.fixture(scope="module")
+def settings_of(flowers, options):
+    return lambda *more: quality.parse(quality.build_parser(None), ["--data", str(flowers), *options, *more])[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [(method, loss) for method in (methods.udml, methods.supervised) for loss in metric_losses.LOSSES]
+    + [(methods.instance, loss) for loss in metric_losses.LOSSES if loss not in NO_INSTANCE],
+)
+def test_every_loss_trains(flowers, settings_of, method, loss):
+    settings = settings_of("--loss", loss)
+    model = setups.build_model(settings, seed=0)
+    before = model.embedder.weight.detach().clone()
+    method(model, setups.open_data(settings, flowers), settings, 0)
+    assert not torch.equal(before, model.embedder.weight)
+
+
+@pytest.mark.parametrize("loss", NO_INSTANCE)
+def test_a_loss_that_needs_classes_is_refused_where_there_are_none(flowers, settings_of, loss):
+    settings = settings_of("--loss", loss)
+    with pytest.raises(SystemExit, match=f"takes; found {loss}"):
+        methods.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
 
 
 def test_the_made_data_set_opens_with_the_quickstarts_network():

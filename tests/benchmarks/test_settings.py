@@ -1,8 +1,10 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import settings
+from metric_losses import LOSSES
 
 
 def parse(*arguments):
@@ -28,7 +30,7 @@ def test_an_option_changes_its_setting_and_the_options_written_down_lead_to_the_
     assert settings.options_of(standard) == []
 
 
-@pytest.mark.parametrize("wrong", [["--loss", "triplet"], ["--steps", "many"], ["--nonsense", "1"]])
+@pytest.mark.parametrize("wrong", [["--loss", "tripled"], ["--steps", "many"], ["--nonsense", "1"]])
 def test_an_unknown_option_or_choice_ends_the_program(wrong):
     with pytest.raises(SystemExit):
         parse("--data", "cub100", *wrong)
@@ -38,6 +40,10 @@ def test_a_folder_by_the_name_of_the_made_data_set_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse("--data", str(tmp_path / "glyphs"))
     assert "rename it" in capsys.readouterr().err
+
+
+def test_every_loss_that_can_be_named_can_be_built():
+    assert get_args(settings.Loss) == tuple(LOSSES)
 
 
 def test_pooling_is_no_choice_where_there_is_none(capsys):

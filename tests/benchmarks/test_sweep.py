@@ -70,3 +70,12 @@ def test_a_sweep_needs_no_other_runs(flowers, options, tmp_path):
     rows = json.loads((tmp_path / "k" / "table.json").read_text())["rows"]
     assert {row["name"] for row in rows} == {"2", "4", "8"}
     assert {row["closed"] for row in rows} == {None}
+
+
+def test_the_losses_make_a_table(flowers, options, tmp_path):
+    given = ["--over", "loss", "--method", "udml", "--seeds", "1", "--out", str(tmp_path)]
+    sweep.main(["--data", str(flowers), *given, *options])
+    rows = json.loads((tmp_path / "loss" / "table.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["scored"] == "features"] == list(sweep.LOSSES)
+    assert json.loads((tmp_path / "loss/circle/udml-0.json").read_text())["settings"]["loss"] == "circle"
+    assert (tmp_path / "udml-0.json").exists()  # the standard loss is the table's own run
