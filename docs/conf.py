@@ -28,9 +28,13 @@ napoleon_use_ivar = True
 
 def read_docstring(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
     """Let docstrings write maths between dollars, as the pages do, and begin an argument with `P.`: it is no list."""
-    text = re.sub(r"^\$\$(.+)\$\$$", r".. math:: \1", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"^\$\$(.+?)\$\$$", _equation, "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"(?<![\w$`])\$([^$\n`]+)\$(?![\w$])", r":math:`\1`", text)
     lines[:] = re.sub(r"^(:param \w+:\s+[A-Z])\. ", r"\1\\. ", text, flags=re.MULTILINE).split("\n")
+
+
+def _equation(found: re.Match[str]) -> str:
+    return ".. math:: " + " ".join(found[1].split())
 
 
 def setup(app: Sphinx) -> None:

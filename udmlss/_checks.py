@@ -24,6 +24,12 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise refusal(f"`{name}` must be at least {least}", value, "Raise it")
 
 
+def check_above(name: str, value: float, bound: float) -> None:
+    """Refuse a number that is not above a bound."""
+    if not value > bound:
+        raise refusal(f"`{name}` must be above {bound}", value, "Raise it")
+
+
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:

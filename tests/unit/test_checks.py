@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 import torch
 
-from udmlss._checks import check_at_least, check_choice, check_embeddings, check_labels, refusal, type_refusal
+from udmlss._checks import (
+    check_above,
+    check_at_least,
+    check_choice,
+    check_embeddings,
+    check_labels,
+    refusal,
+    type_refusal,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +30,13 @@ def test_a_number_below_the_least_is_refused_and_the_least_is_not():
     check_at_least("k", 2, 2)
     with pytest.raises(ValueError, match=r"`k` must be at least 2; found 1\. Raise it\."):
         check_at_least("k", 1, 2)
+
+
+@pytest.mark.parametrize("found", [0, -1, float("nan")])
+def test_a_number_that_is_not_above_its_bound_is_refused(found):
+    check_above("scale", 1e-9, 0)
+    with pytest.raises(ValueError, match=rf"`scale` must be above 0; found {found}\. Raise it\."):
+        check_above("scale", found, 0)
 
 
 def test_a_value_that_is_no_choice_is_refused():
