@@ -31,7 +31,7 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, share: float = 0.5, s
         tensor([1, 0, 3, 2])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: A Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091
     """
     if not 0 <= share <= 1:

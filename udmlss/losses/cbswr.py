@@ -33,12 +33,8 @@ class CBSwRLoss(nn.Module):
     of all other clusters (`CenterSoftmaxLoss`); decoded, it shall be every image of its own (`reconstruction_loss`).
     `InformationLoss` keeps the clusters of like size and each image in one. The positive is the second view.
 
-    The trunk must end in a pooling of feature maps, so that maps can be taken before it. The loop needs no labeler and
-    no sampler, and `fit` does not run it:
-
-        maps, pool = nn.Sequential(...), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        model = EmbeddingModel(nn.Sequential(maps, pool), nn.Linear(1024, 128))
-        loss = criterion(maps(views), model(second_views), views, lambda found: model.embed_features(pool(found)))
+    The maps are those that the model's trunk pools, so build the trunk of two parts, as below. A loop needs no labeler
+    and no sampler, and `fit` does not run it.
 
     As published: batches of 64 images, two views of each; K = 32 in the text and 100 in the released training; SGD with
     learning rate 1e-3; temperature 0.1; weights 0.9, 0.3 and 0.001. Head and decoder are for training only; their
@@ -52,7 +48,7 @@ class CBSwRLoss(nn.Module):
         metric_loss: The loss on embeddings and centroids. None: `CenterSoftmaxLoss()`.
         metric_weight: Weight alpha.
         information_weight: Weight beta.
-        reconstruction_weight: Weight gamma.
+        reconstruction_weight: Weight gamma. Errors are averaged over pixels, so the default adds little to the loss.
 
     Raises:
         ValueError: A weight is negative.
@@ -67,8 +63,8 @@ class CBSwRLoss(nn.Module):
         torch.Size([])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: A Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. How the parts differ from the released code is told there.
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        2020. https://arxiv.org/abs/2009.04091. Each part tells how it differs from the paper and its code.
     """
 
     def __init__(

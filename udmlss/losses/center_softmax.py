@@ -35,9 +35,10 @@ class CenterSoftmaxLoss(nn.Module):
         torch.Size([])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: A Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091. In the released training the positive is divided by the sum over other
-        clusters alone, so that its "probability" can exceed 1; here, as in the equation, it is part of the sum.
+        clusters alone, so that its "probability" can exceed 1; here it is part of the sum. The paper sums over images;
+        here their mean is taken.
     """
 
     def __init__(self, temperature: float = 0.1, *, negative_weight: float = 1.0) -> None:

@@ -30,7 +30,7 @@ class ClusteringHead(nn.Module):
         torch.Size([64, 32])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: A Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091. The released code scales the logits of an image to unit length, which
         caps the largest probability at e / (e + K - 1), 0.03 for K = 100; here they are left as they are.
     """

@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         torch.Size([2, 3, 32, 32])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: A Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091. The released decoder ends in a sigmoid and is compared with images that
         have negative values. Channels are our choice.
     """
@@ -107,6 +107,8 @@ def reconstruction_loss(
     r"""Return the mean squared error of every image against what was decoded of its cluster's centroid.
 
     $$L = \frac{1}{b c h w} \sum_i \| D(r_{y_i}) - x_i \|^2$$
+
+    The paper (Nguyen et al. 2020, https://arxiv.org/abs/2009.04091) does not divide by the c h w numbers of an image.
 
     Args:
         decoded: The decoder's image of each cluster.
