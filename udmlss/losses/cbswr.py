@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from udmlss._checks import check_at_least, refusal
 from udmlss.losses.center_softmax import CenterSoftmaxLoss
-from udmlss.losses.information import InformationLoss
+from udmlss.losses.information import ClusteringHead, InformationLoss
 from udmlss.losses.reconstruction import centroid_maps, reconstruction_loss
 
 
@@ -42,7 +42,7 @@ class CBSwRLoss(nn.Module):
     weight decay is the l2 term of the clustering loss.
 
     Args:
-        head: Embeddings (b d) to logits (b K), such as `ClusteringHead(128)`.
+        head: Embeddings to logits of K clusters.
         decoder: Maps (k f y x) to images (k c h w), such as `Decoder((1024, 7, 7), (3, 224, 224))`; None for
             center-based softmax without reconstruction.
         metric_loss: The loss on embeddings and centroids. None: `CenterSoftmaxLoss()`.
@@ -69,7 +69,7 @@ class CBSwRLoss(nn.Module):
 
     def __init__(
         self,
-        head: nn.Module,
+        head: ClusteringHead,
         decoder: nn.Module | None,
         *,
         metric_loss: CenterSoftmaxLoss | None = None,
@@ -118,10 +118,10 @@ class CBSwRLoss(nn.Module):
         embed_maps: Callable[[Tensor], Tensor],
     ) -> CBSwRTerms:
         """Return the total loss and its parts; arguments as in `forward`."""
+        _check_fits(len(maps), self.head.n_clusters)
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         embeddings = embed_maps(maps)
         logits = self.head(embeddings)
-        _check_fits(len(maps), logits.shape[1])
         clusters = logits.argmax(dim=1).unique(return_inverse=True)[1]  # of those that have an image
         centroids = centroid_maps(maps, clusters)
         with torch.no_grad():  # beside the images, for an embedder with batch norm: there may be one centroid alone

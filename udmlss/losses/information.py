@@ -39,6 +39,7 @@ class ClusteringHead(nn.Module):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("n_clusters", n_clusters, 2)
+        self.n_clusters = n_clusters
         self.layers = nn.Sequential(
             nn.BatchNorm1d(embedding_size), nn.Dropout(dropout), nn.Linear(embedding_size, n_clusters)
         )

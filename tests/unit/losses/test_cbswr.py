@@ -108,7 +108,7 @@ def test_the_published_settings_are_the_default():
     weights = (criterion.metric_weight, criterion.information_weight, criterion.reconstruction_weight)
     assert weights == (0.9, 0.3, 0.001)
     assert criterion.metric_loss.temperature == 0.1
-    assert criterion.head.layers[2].out_features == 32
+    assert criterion.head.n_clusters == criterion.head.layers[2].out_features == 32
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -265,11 +265,12 @@ def untyped(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-def test_more_clusters_than_images_are_refused():
+@pytest.mark.parametrize("b", [1, 3])
+def test_more_clusters_than_images_are_refused(b):
     criterion, network = make_criterion(), Network()
-    sentence = r"4 in-batch clusters need at least as many images in a batch; found 3\. Draw larger batches, drop"
+    sentence = rf"4 in-batch clusters need at least as many images in a batch; found {b}\. Draw larger batches, drop"
     with pytest.raises(ValueError, match=sentence):
-        run(criterion, network, *make_batch(3))
+        run(criterion, network, *make_batch(b))
 
 
 def test_images_that_the_decoder_cannot_give_are_refused(untyped):
