@@ -11,6 +11,7 @@ from udmlss.judging import judge_embeddings
 from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
+from udmlss.pairing import pair_with_neighbors
 from udmlss.rotation import RotationPretextHead, rotate_four_ways
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.training import fit
@@ -42,6 +43,7 @@ __all__ = [
     "frozen_batch_norm",
     "judge_embeddings",
     "metrics",
+    "pair_with_neighbors",
     "parameter_groups",
     "rotate_four_ways",
 ]

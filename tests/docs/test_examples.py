@@ -62,6 +62,12 @@ def test_other_losses_run(tmp_path):
     assert len([line for line in printed.splitlines() if "R@1" in line]) == 4
 
 
+def test_training_without_k_means_runs(tmp_path):
+    printed = run("examples/cbswr.py", "--rounds", 1, "--steps", 3, cwd=tmp_path)
+    rows = [" ".join(line.split()[:2]).removesuffix(":") for line in printed.splitlines()]
+    assert rows == ["before features", "before embeddings", "round 0", "after features", "after embeddings"]
+
+
 def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_path, birds):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]

@@ -1,8 +1,25 @@
 """UDMLSSLoss and the losses that pytorch-metric-learning lacks."""
 
 from udmlss.losses import deep_metric
+from udmlss.losses.cbswr import CBSwRLoss, CBSwRTerms
+from udmlss.losses.center_softmax import CenterSoftmaxLoss
 from udmlss.losses.cluster_nca import ClusterNCALoss
+from udmlss.losses.information import ClusteringHead, InformationLoss
 from udmlss.losses.nearest_positive import NearestPositiveLoss
+from udmlss.losses.reconstruction import Decoder, centroid_maps, reconstruction_loss
 from udmlss.losses.udmlss import UDMLSSLoss
 
-__all__ = ["ClusterNCALoss", "NearestPositiveLoss", "UDMLSSLoss", "deep_metric"]
+__all__ = [
+    "CBSwRLoss",
+    "CBSwRTerms",
+    "CenterSoftmaxLoss",
+    "ClusterNCALoss",
+    "ClusteringHead",
+    "Decoder",
+    "InformationLoss",
+    "NearestPositiveLoss",
+    "UDMLSSLoss",
+    "centroid_maps",
+    "deep_metric",
+    "reconstruction_loss",
+]

@@ -1,0 +1,60 @@
+"""CBSwR, without k-means: clusters are learnt inside the batch, and their centroids are the negatives.
+
+python examples/cbswr.py
+"""
+
+import argparse
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
+
+from udmlss import EmbeddingModel, IndexedImages, embed, evaluate, pair_with_neighbors
+from udmlss.data import glyphs
+from udmlss.losses import CBSwRLoss, ClusteringHead, Decoder
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--rounds", type=int, default=2, help="how often neighbours are looked for")
+parser.add_argument("--steps", type=int, default=100, help="optimiser steps a round")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+
+torch.manual_seed(args.seed)
+augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
+train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
+maps = nn.Sequential(
+    *[nn.Conv2d(1, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()],
+    *[nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()],
+)
+pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+model = EmbeddingModel(nn.Sequential(maps, pool), nn.Linear(1024, 128))
+criterion = CBSwRLoss(ClusteringHead(128, 32), Decoder((64, 8, 8), (1, 32, 32)))
+optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=1e-3)
+
+
+def embed_maps(found: torch.Tensor) -> torch.Tensor:
+    return model.embed_features(pool(found))
+
+
+def show(when: str) -> None:
+    images, labels = Subset(test, range(3000)), test.labels[:3000]
+    print(f"{when:6} features  ", evaluate(model, images, labels, what="features"))
+    print(f"{when:6} embeddings", evaluate(model, images, labels))
+
+
+show("before")
+for number in range(args.rounds):
+    partners = pair_with_neighbors(embed(model, plain), seed=number)
+    batches = torch.randperm(len(train)).split(64)[:-1]  # the last may have fewer images than there are clusters
+    pairs = [torch.cat([rows, partners[rows]]).tolist() for rows in batches[: args.steps]]
+    for images, _ in DataLoader(IndexedImages(train), batch_sampler=pairs):
+        views, second_views = images.chunk(2)
+        with torch.no_grad():
+            second_embeddings = model(second_views)
+        terms = criterion.terms(maps(views), second_embeddings, views, embed_maps)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+    print(f"round {number}: " + "  ".join(f"{name} {value.item():.3f}" for name, value in vars(terms).items()))
+show("after")
