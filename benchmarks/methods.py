@@ -60,9 +60,7 @@ def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -
     """
     loss = LOSSES[settings.loss](1, settings.embedding_size)
     if type(loss).__name__ not in losses.SelfSupervisedLoss.supported_losses():
-        sys.exit(
-            f"instance must have a loss that SelfSupervisedLoss takes; found {settings.loss}. Name another."
-        )
+        sys.exit(f"instance must have a loss that SelfSupervisedLoss takes; found {settings.loss}. Name another.")
     criterion = losses.SelfSupervisedLoss(loss)
     optimizer = _optimizer(settings, model, criterion)
     device = next(model.parameters()).device
