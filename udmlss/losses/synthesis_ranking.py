@@ -13,14 +13,14 @@ from udmlss.losses.ranking import draws_on, positive_loss, rank_loss
 class SynthesisRankingLoss(nn.Module):
     r"""Keeps synthetic embeddings around each embedding in the order of their distance, and near their centroid.
 
-    $$r_i^j = r_i + j \alpha \, u_i^j, \quad g_i^j = \phi(r_i^j), \quad j = 1 .. N$$
-    $$L = \frac{1}{n} \sum_i \Big( \frac{w_r}{s} \log \big( 1 + \sum_{k > j} e^{s (c_i^k - c_i^j + \delta)} \big)
-        + w_a \log \big( 1 + \sum_j e^{t (m - g_i^j \cdot \phi(p_i))} \big) \Big), \quad c_i^j = g_i^j \cdot \phi(r_i)$$
+    $$r_i^j = r_i + j \alpha \, u_i^j$$
 
-    where $u$ are random unit directions, drawn afresh for each embedding $r_i$ and $j$, $p_i$ is the centroid of its
-    cluster, and the head $\phi$ is a linear layer followed by normalisation. Only the n embeddings whose cosine to
-    their centroid reaches the gate take part. No image is needed, so it costs little; retrieval uses $r$ and not
-    $\phi(r)$.
+    $$L = \frac{1}{n} \sum_i \Big( w_r L_i + w_a \log ( 1 + \sum_j e^{t (m - \phi(r_i^j) \cdot \phi(p_i))} ) \Big)$$
+
+    where $u_i^j$ is a random unit direction, drawn afresh for each embedding $r_i$ and each j from 1 to N, $L_i$ is the
+    `rank_loss` over all pairs of the N cosines of $\phi(r_i^j)$ and $\phi(r_i)$, $p_i$ is the centroid of the cluster,
+    and the head $\phi$ is a linear layer followed by normalisation. Only the n embeddings whose cosine to their
+    centroid reaches the gate take part. Retrieval uses $r$ and not $\phi(r)$.
 
     It is a metric loss `(embeddings, labels) -> scalar` and goes beside others with `MultipleLosses`. Its head trains
     with the loss's parameters. `UDMLSSLoss.start_round` gives it the centroids of each round, of any number.
