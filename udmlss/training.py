@@ -86,7 +86,7 @@ def fit(
         criterion: The loss.
         rotation_head: Reads the trunk's features of turned images. None is plain UDML, without rotation.
         auxiliary: A further loss without labels, called as `auxiliary(model, images)` with each batch, such as
-            `losses.SelfSupervisedRanking`: any module that returns a scalar, which is added as it is. None adds none.
+            `udmlss.losses.SelfSupervisedRanking`: any module that returns a scalar, which is added as it is.
         optimizer: Holds every parameter that trains, as `parameter_groups` lists them. Default: AdamW on these.
         scheduler: Built on that optimizer, stepped once per optimiser step.
         clusters_per_batch: P. Default as published.

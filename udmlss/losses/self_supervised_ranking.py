@@ -31,7 +31,8 @@ class SelfSupervisedRanking(nn.Module):
         hidden: Width of the hidden layer.
         dimensions: Dimension of what the head gives.
         strengths: How strong the distortion of each version is: 2 to 4 growing numbers above 0 and up to 1. At 1 a
-            crop has half the sides, and contrast and brightness change by up to half the image's standard deviation.
+            crop has half the sides, contrast changes by up to half, brightness by up to half the image's standard
+            deviation, and noise has a fifth of it.
         margin: Margin a by which the cosine must fall from one version to the next.
         boundary: Boundary b below which no cosine may fall. `boundary` and all margins together should stay below 1.
         scale: Scale s of both losses.
