@@ -19,6 +19,7 @@ from udmlss import (
     parameter_groups,
 )
 from udmlss.data import glyphs
+from udmlss.losses import SynthesisRankingLoss
 
 CLUSTERS, DIMENSIONS = 500, 128
 LOSSES = {
@@ -27,6 +28,9 @@ LOSSES = {
     "proxy anchor": lambda: losses.ProxyAnchorLoss(CLUSTERS, DIMENSIONS),
     "proxies and pairs": lambda: losses.MultipleLosses(
         [losses.ProxyAnchorLoss(CLUSTERS, DIMENSIONS), losses.MultiSimilarityLoss(2, 40, 0.5)]
+    ),
+    "pairs and ranking": lambda: losses.MultipleLosses(
+        [losses.MultiSimilarityLoss(2, 40, 0.5), SynthesisRankingLoss(DIMENSIONS)], weights=[1, 0.23]
     ),
 }
 

@@ -24,10 +24,16 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise refusal(f"`{name}` must be at least {least}", value, "Raise it")
 
 
-def check_above(name: str, value: float, bound: float) -> None:
-    """Refuse a number that is not above a bound."""
-    if not value > bound:
-        raise refusal(f"`{name}` must be above {bound}", value, "Raise it")
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is not above zero."""
+    if not value > 0:
+        raise refusal(f"`{name}` must be above 0", value, "Raise it")
+
+
+def check_within(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number outside a range; both ends are allowed."""
+    if not least <= value <= most:
+        raise refusal(f"`{name}` must lie in {least}..{most}", value, "Choose a number in this range")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -35,6 +41,16 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise refusal(f"`{name}` must be one of {listed}", repr(value), "Pass one of these")
+
+
+def check_features(features: Tensor) -> None:
+    """Refuse features that are not one row per image."""
+    if features.ndim != 2:  # noqa: PLR2004
+        raise refusal(
+            "The trunk must return features (b f)",
+            f"shape {tuple(features.shape)}",
+            "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
+        )
 
 
 def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:

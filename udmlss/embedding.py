@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_at_least, check_choice, refusal, type_refusal
+from udmlss._checks import check_at_least, check_choice, check_features, type_refusal
 from udmlss.indexing import IndexedImages, stack_images
 from udmlss.types import Images, Precision, What
 
@@ -46,16 +46,6 @@ class EmbeddingModel(nn.Module):
         check_features(features)
         embeddings = self.embedder(features)
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
-
-
-def check_features(features: Tensor) -> None:
-    """Refuse features that are not one row per image."""
-    if features.ndim != 2:  # noqa: PLR2004
-        raise refusal(
-            "The trunk must return features (b f)",
-            f"shape {tuple(features.shape)}",
-            "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
-        )
 
 
 def embed(

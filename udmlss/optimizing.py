@@ -14,6 +14,7 @@ def parameter_groups(
     criterion: nn.Module,
     rotation_head: nn.Module | None = None,
     *,
+    auxiliary: nn.Module | None = None,
     trunk_lr: float = 1e-4,
     lr: float = 1e-3,
     proxy_lr: float = 1e-2,
@@ -24,8 +25,9 @@ def parameter_groups(
         model: Its trunk, usually pretrained, learns slowly; its embedder is new.
         criterion: The loss; its proxies or class weights, if any, learn fast and without weight decay.
         rotation_head: The head, if any; it is new.
+        auxiliary: A further loss with a head of its own, if any, as `fit` takes it; it is new.
         trunk_lr: Learning rate of the trunk.
-        lr: Learning rate of embedder and head.
+        lr: Learning rate of embedder, head and auxiliary.
         proxy_lr: Learning rate of the loss's own parameters.
 
     Returns:
@@ -36,7 +38,7 @@ def parameter_groups(
         >>> [group["name"] for group in parameter_groups(model, criterion)]
         ['trunk', 'new parts']
     """
-    new = [model.embedder] if rotation_head is None else [model.embedder, rotation_head]
+    new = [part for part in (model.embedder, rotation_head, auxiliary) if part is not None]
     groups = [
         {"name": "trunk", "params": _trainable(model.trunk), "lr": trunk_lr},
         {"name": "new parts", "params": _trainable(*new), "lr": lr},
@@ -63,5 +65,6 @@ def check_complete(optimizer: Optimizer, **parts: nn.Module | None) -> None:
         raise refusal(
             "`optimizer` must hold every parameter that trains",
             f"{len(missing)} left out, the first is {missing[0]}",
-            "Build it on `parameter_groups(model, criterion, rotation_head)`, or call .requires_grad_(False) on them",
+            "Build it on `parameter_groups(model, criterion, rotation_head, auxiliary=auxiliary)` with the parts that "
+            "you have, or call .requires_grad_(False) on them",
         )

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from udmlss import metrics
-from udmlss._checks import check_embeddings, refusal
+from udmlss._checks import check_embeddings, check_within
 
 
 def pair_with_neighbors(features: Float[Tensor, "n f"], *, share: float = 0.5, seed: int = 0) -> Int64[Tensor, " n"]:
@@ -34,8 +34,7 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, share: float = 0.5, s
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091
     """
-    if not 0 <= share <= 1:
-        raise refusal("`share` must lie between 0 and 1", share, "Pass 0.5, as published")
+    check_within("share", share, 0, 1)
     check_embeddings(features, "features")
     own = torch.arange(len(features), device=features.device)
     drawn = torch.rand(len(features), generator=torch.Generator().manual_seed(seed)) < share

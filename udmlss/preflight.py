@@ -10,7 +10,7 @@ from udmlss.clustering import check_count
 from udmlss.embedding import EmbeddingModel, device_of, evaluating
 from udmlss.indexing import IndexedImages
 from udmlss.labeling import ClusterPseudoLabeler
-from udmlss.losses import UDMLSSLoss
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss, UDMLSSLoss
 from udmlss.optimizing import check_complete
 from udmlss.rotation import RotationPretextHead, check_square
 from udmlss.sampling import check_views
@@ -19,7 +19,7 @@ from udmlss.types import Images, Keep, Labeler, Passes, Precision, What
 _TRIED = 8  # images of which two views are compared
 
 
-def check_settings(model: object, criterion: object, labeler: object) -> None:
+def check_settings(model: object, criterion: object, labeler: object, auxiliary: object = None) -> None:
     """Refuse parts of the wrong kind."""
     if not isinstance(model, EmbeddingModel):
         name = type(model).__name__
@@ -31,6 +31,10 @@ def check_settings(model: object, criterion: object, labeler: object) -> None:
         name = type(labeler).__name__
         remedy = "Pass ClusterPseudoLabeler(100), or ClusterPseudoLabeler(clusterer=...) around it"
         raise type_refusal("`labeler` must have `label(embeddings)`", name, remedy)
+    if isinstance(auxiliary, SynthesisRankingLoss) or not isinstance(auxiliary, nn.Module | None):
+        name = type(auxiliary).__name__
+        remedy = "Pass SelfSupervisedRanking(f); a loss of embeddings and labels goes into UDMLSSLoss"
+        raise type_refusal("`auxiliary` must be a module called as auxiliary(model, images)", name, remedy)
 
 
 def check_choices(first_round: What, later_rounds: What, precision: Precision) -> None:
@@ -114,6 +118,7 @@ def check_images(
     *,
     model: EmbeddingModel,
     head: RotationPretextHead | None,
+    auxiliary: nn.Module | None,
     criterion: UDMLSSLoss,
     labeler: Labeler,
 ) -> None:
@@ -132,7 +137,9 @@ def check_images(
     with evaluating(model), torch.inference_mode():
         features = model.trunk(image.unsqueeze(0).to(device_of(model)))
         embeddings = model.embed_features(features)
-    _check_dimensions(features.shape[1], embeddings.shape[1], head, criterion, _fixed_clusters(labeler))
+    _check_features("rotation_head", head, features.shape[1])
+    _check_features("auxiliary", auxiliary, features.shape[1])
+    criterion.check_fits(_fixed_clusters(labeler), embeddings.shape[1])
 
 
 def check_augmented(images: Images, cluster_images: Images | None) -> None:
@@ -149,13 +156,11 @@ def check_augmented(images: Images, cluster_images: Images | None) -> None:
         )
 
 
-def _check_dimensions(
-    f: int, d: int, head: RotationPretextHead | None, criterion: UDMLSSLoss, n_clusters: int | None
-) -> None:
-    if isinstance(head, RotationPretextHead) and head.in_features != f:
-        found, remedy = f"a trunk that gives {f}", f"Build RotationPretextHead({f})"
-        raise refusal(f"`rotation_head` was built for {head.in_features} features", found, remedy)
-    criterion.check_fits(n_clusters, d)
+def _check_features(name: str, part: nn.Module | None, f: int) -> None:
+    """Refuse a part that reads features of another dimension than the trunk's."""
+    if isinstance(part, RotationPretextHead | SelfSupervisedRanking) and part.in_features != f:
+        found, remedy = f"a trunk that gives {f}", f"Build {type(part).__name__}({f})"
+        raise refusal(f"`{name}` was built for {part.in_features} features", found, remedy)
 
 
 def _fixed_clusters(labeler: Labeler) -> int | None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import cast
 
 import torch
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -47,6 +48,7 @@ def fit(
     labeler: Labeler,
     criterion: UDMLSSLoss,
     rotation_head: RotationPretextHead | None = None,
+    auxiliary: nn.Module | None = None,
     optimizer: Optimizer | None = None,
     scheduler: LRScheduler | None = None,
     clusters_per_batch: int = 16,
@@ -73,8 +75,8 @@ def fit(
     """Train a model on unlabelled images: embed them, cluster, train on the clusters, again.
 
     A round is one clustering and the optimiser steps after it. In each step P clusters x K images go through the
-    metric loss, and some of them, turned four ways, through the rotation loss. Model, head and criterion are trained
-    in place where the model's parameters are, and left in the modes they were in.
+    metric loss, and some of them, turned four ways, through the rotation loss. Model, head, auxiliary and criterion
+    are trained in place where the model's parameters are, and left in the modes they were in.
 
     Args:
         model: The model to train.
@@ -83,6 +85,8 @@ def fit(
         labeler: Turns embeddings into pseudo-labels, usually a `ClusterPseudoLabeler`.
         criterion: The loss.
         rotation_head: Reads the trunk's features of turned images. None is plain UDML, without rotation.
+        auxiliary: A further loss without labels, called as `auxiliary(model, images)` with each batch, such as
+            `udmlss.losses.SelfSupervisedRanking`: any module that returns a scalar, which is added as it is.
         optimizer: Holds every parameter that trains, as `parameter_groups` lists them. Default: AdamW on these.
         scheduler: Built on that optimizer, stepped once per optimiser step.
         clusters_per_batch: P. Default as published.
@@ -109,7 +113,7 @@ def fit(
         callbacks: Called with each round's report; one that returns True ends the training. `reports.append` of a
             list keeps the history even if `fit` raises.
         seed: Seed of batches, turned images, and torch's random numbers in transforms and dropout. torch's global
-            random state is left as it was.
+            random state is left as it was. Labeler, losses and auxiliaries of this library have seeds of their own.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -142,7 +146,7 @@ def fit(
         https://arxiv.org/abs/1911.07072. The released code clusters augmented images and turns images before
         augmenting them; here `cluster_images` avoids the first, and a turn after a flip keeps 90 and 270 apart.
     """
-    preflight.check_settings(model, criterion, labeler)
+    preflight.check_settings(model, criterion, labeler, auxiliary)
     preflight.check_choices(first_round, later_rounds, precision)
     turned = None if rotation_head is None else rotation_images
     preflight.check_keeping(keep, patience)
@@ -155,11 +159,13 @@ def fit(
         views=views,
         rotation_images=turned,
     )
-    parts = [part for part in (model, criterion, rotation_head) if part is not None]
+    parts = [part for part in (model, criterion, rotation_head, auxiliary) if part is not None]
     for part in parts:
         part.to(device_of(model))
-    optimizer = optimizer or AdamW(parameter_groups(model, criterion, rotation_head))
-    preflight.check_optimizer(optimizer, scheduler, model=model, criterion=criterion, rotation_head=rotation_head)
+    optimizer = optimizer or AdamW(parameter_groups(model, criterion, rotation_head, auxiliary=auxiliary))
+    preflight.check_optimizer(
+        optimizer, scheduler, model=model, criterion=criterion, rotation_head=rotation_head, auxiliary=auxiliary
+    )
     if channels_last:
         model.to(memory_format=torch.channels_last)
     batch_size = clusters_per_batch * samples_per_cluster * views
@@ -192,6 +198,7 @@ def fit(
         model=model,
         criterion=criterion,
         rotation_head=rotation_head,
+        auxiliary=auxiliary,
         optimizer=optimizer,
         scheduler=scheduler,
         rotation_images=rotation_images,
@@ -205,7 +212,13 @@ def fit(
     frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
     with _seeded(seed, device_of(model)), frozen, modes_kept(*parts):
         preflight.check_images(
-            images, cluster_images, model=model, head=rotation_head, criterion=criterion, labeler=labeler
+            images,
+            cluster_images,
+            model=model,
+            head=rotation_head,
+            auxiliary=auxiliary,
+            criterion=criterion,
+            labeler=labeler,
         )
         if keep == "best" or patience is not None:
             preflight.check_augmented(images, cluster_images)
@@ -288,6 +301,7 @@ def _report(
         metric_loss=fmean(one.metric_loss for one in measured),
         rotation_loss=_mean([one.rotation_loss for one in measured]),
         rotation_accuracy=_mean([one.rotation_accuracy for one in measured]),
+        auxiliary_loss=_mean([one.auxiliary_loss for one in measured]),
         label_free=label_free,
         seconds=time.perf_counter() - started,
     )
@@ -302,6 +316,8 @@ def _summary(measured: Measured, pseudo: PseudoLabels, label_free: LabelFreeScor
     words = [f"loss {measured.loss:.3f}"]
     if measured.rotation_accuracy is not None:
         words.append(f"turns {measured.rotation_accuracy:.0%} (chance 25%)")
+    if measured.auxiliary_loss is not None:
+        words.append(f"auxiliary {measured.auxiliary_loss:.3f}")
     words.append(f"{pseudo.n_clusters} clusters")
     if pseudo.n_left_out:
         words.append(f"{pseudo.n_left_out} left out")

@@ -109,6 +109,7 @@ class RoundReport:
         metric_loss: Mean metric loss.
         rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
         rotation_accuracy: Share of turned images whose turn was named, None without a head. Chance is 0.25.
+        auxiliary_loss: Mean of what the auxiliary gave, which `loss` includes; None without one.
         label_free: How good the embeddings look after the round's steps; None if the round was cut short.
         seconds: Wall time of the round: clustering, training, embedding and judging.
     """
@@ -124,6 +125,7 @@ class RoundReport:
     metric_loss: float
     rotation_loss: float | None
     rotation_accuracy: float | None
+    auxiliary_loss: float | None
     label_free: LabelFreeScores | None
     seconds: float
 
@@ -183,6 +185,21 @@ class Labeler(Protocol):
 
     def label(self, embeddings: Float[Tensor, "n d"]) -> PseudoLabels:
         """Return the clusters of the embeddings."""
+        ...
+
+
+@runtime_checkable
+class FollowsCentroids(Protocol):
+    """A metric loss that is told the centroids of every round; `SynthesisRankingLoss` is one.
+
+    Attributes:
+        embedding_size: Dimension of the embeddings that it was built for.
+    """
+
+    embedding_size: int
+
+    def follow_centroids(self, centroids: Float[Tensor, "k d"] | None) -> None:
+        """Take the centroids of a new clustering; None where the labeler knows none."""
         ...
 
 

@@ -59,7 +59,7 @@ def test_the_loop_without_fit_runs(tmp_path):
 
 def test_other_losses_run(tmp_path):
     printed = run("examples/custom_loss.py", "--steps", 3, cwd=tmp_path)
-    assert len([line for line in printed.splitlines() if "R@1" in line]) == 4
+    assert len([line for line in printed.splitlines() if "R@1" in line]) == 5
 
 
 def test_training_without_k_means_runs(tmp_path):

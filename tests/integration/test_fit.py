@@ -5,13 +5,15 @@ import pytest
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
+    IndexedImages,
     Passes,
     PseudoLabels,
+    PseudoLabelSampler,
     RotationPretextHead,
     StopWhenSettled,
     UDMLSSLoss,
@@ -21,6 +23,7 @@ from udmlss import (
     parameter_groups,
     training,
 )
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 
 CLASSES, EACH, SIDE = 12, 20, 8
 
@@ -388,15 +391,15 @@ def test_the_first_round_clusters_features_and_later_ones_embeddings():
     assert widths == [16, 16]
 
 
-def test_fit_equals_the_same_loop_written_with_the_parts():
-    from torch.utils.data import DataLoader  # noqa: PLC0415
-
-    from udmlss import IndexedImages, PseudoLabelSampler  # noqa: PLC0415
-
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_fit_equals_the_same_loop_written_with_the_parts(auxiliary):
     ours, theirs = make_model(), make_model()
-    short_fit(ours, first_round="embeddings")
+    ranking, their_ranking = [SelfSupervisedRanking(256, images=8) for _ in range(2)] if auxiliary else (None, None)
+    if auxiliary:
+        their_ranking.load_state_dict(ranking.state_dict())
+    short_fit(ours, first_round="embeddings", auxiliary=ranking)
     labeler, loss = ClusterPseudoLabeler(16), criterion()
-    optimizer = torch.optim.AdamW(parameter_groups(theirs, loss))
+    optimizer = torch.optim.AdamW(parameter_groups(theirs, loss, auxiliary=their_ranking))
     for number in range(2):
         pseudo = labeler.label(embed(theirs, IMAGES))
         loss.start_round(pseudo)
@@ -405,9 +408,119 @@ def test_fit_equals_the_same_loop_written_with_the_parts():
         theirs.train()
         for images, index in DataLoader(IndexedImages(IMAGES), batch_sampler=sampler):
             optimizer.zero_grad()
-            loss(theirs(images), pseudo.labels[index]).backward()
+            total = loss(theirs(images), pseudo.labels[index])
+            if auxiliary:
+                total = total + their_ranking(theirs, images)
+            total.backward()
             optimizer.step()
     assert torch.allclose(weights(ours), weights(theirs), atol=1e-6)
+    if auxiliary:
+        assert torch.allclose(weights(ranking), weights(their_ranking), atol=1e-6)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_an_auxiliary_trains_beside_the_other_losses_and_is_reported(with_head, capsys):
+    model, ranking, head = make_model(), SelfSupervisedRanking(256, images=8), RotationPretextHead(256)
+    before, ranking = weights(ranking), ranking.eval()
+    result = short_fit(model, auxiliary=ranking, rotation_head=head if with_head else None, progress=True)
+    assert not torch.equal(before, weights(ranking))
+    assert not ranking.training
+    for report in result.history:
+        rotation = 0.1 * report.rotation_loss if with_head else 0
+        assert report.auxiliary_loss > 0
+        assert report.loss == pytest.approx(report.metric_loss + rotation + report.auxiliary_loss, rel=1e-5)
+    assert "auxiliary 0." in capsys.readouterr().err
+
+
+def test_without_an_auxiliary_none_is_reported(capsys):
+    assert {report.auxiliary_loss for report in short_fit(make_model(), progress=True).history} == {None}
+    assert "auxiliary" not in capsys.readouterr().err
+
+
+def test_an_auxiliary_learns_to_order_versions_in_training():
+    model, ranking = make_model(), SelfSupervisedRanking(256)
+    result = short_fit(model, auxiliary=ranking, max_steps=60, relabel_every=20)
+    assert result.history[-1].auxiliary_loss < result.history[0].auxiliary_loss
+
+
+def test_with_an_auxiliary_the_same_seeds_give_the_same_run_and_others_another():
+    class Noisy(nn.Module):
+        """Draws from torch's global numbers, as dropout does."""
+
+        def forward(self, model, images):
+            return 0.1 * model.trunk(images + torch.randn(())).square().mean()
+
+    for build in (lambda: SelfSupervisedRanking(256, images=8, probability=0.5), Noisy):
+        runs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(0)
+            model, auxiliary = make_model(), build()
+            result = short_fit(model, auxiliary=auxiliary, seed=seed)
+            runs.append((weights(model), figures(result)))
+        assert torch.equal(runs[0][0], runs[1][0])
+        assert runs[0][1] == runs[1][1]
+        assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_an_auxiliary_without_weight_changes_nothing_but_what_is_reported():
+    plain, ranked = make_model(), make_model()
+    batches = {"rotation_head": RotationPretextHead(256), "freeze_batch_norm": True}
+    for model in (plain, ranked):
+        model.trunk[1].running_mean += 0.5
+    head = copy.deepcopy(batches["rotation_head"])
+    one = short_fit(plain, **batches)
+    other = short_fit(ranked, **batches | {"rotation_head": head}, auxiliary=SelfSupervisedRanking(256, weight=0.0))
+    assert torch.allclose(weights(plain), weights(ranked), atol=1e-6)
+    assert one.history[-1].rotation_accuracy == other.history[-1].rotation_accuracy
+    assert other.history[-1].auxiliary_loss == 0
+
+
+def test_the_best_weights_kept_are_the_auxiliary_s_as_well():
+    class Augmented(Dataset):
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitem__(self, index):
+            return IMAGES[index] + 0.1 * torch.randn(())
+
+    seen, ranking = [], SelfSupervisedRanking(256, images=8)
+    start = weights(ranking)
+
+    def watch(report):
+        seen.append(weights(ranking))
+
+    settings = {"auxiliary": ranking, "keep": "best", "max_steps": 9, "callbacks": [watch]}
+    result = short_fit(make_model(), Augmented(), cluster_images=IMAGES, **settings)
+    assert torch.equal(weights(ranking), [start, *seen][result.kept_step // 3])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_synthetic_embeddings_are_ranked_around_centroids_or_shared_proxies(shared):
+    anchor = losses.ProxyAnchorLoss(16, 16)
+    ranking = SynthesisRankingLoss(16, proxies=anchor.proxies if shared else None)
+    loss = criterion(losses.MultipleLosses([anchor, ranking], weights=[1, 0.23]))
+    before = weights(ranking.layer)
+    result = short_fit(make_model(), criterion=loss)
+    assert result.ended == "max_steps"
+    assert not torch.equal(before, weights(ranking.layer))
+    assert ranking.proxies.shape == (16, 16)
+    if shared:
+        assert ranking.proxies is anchor.proxies
+    else:
+        assert torch.equal(ranking.proxies, result.pseudo_labels.centroids)
+
+
+def test_synthetic_embeddings_are_ranked_around_as_many_centroids_as_each_round_finds():
+    class Growing:
+        def __init__(self):
+            self.k = 8
+
+        def label(self, embeddings):
+            self.k += 2
+            return ClusterPseudoLabeler(self.k).label(embeddings)
+
+    result = short_fit(make_model(), labeler=Growing(), criterion=criterion(SynthesisRankingLoss(16)))
+    assert [report.n_clusters for report in result.history] == [10, 12]
 
 
 def test_real_photographs_train_end_to_end(cub100):

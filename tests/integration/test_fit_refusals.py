@@ -20,6 +20,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 
 N, K, F, D = 24, 4, 6, 5
 
@@ -195,6 +196,31 @@ REFUSALS = {
         lambda parts: {"optimizer": optimizer_of(parts), "scheduler": StepLR(optimizer_of(parts), 1)},
         ValueError,
         ("`scheduler` must be built on the `optimizer`", "found another one", "Pass the optimizer"),
+    ),
+    "an optimizer without the auxiliary": (
+        lambda parts: {"auxiliary": SelfSupervisedRanking(F, 8, 4), "optimizer": optimizer_of(parts)},
+        ValueError,
+        ("`optimizer` must hold every", "4 left out, the first is auxiliary.layers.0.weight", "auxiliary=auxiliary"),
+    ),
+    "an auxiliary that is no module": (
+        value(auxiliary=len),
+        TypeError,
+        ("`auxiliary` must be a module", "found builtin_function_or_method", "Pass SelfSupervisedRanking(f)"),
+    ),
+    "a metric loss as auxiliary": (
+        value(auxiliary=SynthesisRankingLoss(D)),
+        TypeError,
+        ("`auxiliary` must be a module", "found SynthesisRankingLoss", "goes into UDMLSSLoss"),
+    ),
+    "an auxiliary for other features": (
+        value(auxiliary=SelfSupervisedRanking(F + 1)),
+        ValueError,
+        ("`auxiliary` was built for 7 features", "found a trunk that gives 6", "Build SelfSupervisedRanking(6)"),
+    ),
+    "synthetic embeddings of another dimension": (
+        another(UDMLSSLoss(SynthesisRankingLoss(D + 1))),
+        ValueError,
+        ("SynthesisRankingLoss was built for embeddings of 6 dimensions", "found 5", "Build it with embedding size 5"),
     ),
     "a scheduler without its optimizer": (
         lambda parts: {"scheduler": StepLR(optimizer_of(parts), 1)},

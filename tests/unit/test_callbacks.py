@@ -21,6 +21,7 @@ def report(agreement):
         metric_loss=1.0,
         rotation_loss=None,
         rotation_accuracy=None,
+        auxiliary_loss=None,
         label_free=None,
         seconds=0.1,
     )

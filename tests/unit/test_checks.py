@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from udmlss._checks import (
-    check_above,
     check_at_least,
     check_choice,
     check_embeddings,
+    check_features,
     check_labels,
+    check_positive,
+    check_within,
     refusal,
     type_refusal,
 )
@@ -32,11 +34,26 @@ def test_a_number_below_the_least_is_refused_and_the_least_is_not():
         check_at_least("k", 1, 2)
 
 
-@pytest.mark.parametrize("found", [0, -1, float("nan")])
-def test_a_number_that_is_not_above_its_bound_is_refused(found):
-    check_above("scale", 1e-9, 0)
-    with pytest.raises(ValueError, match=rf"`scale` must be above 0; found {found}\. Raise it\."):
-        check_above("scale", found, 0)
+@pytest.mark.parametrize("found", [0, -1.0, float("nan")])
+def test_a_number_that_is_not_above_zero_is_refused(found):
+    check_positive("s", 1e-9)
+    with pytest.raises(ValueError, match=r"`s` must be above 0; found .*\. Raise it\."):
+        check_positive("s", found)
+
+
+@pytest.mark.parametrize("found", [-1.1, 1.1, float("nan")])
+def test_a_number_outside_a_range_is_refused_and_its_ends_are_not(found):
+    check_within("b", -1, -1, 1)
+    check_within("b", 1.0, -1, 1)
+    with pytest.raises(ValueError, match=r"`b` must lie in -1\.\.1; found .*\. Choose a number in this range\."):
+        check_within("b", found, -1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 4), (2, 3, 4, 5)])
+def test_features_that_are_no_matrix_are_refused(shape):
+    check_features(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"The trunk must return features \(b f\); found shape .* nn\.Flatten\(\)\."):
+        check_features(torch.zeros(shape))
 
 
 def test_a_value_that_is_no_choice_is_refused():

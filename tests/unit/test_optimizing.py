@@ -29,6 +29,14 @@ def test_every_parameter_that_trains_is_in_one_group_once(with_head):
     assert ids(in_groups(parameter_groups(*parts))) == ids(expected)
 
 
+def test_an_auxiliary_is_among_the_new_parts():
+    model, criterion, head = make_parts()
+    auxiliary = nn.Linear(2, 2)
+    groups = parameter_groups(model, criterion, head, auxiliary=auxiliary)
+    new = next(group["params"] for group in groups if group["name"] == "new parts")
+    assert ids(new) == ids([*model.embedder.parameters(), *head.parameters(), *auxiliary.parameters()])
+
+
 def test_each_part_learns_at_the_rate_asked_for():
     model, criterion, head = make_parts()
     groups = parameter_groups(model, criterion, head, trunk_lr=0.1, lr=0.2, proxy_lr=0.3)

@@ -56,7 +56,7 @@ def test_a_duplicate_is_a_neighbor_and_zeros_do_no_harm():
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=rf"`share` must lie between 0 and 1; found {share}\. Pass 0\.5"):
+    with pytest.raises(ValueError, match=rf"`share` must lie in 0\.\.1; found {share}\. Choose"):
         pair_with_neighbors(torch.eye(3), share=share)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, Passes, PseudoLabels, RotationPretextHead, UDMLSSLoss
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.preflight import (
     check_choices,
     check_ema_decay,
@@ -40,12 +41,13 @@ def make_model(f=48, d=5):
     return EmbeddingModel(nn.Flatten(), nn.Linear(f, d))
 
 
-def check(images=IMAGES, cluster_images=None, *, model=None, head=None, loss=None, labeler=None):
+def check(images=IMAGES, cluster_images=None, *, model=None, head=None, auxiliary=None, loss=None, labeler=None):
     check_images(
         images,
         cluster_images,
         model=make_model() if model is None else model,
         head=head,
+        auxiliary=auxiliary,
         criterion=UDMLSSLoss(losses.ContrastiveLoss() if loss is None else loss),
         labeler=ClusterPseudoLabeler(2) if labeler is None else labeler,
     )
@@ -117,10 +119,12 @@ def test_choices_that_do_not_exist_are_refused(choices, sentence, untyped):
         ),
         (2, OwnClusterer(), TypeError, r"must have `label\(embeddings\)`; found OwnClusterer\. .*clusterer=\.\.\.\)"),
         (2, None, TypeError, r"must have `label\(embeddings\)`; found NoneType\."),
+        (3, len, TypeError, r"a module called as auxiliary\(model, images\); found builtin_.*\. Pass SelfSupervisedR"),
+        (3, SynthesisRankingLoss(5), TypeError, r"found SynthesisRankingLoss\. .*goes into UDMLSSLoss"),
     ],
 )
 def test_a_part_of_the_wrong_kind_is_refused_with_the_line_to_write(position, value, error, sentence, untyped):
-    arguments = [make_model(), UDMLSSLoss(losses.ContrastiveLoss()), ClusterPseudoLabeler(2)]
+    arguments = [make_model(), UDMLSSLoss(losses.ContrastiveLoss()), ClusterPseudoLabeler(2), None]
     arguments[position] = value
     with pytest.raises(error, match=sentence):
         check_settings(*arguments)
@@ -218,6 +222,11 @@ def test_images_that_go_through_the_parts_pass(head, cluster_images, loss):
     check(head=head, cluster_images=cluster_images, loss=loss)
 
 
+@pytest.mark.parametrize("auxiliary", [SelfSupervisedRanking(48), nn.Linear(3, 3)])
+def test_an_auxiliary_that_fits_or_of_which_nothing_is_known_passes(auxiliary):
+    check(auxiliary=auxiliary)
+
+
 def test_only_the_first_image_is_looked_at_and_the_model_is_left_as_it_was():
     taken = []
 
@@ -251,6 +260,11 @@ def test_only_the_first_image_is_looked_at_and_the_model_is_left_as_it_was():
             r"`rotation_head` was built for 47 features; found a trunk that gives 48\.",
         ),
         ({"head": RotationPretextHead(47)}, r"Build RotationPretextHead\(48\)\."),
+        (
+            {"auxiliary": SelfSupervisedRanking(47)},
+            r"`auxiliary` was built for 47 features; found a trunk that gives 48\. Build SelfSupervisedRanking\(48\)\.",
+        ),
+        ({"loss": SynthesisRankingLoss(6)}, r"was built for embeddings of 6 dimensions; found 5\."),
         ({"loss": losses.ProxyAnchorLoss(3, 5)}, r"holds parameters for 3 clusters .* found 2\."),
         ({"loss": losses.ProxyAnchorLoss(2, 6)}, r"was built for embeddings of 6 dimensions; found 5\."),
     ],

@@ -1,5 +1,6 @@
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -7,21 +8,24 @@ from pytorch_metric_learning import losses
 from torch import nn
 
 from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups
+from udmlss.losses import SelfSupervisedRanking
 from udmlss.stepping import Step
 
 IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
-def make_step(loss=None, *, head=None, lr=0.1, step_size=1, **settings):
+def make_step(loss=None, *, head=None, auxiliary=None, lr=0.1, step_size=1, **settings):
     model = EmbeddingModel(nn.Flatten(), nn.Linear(16, 5))
     criterion = UDMLSSLoss(losses.ContrastiveLoss() if loss is None else loss, rotation_weight=0.5)
-    optimizer = torch.optim.SGD(parameter_groups(model, criterion, head, lr=lr, proxy_lr=lr))
+    groups = parameter_groups(model, criterion, head, auxiliary=auxiliary, lr=lr, proxy_lr=lr)
+    optimizer = torch.optim.SGD(groups)
     return Step(
         **{
             "model": model,
             "criterion": criterion,
             "rotation_head": head,
+            "auxiliary": auxiliary,
             "optimizer": optimizer,
             "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5),
             "rotation_images": 3,
@@ -86,6 +90,61 @@ def test_a_rotation_loss_that_is_not_finite_is_named():
     with pytest.raises(FloatingPointError, match=r"found nan \(metric 2.0, rotation nan\)"):
         step(IMAGES, LABELS)
     assert torch.equal(values_of(step).nan_to_num(), before.nan_to_num())
+
+
+class Further(nn.Module):
+    """An auxiliary that pulls the trunk's features to a number it learns, and remembers what it was shown."""
+
+    def __init__(self, reduction="mean", factor=1.0):
+        super().__init__()
+        self.middle = nn.Parameter(torch.tensor(3.0))
+        self.reduction, self.factor, self.seen = reduction, factor, []
+
+    def forward(self, model, images):
+        self.seen.append(images)
+        squares = self.factor * (model.trunk(images) - self.middle) ** 2
+        return squares.mean() if self.reduction == "mean" else squares
+
+
+def test_an_auxiliary_is_added_as_it_is_and_learns():
+    step = make_step(head=Recorded(16, 4), auxiliary=Further())
+    expected = ((IMAGES.flatten(1) - 3) ** 2).mean()
+    gradient = -2 * (IMAGES.mean() - 3)
+    measured = step(IMAGES, LABELS)
+    assert measured.auxiliary_loss == pytest.approx(expected.item(), rel=1e-5)
+    parts = measured.metric_loss + 0.5 * measured.rotation_loss + measured.auxiliary_loss
+    assert measured.loss == pytest.approx(parts, rel=1e-5)
+    assert step.auxiliary.middle.item() == pytest.approx(3 - 0.1 * gradient.item(), rel=1e-5)
+    [seen] = step.auxiliary.seen
+    assert torch.equal(seen, IMAGES)
+
+
+def test_without_an_auxiliary_its_loss_is_none():
+    assert make_step()(IMAGES, LABELS).auxiliary_loss is None
+
+
+def test_an_auxiliary_in_half_precision_is_added_in_float32():
+    step = make_step(auxiliary=SelfSupervisedRanking(16), precision="bfloat16")
+    measured = step(IMAGES, LABELS)
+    assert math.isfinite(measured.auxiliary_loss)
+    assert {p.grad.dtype for p in step.auxiliary.parameters()} == {torch.float32}
+
+
+def test_an_auxiliary_that_is_not_finite_is_named():
+    step = make_step(auxiliary=Further(factor=math.inf))
+    before = values_of(step)
+    with pytest.raises(FloatingPointError, match=r"found inf \(metric .*, rotation 0\.0, auxiliary inf\)\. Lower"):
+        step(IMAGES, LABELS)
+    assert torch.equal(values_of(step), before)
+
+
+def test_an_auxiliary_that_is_no_scalar_is_refused_before_anything_changes(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    step = make_step(auxiliary=Further(reduction="none"))
+    before = values_of(step)
+    with pytest.raises(ValueError, match=r"`auxiliary` must return a scalar; found shape \(6, 16\)\. Return its mean"):
+        step(IMAGES, LABELS)
+    assert torch.equal(values_of(step), before)
 
 
 def test_one_step_of_gradient_descent_is_taken():

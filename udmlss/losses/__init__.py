@@ -7,6 +7,8 @@ from udmlss.losses.cluster_nca import ClusterNCALoss
 from udmlss.losses.information import ClusteringHead, InformationLoss
 from udmlss.losses.nearest_positive import NearestPositiveLoss
 from udmlss.losses.reconstruction import Decoder, centroid_maps, reconstruction_loss
+from udmlss.losses.self_supervised_ranking import SelfSupervisedRanking
+from udmlss.losses.synthesis_ranking import SynthesisRankingLoss
 from udmlss.losses.udmlss import UDMLSSLoss
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "Decoder",
     "InformationLoss",
     "NearestPositiveLoss",
+    "SelfSupervisedRanking",
+    "SynthesisRankingLoss",
     "UDMLSSLoss",
     "centroid_maps",
     "deep_metric",

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_above, check_at_least, check_embeddings, check_labels, refusal
+from udmlss._checks import check_at_least, check_embeddings, check_labels, check_positive, refusal
 
 
 class CenterSoftmaxLoss(nn.Module):
@@ -43,7 +43,7 @@ class CenterSoftmaxLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, *, negative_weight: float = 1.0) -> None:
         super().__init__()
-        check_above("temperature", temperature, 0)
+        check_positive("temperature", temperature)
         check_at_least("negative_weight", negative_weight, 0)
         self.temperature = temperature
         self.negative_weight = negative_weight

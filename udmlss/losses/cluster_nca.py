@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_above, check_at_least, check_embeddings
+from udmlss._checks import check_at_least, check_embeddings, check_positive
 from udmlss.losses.mining import Indices
 
 
@@ -53,7 +53,7 @@ class ClusterNCALoss(nn.Module):
     def __init__(self, n_clusters: int = 32, *, scale: float = 16, label_weight: float = 0.1, seed: int = 0) -> None:
         super().__init__()
         check_at_least("n_clusters", n_clusters, 1)
-        check_above("scale", scale, 0)
+        check_positive("scale", scale)
         check_at_least("label_weight", label_weight, 0)
         self.n_clusters = n_clusters
         self.scale = scale

@@ -28,7 +28,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import logsumexp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_above, check_at_least
+from udmlss._checks import check_at_least, check_positive
 from udmlss.losses.mining import AnchorLoss, MinedLoss, SeededMiner, all_pairs
 
 
@@ -224,7 +224,7 @@ def nca(*, scale: float = 16, n_nearest: int = 32) -> nn.Module:
         >>> deep_metric.nca()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         tensor(1.0986)
     """
-    check_above("scale", scale, 0)
+    check_positive("scale", scale)
     check_at_least("n_nearest", n_nearest, 1)
     return AnchorLoss(partial(_nca, scale=scale, n_nearest=n_nearest), all_pairs)
 
@@ -319,8 +319,8 @@ def distance_weighted_margin(
 
 
 def _check_scales(positive_scale: float, negative_scale: float) -> None:
-    check_above("positive_scale", positive_scale, 0)
-    check_above("negative_scale", negative_scale, 0)
+    check_positive("positive_scale", positive_scale)
+    check_positive("negative_scale", negative_scale)
 
 
 def _binomial_deviance(

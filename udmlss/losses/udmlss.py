@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from udmlss._checks import check_at_least, check_labels, refusal, type_refusal
 from udmlss.losses.proxies import check_fits, move_proxies
-from udmlss.types import LossTerms, PseudoLabels
+from udmlss.types import FollowsCentroids, LossTerms, PseudoLabels
 
 _REFUSED = {
     SelfSupervisedLoss: "it compares two views of each image and has no place for pseudo-labels",
@@ -108,18 +108,22 @@ class UDMLSSLoss(nn.Module):
         """Follow a new clustering: call it once after every `label`.
 
         A `CrossBatchMemory` is emptied, because its labels mean something else now. Proxies and classifier weights
-        are turned to the centroids, keeping their lengths and, where a cluster has several, their spread.
+        are turned to the centroids, keeping their lengths and, where a cluster has several, their spread. A loss with
+        a method `follow_centroids` is told them.
 
         Args:
             pseudo: The new clusters, with centroids in the space of the embeddings.
 
         Raises:
-            ValueError: The loss holds parameters for another number of clusters, or of another dimension.
+            ValueError: The loss holds parameters for another number of clusters, or of another dimension, or needs
+                centroids that the labeler does not know.
         """
         self.check_fits(pseudo.n_clusters, None if pseudo.centroids is None else pseudo.centroids.shape[1])
         for module in self.modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
+            if isinstance(module, FollowsCentroids):
+                module.follow_centroids(pseudo.centroids)
             if pseudo.centroids is not None:
                 move_proxies(module, pseudo.centroids)
 
