@@ -67,11 +67,17 @@ def variants(base: Settings, n_classes: int, n_images: int) -> dict[str, tuple[s
 
 
 def gather(folder: Path) -> dict[str, Run]:
-    """Return all runs that cluster from the folder and the folders in it, by where they lie."""
-    found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"))}
-    return {
-        str(path.relative_to(folder).with_suffix("")): run for path, run in found.items() if run["method"] in CLUSTERING
+    """Return all runs that cluster from the folder and the folders in it, by where they lie.
+
+    A sweep without rotation trains what the table's udml does: of runs with equal figures one is taken.
+    """
+    found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"), reverse=True)}
+    runs = {
+        json.dumps([run["scores"], run["label_free"]]): (str(path.relative_to(folder).with_suffix("")), run)
+        for path, run in found.items()
+        if run["method"] in CLUSTERING
     }
+    return dict(sorted(runs.values(), key=lambda named: named[0]))
 
 
 def weigh(runs: Sequence[Run]) -> list[dict[str, Any]]:

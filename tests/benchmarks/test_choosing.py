@@ -51,6 +51,13 @@ def test_the_variants_differ_in_loss_length_and_clusters_that_the_images_can_fil
     assert max(settings.n_clusters for _, settings in few.values()) == 1878
 
 
+def test_of_runs_with_equal_figures_one_is_taken(tmp_path):
+    for name, recall in (("udml-0", 0.5), ("udml-ss-0", 0.5), ("udml-1", 0.6), ("supervised-0", 0.7)):
+        run = made(0.5, recall) | {"method": name[:-2]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    assert list(choosing.gather(tmp_path)) == ["udml-0", "udml-1"]
+
+
 def test_the_study_takes_in_every_run_that_clusters_and_draws_it(flowers, options, tmp_path):
     out = tmp_path / "flowers"
     given = ["--data", str(flowers), "--seeds", "1", "--out", str(out), *options, "--steps", "10"]
