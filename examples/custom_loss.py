@@ -30,7 +30,7 @@ LOSSES = {
         [losses.ProxyAnchorLoss(CLUSTERS, DIMENSIONS), losses.MultiSimilarityLoss(2, 40, 0.5)]
     ),
     "pairs and ranking": lambda: losses.MultipleLosses(
-        [losses.MultiSimilarityLoss(2, 40, 0.5), SynthesisRankingLoss(DIMENSIONS)], weights=[1, 0.23]
+        [losses.MultiSimilarityLoss(2, 40, 0.5), SynthesisRankingLoss(DIMENSIONS, anchor_weight=0)], weights=[1, 0.23]
     ),
 }
 

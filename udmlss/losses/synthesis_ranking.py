@@ -32,11 +32,12 @@ class SynthesisRankingLoss(nn.Module):
             length of an embedding.
         margin: Margin delta between any two cosines. Default as released: 0.11.
         scale: Scale s of the ranking. Default as released: 32.
-        gate: Least cosine of an embedding to its centroid, in -1..1. Default as released: 0.05, which shuts out few.
+        gate: Least cosine of an embedding to its centroid, in -1..1. Default as released: 0.05, a low one.
         anchor_margin: Margin m that the synthetic embeddings' cosine to the centroid must reach, in -1..1.
         anchor_scale: Scale t of the second term; both as Proxy Anchor's: 0.1 and 32.
         ranking_weight: Weight of the first term. Default as released: 0.9.
-        anchor_weight: Weight of the second term. Default as released: 0.9.
+        anchor_weight: Weight of the second term. Default as released: 0.9, for true labels. It draws each embedding to
+            its centroid, so 0 is safer where clusters are often wrong, as when a network learns from scratch.
         rectify: Whether the head ends in a ReLU, as the released one does. Without, similarities are cosines.
         proxies: Proxies (k d) of another loss, such as `ProxyAnchorLoss(k, d).proxies`, in the place of centroids.
         seed: Seed of the directions.
