@@ -1,5 +1,7 @@
 """What runs when a round ends."""
 
+from typing import Any
+
 from udmlss._checks import check_at_least, refusal
 from udmlss.types import RoundReport
 
@@ -31,3 +33,11 @@ class StopWhenSettled:
         settled = report.agreement is not None and report.agreement >= self.agreement
         self._settled = self._settled + 1 if settled else 0
         return self._settled >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rounds in a row were settled."""
+        return {"settled": self._settled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from there."""
+        self._settled = state["settled"]

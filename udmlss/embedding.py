@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_at_least, check_choice, check_features, type_refusal
-from udmlss.indexing import IndexedImages, stack_images
+from udmlss.indexing import SeededBatches
 from udmlss.types import Images, Precision, What
 
 
@@ -57,6 +57,7 @@ def embed(
     num_workers: int = 0,
     precision: Precision = "float32",
     channels_last: bool = False,
+    seed: int = 0,
     progress: bool = False,
 ) -> Float32[Tensor, "n d"]:
     """Embed all images, in data-set order, in evaluation mode and without gradient.
@@ -70,6 +71,7 @@ def embed(
         num_workers: Processes that load images; 0 loads them here.
         precision: "bfloat16" runs the forward pass in mixed precision; the result is float32 all the same.
         channels_last: Whether batches go in channels-last memory format.
+        seed: Seed of what the images' transforms draw, if they do.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -88,11 +90,11 @@ def embed(
     check_at_least("batch_size", batch_size, 1)
     device = device_of(model)
     forward = _trunk_of(model) if what == "features" else model
+    numbers = range(len(images))
     batches = DataLoader(
-        IndexedImages(images),
-        batch_size=batch_size,
+        SeededBatches(images, [numbers[at : at + batch_size] for at in numbers[::batch_size]], (seed,)),
+        batch_size=None,
         num_workers=num_workers,
-        collate_fn=stack_images,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or the loader would draw from the global one
     )

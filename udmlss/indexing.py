@@ -1,4 +1,4 @@
-"""A data set that also tells each item's index."""
+"""Data sets that also tell each item's index."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from udmlss._checks import refusal, type_refusal
+from udmlss.drawing import drawn_from
 from udmlss.types import Images
 
 
@@ -47,6 +48,40 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
             raise
 
 
+class SeededBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Batches of images with their indices, each drawn from a seed of its own.
+
+    A batch is the same in whatever process it is made and whether or not those before it were: so it does not matter
+    how many workers load, nor where a training that was interrupted goes on. For a `DataLoader` with `batch_size=None`.
+
+    Args:
+        images: As for `IndexedImages`.
+        batches: The indices of each batch.
+        key: Numbers from 0 that, with the batch's own, seed what its transforms draw.
+
+    Raises:
+        ValueError: There are no images; the images of a batch differ in shape, said when it is taken.
+        TypeError: An item holds no image tensor (c h w), said when it is taken.
+
+    Example:
+        >>> images, index = SeededBatches(torch.zeros(5, 3, 8, 8), [[0, 1], [4, 2]])[1]
+        >>> images.shape, index
+        (torch.Size([2, 3, 8, 8]), tensor([4, 2]))
+    """
+
+    def __init__(self, images: Images, batches: Sequence[Sequence[int]], key: tuple[int, ...] = (0,)) -> None:
+        self.images = IndexedImages(images)
+        self.batches = batches
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+        with drawn_from(*self.key, number):
+            return stack_images([self.images[index] for index in self.batches[number]])
+
+
 def carry_more(images: Images) -> bool:
     """Return whether items hold more than an image, such as a label."""
     with torch.random.fork_rng([]):  # so that whoever looks draws what they would without
@@ -76,7 +111,7 @@ def _describe(value: object) -> str:
 
 
 def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-    """Stack indexed images into a batch: the `collate_fn` that goes with `IndexedImages`.
+    """Stack indexed images into a batch.
 
     Raises:
         ValueError: The images of the batch differ in shape.

@@ -47,3 +47,17 @@ class Keeper:
         for part, state in zip(self.parts, self._states, strict=True):
             part.load_state_dict(state)
         return self._best_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it remembers, best weights included."""
+        return {
+            "since_best": self._since_best,
+            "best_step": self._best_step,
+            "best_score": self._best_score,
+            "states": self._states,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._since_best, self._best_step = state["since_best"], state["best_step"]
+        self._best_score, self._states = state["best_score"], state["states"]

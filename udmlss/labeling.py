@@ -120,6 +120,15 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         self.labels_ = self.label(torch.as_tensor(np.asarray(X))).labels.numpy()
         return self
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it knows of the rounds so far."""
+        return {"round": self._round, "last": None if self._last is None else vars(self._last)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as if those had been its own rounds."""
+        self._round = state["round"]
+        self._last = None if state["last"] is None else PseudoLabels(**state["last"])
+
     def _cluster(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Int64[Tensor, " n"]:
         if self.whiten_first is not None and self._round == 0:
             embeddings = _whiten(embeddings, self.whiten_first, self.seed)

@@ -1,5 +1,7 @@
 """What `fit` refuses before any work starts: parts and settings that do not fit each other or the images."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -92,6 +94,13 @@ def check_choice_of_rounds(max_steps: int, relabel_every: int) -> None:
     if max_steps <= relabel_every:
         found = f"one round of {max_steps} steps"
         raise refusal('`keep="best"` needs 2 or more rounds to choose from', found, "Lower `relabel_every`")
+
+
+def check_checkpointing(checkpoint: str | Path | None, *, resume: bool, checkpoints_kept: int) -> None:
+    """Refuse to go on from nowhere, and to keep no checkpoint."""
+    check_at_least("checkpoints_kept", checkpoints_kept, 1)
+    if resume and checkpoint is None:
+        raise refusal("`resume=True` needs a folder of checkpoints", "`checkpoint=None`", 'Pass `checkpoint="run/"`')
 
 
 def in_steps(name: str, length: int | Passes, n_images: int, batch_size: int) -> int:

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Subset
 from udmlss._checks import check_labels
 from udmlss.clustering import cluster_means
 from udmlss.embedding import EmbeddingModel, device_of, embed, evaluating
-from udmlss.indexing import IndexedImages, stack_images
+from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
+from udmlss.parts import Passing
 from udmlss.sampling import PseudoLabelSampler
-from udmlss.types import Images, Labeler, LabelFreeScores, Precision, PseudoLabels, What
+from udmlss.types import Images, Labeler, LabelFreeScores, PseudoLabels, What
 
 _CHUNK = 8192  # features embedded at once
 _PROBE = 1000  # images of which a second view is embedded in each round
@@ -37,10 +38,11 @@ class Schedule:
     steps: int
     every: int
 
-    def rounds(self) -> Iterator[int]:
-        """Yield for each round how many steps it takes."""
-        for begin in range(0, self.steps, self.every):
-            yield min(self.every, self.steps - begin)
+    def lengths(self, first: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield the number and the steps of each round from the first asked for."""
+        for number, begin in enumerate(range(0, self.steps, self.every)):
+            if number >= first:
+                yield number, min(self.every, self.steps - begin)
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,13 @@ class Rounds:
     images: Images
     cluster_images: Images
     labeler: Labeler
+    passing: Passing
     first_round: What
     later_rounds: What
     clusters_per_batch: int
     samples_per_cluster: int
     views: int
-    num_workers: int
-    precision: Precision
-    channels_last: bool
     seed: int
-    draws: torch.Generator
 
     def look(self, what: What) -> Look:
         """Embed all images, and judge what later rounds cluster. Features get unit length, as embeddings have."""
@@ -75,8 +74,10 @@ class Rounds:
             return pseudo
         return replace(pseudo, centroids=cluster_means(look.embeddings, pseudo.labels, pseudo.n_clusters))
 
-    def batches(self, pseudo: PseudoLabels, number: int, n_batches: int) -> DataLoader[tuple[Tensor, int]]:
-        """Return a loader of exactly so many batches, with the indices of their images."""
+    def batches(
+        self, pseudo: PseudoLabels, number: int, n_batches: int, *, done: int = 0
+    ) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return a loader of a round's batches but those done already, with the indices of their images."""
         sampler = PseudoLabelSampler(
             pseudo.labels,
             self.clusters_per_batch,
@@ -87,36 +88,37 @@ class Rounds:
         )
         sampler.set_epoch(number)
         return DataLoader(
-            IndexedImages(self.images),
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=stack_images,
+            SeededBatches(self.images, list(sampler), (self.seed, number)),
+            batch_size=None,
+            sampler=range(done, n_batches),
+            num_workers=self.passing.num_workers,
             pin_memory=device_of(self.model).type == "cuda",
-            generator=self.draws,
+            generator=torch.Generator(),  # or the loader would draw from the global one
         )
 
     def _see(self, kinds: set[What]) -> dict[What, Float[Tensor, "n _"]]:
         if "features" not in kinds:
-            return {"embeddings": self._run(self.cluster_images, "embeddings")}
-        features = self._run(self.cluster_images, "features")
+            return {"embeddings": self._run(self.cluster_images, "embeddings", self.seed)}
+        features = self._run(self.cluster_images, "features", self.seed)
         return {"embeddings": self._embed(features), "features": functional.normalize(features)}
 
     def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
-        """Score by second views of some images: in every round the same views of the same images."""
+        """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
         probe = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(self.seed)
-            views = self._run(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds)
+        views = self._run(
+            Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1
+        )  # not those clustered
         return judge_embeddings(found, functional.normalize(views), probe)
 
-    def _run(self, images: Images, what: What) -> Float[Tensor, "n c"]:
+    def _run(self, images: Images, what: What, seed: int) -> Float[Tensor, "n c"]:
         return embed(
             self.model,
             images,
             what=what,
-            num_workers=self.num_workers,
-            precision=self.precision,
-            channels_last=self.channels_last,
+            num_workers=self.passing.num_workers,
+            precision=self.passing.precision,
+            channels_last=self.passing.channels_last,
+            seed=seed,
         )
 
     def _embed(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:

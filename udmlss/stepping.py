@@ -1,87 +1,103 @@
 """One optimiser step: a batch of images and their pseudo-labels to a slightly better model."""
 
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from udmlss._checks import refusal
-from udmlss.embedding import EmbeddingModel, autocast, device_of, place
-from udmlss.losses import UDMLSSLoss
-from udmlss.rotation import RotationPretextHead, rotate_four_ways
-from udmlss.types import LossTerms, Precision
+from udmlss.embedding import autocast, device_of, place
+from udmlss.parts import Parts, Passing
+from udmlss.rotation import rotate_four_ways
+from udmlss.types import Precision, StepReport
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one step measured; the rotation figures are None without a head, the auxiliary loss without an auxiliary."""
-
-    loss: float
-    metric_loss: float
-    rotation_loss: float | None
-    rotation_accuracy: float | None
-    auxiliary_loss: float | None
-
-
-@dataclass(frozen=True)
 class Step:
-    """Everything one step needs; call it with a batch of images and their pseudo-labels."""
+    """Everything one step needs; call it with a batch of images and their pseudo-labels.
 
-    model: EmbeddingModel
-    criterion: UDMLSSLoss
-    rotation_head: RotationPretextHead | None
-    auxiliary: nn.Module | None
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    rotation_images: int
-    precision: Precision
-    channels_last: bool
-    clip_norm: float | None
-    draws: torch.Generator
-    average: AveragedModel | None
+    Args:
+        parts: What learns, and what teaches it.
+        passing: How images go through the model.
+        rotation_images: Images of a batch that are turned, if there is a rotation head.
+        clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
+    """
 
-    def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Measured:
+    def __init__(self, parts: Parts, passing: Passing, *, rotation_images: int, clip_norm: float | None) -> None:
+        self.parts = parts
+        self.passing = passing
+        self.rotation_images = 0 if parts.rotation_head is None else rotation_images
+        self.clip_norm = clip_norm
+        self.losses = Losses(parts, passing.precision)
+
+    def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> StepReport:
         """Take the step, unless the loss is not finite.
 
         Raises:
             FloatingPointError: The loss is not finite; no parameter was changed.
             ValueError: The auxiliary gives no scalar; no parameter was changed.
         """
-        device = device_of(self.model)
-        images = place(images, device, channels_last=self.channels_last)
-        with autocast(device, self.precision):
+        images = place(images, device_of(self.parts.model), channels_last=self.passing.channels_last)
+        turned = torch.randperm(len(images))[: self.rotation_images]
+        found = self.losses(images, labels, turned)
+        report = _report(found)
+        self.parts.optimizer.zero_grad()
+        found["loss"].backward()
+        self._learn()
+        return report
+
+    def _learn(self) -> None:
+        parts = self.parts
+        if self.clip_norm is not None:
+            held = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
+            clip_grad_norm_(held, self.clip_norm)
+        parts.optimizer.step()
+        if parts.scheduler is not None:
+            parts.scheduler.step()
+        if parts.average is not None:
+            parts.average.update_parameters(parts.model)
+
+
+class Losses(nn.Module):
+    """A batch to its losses: all that learns in one module, with one forward pass a step."""
+
+    def __init__(self, parts: Parts, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.criterion = parts.model, parts.criterion
+        self.rotation_head, self.auxiliary = parts.rotation_head, parts.auxiliary
+        self.precision = precision
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], turned: Int64[Tensor, " r"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the loss and what it is made of.
+
+        Args:
+            images: The batch, on the model's device.
+            labels: Pseudo-label of each image.
+            turned: Which of them are turned, if there is a rotation head.
+        """
+        with autocast(images.device, self.precision):
             embeddings = self.model(images)
-            logits, turns = self._guess_turns(images)
+            logits, turns = self._guess_turns(images, turned)
             auxiliary = self._auxiliary_loss(images)
         terms = self.criterion.terms(embeddings, labels, logits, turns)
-        total = terms.total if auxiliary is None else terms.total + auxiliary
-        measured = _measure(total, terms, auxiliary, logits, turns)
-        self.optimizer.zero_grad()
-        total.backward()
-        if self.clip_norm is not None:
-            held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            clip_grad_norm_(held, self.clip_norm)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        return measured
+        found = {"loss": terms.total, "metric_loss": terms.metric}
+        if logits is not None and turns is not None:
+            found["rotation_loss"] = terms.rotation
+            found["rotation_accuracy"] = torch.eq(logits.argmax(dim=1), turns).float().mean()
+        if auxiliary is not None:
+            found |= {"loss": terms.total + auxiliary, "auxiliary_loss": auxiliary}
+        return found
 
     def _guess_turns(
-        self, images: Float[Tensor, "b c h w"]
+        self, images: Float[Tensor, "b c h w"], turned: Int64[Tensor, " r"]
     ) -> tuple[Float[Tensor, "t 4"] | None, Int64[Tensor, " t"] | None]:
         if self.rotation_head is None:
             return None, None
-        chosen = torch.randperm(len(images), generator=self.draws)[: self.rotation_images]
-        turned, turns = rotate_four_ways(images[chosen.to(images.device)])
-        return self.rotation_head(self.model.trunk(turned)), turns
+        turned_images, turns = rotate_four_ways(images[turned.to(images.device)])
+        return self.rotation_head(self.model.trunk(turned_images)), turns
 
     def _auxiliary_loss(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""] | None:
         if self.auxiliary is None:
@@ -92,27 +108,18 @@ class Step:
         return loss.float()
 
 
-def _measure(
-    total: Tensor, terms: LossTerms, auxiliary: Tensor | None, logits: Tensor | None, turns: Tensor | None
-) -> Measured:
-    parts = {"metric": terms.metric, "rotation": terms.rotation}
-    if auxiliary is not None:
-        parts["auxiliary"] = auxiliary
-    loss, *values = torch.stack([total, *parts.values()]).tolist()
-    found = dict(zip(parts, values, strict=True))
-    if not all(map(isfinite, [loss, *values])):
-        listed = ", ".join(f"{name} {value}" for name, value in found.items())
+def _report(found: dict[str, Tensor]) -> StepReport:
+    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+    if not all(map(isfinite, values.values())):
+        listed = ", ".join(f"{name.removesuffix('_loss')} {value}" for name, value in values.items() if "_loss" in name)
         raise FloatingPointError(
-            f"The loss must be finite; found {loss} ({listed}). "
+            f"The loss must be finite; found {values['loss']} ({listed}). "
             'Lower the learning rate, set `clip_norm=1.0`, or try `precision="float32"`.'
         )
-    accuracy = None
-    if logits is not None and turns is not None:
-        accuracy = float(torch.eq(logits.argmax(dim=1), turns).float().mean())
-    return Measured(
-        loss=loss,
-        metric_loss=found["metric"],
-        rotation_loss=None if accuracy is None else found["rotation"],
-        rotation_accuracy=accuracy,
-        auxiliary_loss=found.get("auxiliary"),
+    return StepReport(
+        loss=values["loss"],
+        metric_loss=values["metric_loss"],
+        rotation_loss=values.get("rotation_loss"),
+        rotation_accuracy=values.get("rotation_accuracy"),
+        auxiliary_loss=values.get("auxiliary_loss"),
     )

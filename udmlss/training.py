@@ -1,18 +1,15 @@
 """The loop: embed, cluster, train, again."""
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
-from statistics import fmean
-from typing import cast
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from udmlss import preflight
@@ -22,23 +19,15 @@ from udmlss.indexing import carry_more
 from udmlss.keeping import Keeper
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
+from udmlss.parts import Parts, Passing, averaged, seeded
+from udmlss.progress import Progress
+from udmlss.resuming import RunState, identify
 from udmlss.rotation import RotationPretextHead
 from udmlss.rounds import Rounds, Schedule
-from udmlss.stepping import Measured, Step
-from udmlss.types import (
-    Callback,
-    Ended,
-    FitResult,
-    Images,
-    Keep,
-    Labeler,
-    LabelFreeScores,
-    Passes,
-    Precision,
-    PseudoLabels,
-    RoundReport,
-    What,
-)
+from udmlss.running import Run
+from udmlss.saving import Saver
+from udmlss.stepping import Step
+from udmlss.types import Callback, FitResult, Images, Keep, Labeler, Passes, Precision, What
 
 
 def fit(
@@ -68,6 +57,10 @@ def fit(
     num_workers: int = 0,
     keep: Keep = "last",
     patience: int | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | Passes | None = None,
+    checkpoints_kept: int = 2,
+    resume: bool = False,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
     progress: bool = True,
@@ -110,6 +103,12 @@ def fit(
         keep: Which weights the model ends with: the "last", or the "best" of all rounds and of the start, by
             `LabelFreeScores.score`; needs `images` with random augmentations and a copy of the weights in memory.
         patience: End training after so many rounds in a row without a better score. None never does.
+        checkpoint: Folder for checkpoints, from which an interrupted run goes on as if it had not been. With one,
+            SIGTERM saves and ends the process. None writes nothing.
+        checkpoint_every: Steps, or `Passes`, between two checkpoints. Default: as `relabel_every`.
+        checkpoints_kept: How many of them stay.
+        resume: Go on from the newest checkpoint in the folder; from the beginning if there is none. Parts, images and
+            settings must be those it was saved with, but for `max_steps`, `patience`, `num_workers` and `progress`.
         callbacks: Called with each round's report; one that returns True ends the training. `reports.append` of a
             list keeps the history even if `fit` raises.
         seed: Seed of batches, turned images, and torch's random numbers in transforms and dropout. torch's global
@@ -125,6 +124,7 @@ def fit(
             embeddings that collapsed or clusters too few for a batch.
         TypeError: A part or an item of the wrong kind.
         FloatingPointError: The loss was not finite; the model is as it was before that step.
+        OSError: A checkpoint cannot be written.
 
     Example:
         >>> from pytorch_metric_learning import losses
@@ -148,7 +148,6 @@ def fit(
     """
     preflight.check_settings(model, criterion, labeler, auxiliary)
     preflight.check_choices(first_round, later_rounds, precision)
-    turned = None if rotation_head is None else rotation_images
     preflight.check_keeping(keep, patience)
     preflight.check_ema_decay(ema_decay)
     preflight.check_sizes(
@@ -157,60 +156,34 @@ def fit(
         clusters_per_batch=clusters_per_batch,
         samples_per_cluster=samples_per_cluster,
         views=views,
-        rotation_images=turned,
+        rotation_images=None if rotation_head is None else rotation_images,
     )
-    parts = [part for part in (model, criterion, rotation_head, auxiliary) if part is not None]
-    for part in parts:
-        part.to(device_of(model))
+    for module in (criterion, rotation_head, auxiliary):
+        if module is not None:
+            module.to(device_of(model))
     optimizer = optimizer or AdamW(parameter_groups(model, criterion, rotation_head, auxiliary=auxiliary))
     preflight.check_optimizer(
         optimizer, scheduler, model=model, criterion=criterion, rotation_head=rotation_head, auxiliary=auxiliary
     )
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
     batch_size = clusters_per_batch * samples_per_cluster * views
     schedule = Schedule(
         steps=preflight.in_steps("max_steps", max_steps, len(images), batch_size),
         every=preflight.in_steps("relabel_every", relabel_every, len(images), batch_size),
     )
+    save_every = preflight.in_steps(
+        "checkpoint_every", relabel_every if checkpoint_every is None else checkpoint_every, len(images), batch_size
+    )
     if keep == "best":
         preflight.check_choice_of_rounds(schedule.steps, schedule.every)
-    draws = torch.Generator().manual_seed(seed)
-    average = None if ema_decay is None else _averaged(model, ema_decay)
-    judged = model if average is None else cast("EmbeddingModel", average.module)
-    rounds = Rounds(
-        model=judged,
-        images=images,
-        cluster_images=images if cluster_images is None else cluster_images,
-        labeler=labeler,
-        first_round=first_round,
-        later_rounds=later_rounds,
-        clusters_per_batch=clusters_per_batch,
-        samples_per_cluster=samples_per_cluster,
-        views=views,
-        num_workers=num_workers,
-        precision=precision,
-        channels_last=channels_last,
-        seed=seed,
-        draws=draws,
-    )
-    step = Step(
-        model=model,
-        criterion=criterion,
-        rotation_head=rotation_head,
-        auxiliary=auxiliary,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        rotation_images=rotation_images,
-        precision=precision,
-        channels_last=channels_last,
-        clip_norm=clip_norm,
-        draws=draws,
-        average=average,
-    )
-    keeper = Keeper([judged, *parts[1:]], keep, patience)
+    preflight.check_checkpointing(checkpoint, resume=resume, checkpoints_kept=checkpoints_kept)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    parts = Parts(model, criterion, rotation_head, auxiliary, optimizer, scheduler, averaged(model, ema_decay))
+    passing = Passing(num_workers, precision, channels_last)
+    keeper, so_far = Keeper(parts.kept, keep, patience), Progress()
+    modules = parts.modules
     frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
-    with _seeded(seed, device_of(model)), frozen, modes_kept(*parts):
+    with seeded(seed, device_of(model)), frozen, modes_kept(*modules.values()):
         preflight.check_images(
             images,
             cluster_images,
@@ -222,129 +195,55 @@ def fit(
         )
         if keep == "best" or patience is not None:
             preflight.check_augmented(images, cluster_images)
-        for part in parts:
-            part.train()
-        with tqdm(total=schedule.steps, desc="fit", unit="step", disable=not progress) as bar:
+        for module in modules.values():
+            module.train()
+        clustered = images if cluster_images is None else cluster_images
+        saver = None
+        if checkpoint is not None:
+            settings = {
+                "clusters_per_batch": clusters_per_batch,
+                "samples_per_cluster": samples_per_cluster,
+                "views": views,
+                "rotation_images": rotation_images,
+                "relabel_every": schedule.every,
+                "first_round": first_round,
+                "later_rounds": later_rounds,
+                "freeze_batch_norm": freeze_batch_norm,
+                "precision": precision,
+                "channels_last": channels_last,
+                "clip_norm": clip_norm,
+                "ema_decay": ema_decay,
+                "keep": keep,
+                "seed": seed,
+            }
+            state = RunState(parts, keeper, so_far, (labeler, *callbacks), identify(parts, clustered, settings))
+            saver = Saver(state, Path(checkpoint), n_kept=checkpoints_kept)
+            saver.begin(resume=resume)
+        rounds = Rounds(
+            model=parts.judged,
+            images=images,
+            cluster_images=clustered,
+            labeler=labeler,
+            passing=passing,
+            first_round=first_round,
+            later_rounds=later_rounds,
+            clusters_per_batch=clusters_per_batch,
+            samples_per_cluster=samples_per_cluster,
+            views=views,
+            seed=seed,
+        )
+        step = Step(parts, passing, rotation_images=rotation_images, clip_norm=clip_norm)
+        run = Run(parts, rounds, step, schedule, keeper, so_far, callbacks, saver, save_every)
+        with tqdm(total=schedule.steps, initial=so_far.step, desc="fit", unit="step", disable=not progress) as bar:
             if progress and carry_more(images):
                 _say_labels_are_ignored()
             try:
-                return _run(rounds, step, schedule, keeper, callbacks=callbacks, bar=bar)
+                return run(bar)
             finally:
-                if average is not None:
-                    model.load_state_dict(judged.state_dict())
-
-
-def _run(
-    rounds: Rounds,
-    step: Step,
-    schedule: Schedule,
-    keeper: Keeper,
-    *,
-    callbacks: Sequence[Callback],
-    bar: tqdm,
-) -> FitResult:
-    history: list[RoundReport] = []
-    measured: list[Measured] = []
-    pseudo: PseudoLabels | None = None
-    start: LabelFreeScores | None = None
-    ended: Ended = "max_steps"
-    started = time.perf_counter()
-    try:
-        look = rounds.look(rounds.first_round)
-        start = look.label_free
-        keeper.see(0, start)
-        for number, n_steps in enumerate(schedule.rounds()):
-            pseudo = rounds.label(look)
-            step.criterion.start_round(pseudo)
-            for images, index in rounds.batches(pseudo, number, n_steps):
-                measured.append(step(images, pseudo.labels[index]))
-                bar.set_postfix_str(_summary(measured[-1], pseudo, look.label_free), refresh=False)
-                bar.update()
-            look = rounds.look(rounds.later_rounds)
-            history.append(_report(history, pseudo, measured, look.label_free, started))
-            measured, started = [], time.perf_counter()
-            keeper.see(history[-1].step, look.label_free)
-            if True in [callback(history[-1]) for callback in callbacks]:
-                ended = "callback"
-                break
-            if keeper.out_of_patience:
-                ended = "patience"
-                break
-    except KeyboardInterrupt:
-        ended = "interrupt"
-        if pseudo is not None and measured:
-            history.append(_report(history, pseudo, measured, None, started))
-    except Exception as error:
-        done = (history[-1].step if history else 0) + len(measured)
-        kept = keeper.finish(done)
-        error.add_note(f"`fit` had done {done} steps in {len(history)} whole rounds; the model is that of step {kept}.")
-        raise
-    return FitResult(tuple(history), pseudo, ended, start, keeper.finish(history[-1].step if history else 0))
-
-
-def _report(
-    history: Sequence[RoundReport],
-    pseudo: PseudoLabels,
-    measured: Sequence[Measured],
-    label_free: LabelFreeScores | None,
-    started: float,
-) -> RoundReport:
-    return RoundReport(
-        round=len(history),
-        step=(history[-1].step if history else 0) + len(measured),
-        n_clusters=pseudo.n_clusters,
-        n_left_out=pseudo.n_left_out,
-        largest_cluster=int(pseudo.sizes.max()) / len(pseudo.labels),
-        smallest_cluster=int(pseudo.sizes.min()) / len(pseudo.labels),
-        agreement=pseudo.agreement,
-        loss=fmean(one.loss for one in measured),
-        metric_loss=fmean(one.metric_loss for one in measured),
-        rotation_loss=_mean([one.rotation_loss for one in measured]),
-        rotation_accuracy=_mean([one.rotation_accuracy for one in measured]),
-        auxiliary_loss=_mean([one.auxiliary_loss for one in measured]),
-        label_free=label_free,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _summary(measured: Measured, pseudo: PseudoLabels, label_free: LabelFreeScores) -> str:
-    words = [f"loss {measured.loss:.3f}"]
-    if measured.rotation_accuracy is not None:
-        words.append(f"turns {measured.rotation_accuracy:.0%} (chance 25%)")
-    if measured.auxiliary_loss is not None:
-        words.append(f"auxiliary {measured.auxiliary_loss:.3f}")
-    words.append(f"{pseudo.n_clusters} clusters")
-    if pseudo.n_left_out:
-        words.append(f"{pseudo.n_left_out} left out")
-    if pseudo.agreement is not None:
-        words.append(f"agreement {pseudo.agreement:.2f}")
-    words.append(f"self-retrieval {label_free.self_retrieval:.0%}")
-    words.append(f"consistency {label_free.consistency:.0%}")
-    words.append(f"rank {label_free.effective_rank:.0f}")
-    return ", ".join(words)
+                if parts.average is not None:
+                    model.load_state_dict(parts.judged.state_dict())
 
 
 @cache  # once in a process is enough
 def _say_labels_are_ignored() -> None:
     tqdm.write("fit: what comes with the images, such as labels, is ignored", file=sys.stderr)
-
-
-def _averaged(model: EmbeddingModel, decay: float) -> AveragedModel:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers from the seed for the `with` block, and leave its global state as it was."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for gpu in devices:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield

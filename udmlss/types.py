@@ -94,6 +94,17 @@ class LabelFreeScores:
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step measured; the rotation figures are None without a head, the last without an auxiliary."""
+
+    loss: float
+    metric_loss: float
+    rotation_loss: float | None
+    rotation_accuracy: float | None
+    auxiliary_loss: float | None
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """What one round of `fit` did: one clustering and the optimiser steps after it.
 
@@ -209,4 +220,17 @@ class Callback(Protocol):
 
     def __call__(self, report: RoundReport, /) -> bool | None:
         """Look at the round."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A labeler or callback that remembers something, and so takes part in checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it remembers: tensors, numbers, text, and dicts and lists of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Remember that."""
         ...

@@ -313,7 +313,7 @@ def test_a_loss_that_turns_nan_is_said_with_its_parts_and_step_and_the_weights_s
             return embeddings.sum() * (float("nan") if len(calls) == 5 else 1.0)
 
     model, reports = make_model(), []
-    with pytest.raises(FloatingPointError, match=r"found nan \(metric nan, rotation 0\.0\)\. Lower the") as caught:
+    with pytest.raises(FloatingPointError, match=r"found nan \(metric nan\)\. Lower the") as caught:
         short_fit(model, criterion=UDMLSSLoss(Breaks()), callbacks=[reports.append])
     assert "`fit` had done 4 steps in 1 whole rounds" in caught.value.__notes__[-1]
     assert weights(model).isfinite().all()

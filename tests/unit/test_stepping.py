@@ -9,38 +9,28 @@ from torch import nn
 
 from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups
 from udmlss.losses import SelfSupervisedRanking
+from udmlss.parts import Parts, Passing
 from udmlss.stepping import Step
 
 IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
-def make_step(loss=None, *, head=None, auxiliary=None, lr=0.1, step_size=1, **settings):
+def make_step(
+    loss=None, *, head=None, auxiliary=None, lr=0.1, step_size=1, rotation_images=3, clip_norm=None, **settings
+):
     model = EmbeddingModel(nn.Flatten(), nn.Linear(16, 5))
     criterion = UDMLSSLoss(losses.ContrastiveLoss() if loss is None else loss, rotation_weight=0.5)
     groups = parameter_groups(model, criterion, head, auxiliary=auxiliary, lr=lr, proxy_lr=lr)
     optimizer = torch.optim.SGD(groups)
-    return Step(
-        **{
-            "model": model,
-            "criterion": criterion,
-            "rotation_head": head,
-            "auxiliary": auxiliary,
-            "optimizer": optimizer,
-            "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5),
-            "rotation_images": 3,
-            "precision": "float32",
-            "channels_last": False,
-            "clip_norm": None,
-            "draws": torch.Generator().manual_seed(7),
-            "average": None,
-        }
-        | settings
-    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5) if step_size else None
+    parts = Parts(model, criterion, head, auxiliary, optimizer, scheduler, None)
+    passing = Passing(**{"num_workers": 0, "precision": "float32", "channels_last": False} | settings)
+    return Step(parts, passing, rotation_images=rotation_images, clip_norm=clip_norm)
 
 
 def parameters_of(step):
-    return [p for group in step.optimizer.param_groups for p in group["params"]]
+    return [p for group in step.parts.optimizer.param_groups for p in group["params"]]
 
 
 def values_of(step):
@@ -69,23 +59,23 @@ class Recorded(RotationPretextHead):
 @pytest.mark.parametrize(
     ("loss", "part"),
     [
-        (lambda embeddings, labels: embeddings.sum() * math.nan, r"found nan \(metric nan, rotation 0.0\)"),
-        (lambda embeddings, labels: embeddings.sum() / 0 + math.inf, r"\(metric (inf|nan), rotation 0.0\)"),
+        (lambda embeddings, labels: embeddings.sum() * math.nan, r"found nan \(metric nan\)"),
+        (lambda embeddings, labels: embeddings.sum() / 0 + math.inf, r"\(metric (inf|nan)\)"),
     ],
 )
 def test_a_loss_that_is_not_finite_is_refused_before_anything_changes(loss, part):
     step = make_step(loss)
-    before, epoch = values_of(step), step.scheduler.last_epoch
+    before, epoch = values_of(step), step.parts.scheduler.last_epoch
     with pytest.raises(FloatingPointError, match=part + r"\. Lower the learning rate, set `clip_norm=1.0`, or try"):
         step(IMAGES, LABELS)
     assert torch.equal(values_of(step), before)
-    assert step.scheduler.last_epoch == epoch
-    assert not step.optimizer.state
+    assert step.parts.scheduler.last_epoch == epoch
+    assert not step.parts.optimizer.state
 
 
 def test_a_rotation_loss_that_is_not_finite_is_named():
     step = make_step(lambda embeddings, labels: embeddings.sum() * 0 + 2, head=RotationPretextHead(16, 4))
-    nn.init.constant_(step.rotation_head.layers[2].bias, math.inf)
+    nn.init.constant_(step.parts.rotation_head.layers[2].bias, math.inf)
     before = values_of(step)
     with pytest.raises(FloatingPointError, match=r"found nan \(metric 2.0, rotation nan\)"):
         step(IMAGES, LABELS)
@@ -114,8 +104,8 @@ def test_an_auxiliary_is_added_as_it_is_and_learns():
     assert measured.auxiliary_loss == pytest.approx(expected.item(), rel=1e-5)
     parts = measured.metric_loss + 0.5 * measured.rotation_loss + measured.auxiliary_loss
     assert measured.loss == pytest.approx(parts, rel=1e-5)
-    assert step.auxiliary.middle.item() == pytest.approx(3 - 0.1 * gradient.item(), rel=1e-5)
-    [seen] = step.auxiliary.seen
+    assert step.parts.auxiliary.middle.item() == pytest.approx(3 - 0.1 * gradient.item(), rel=1e-5)
+    [seen] = step.parts.auxiliary.seen
     assert torch.equal(seen, IMAGES)
 
 
@@ -127,13 +117,13 @@ def test_an_auxiliary_in_half_precision_is_added_in_float32():
     step = make_step(auxiliary=SelfSupervisedRanking(16), precision="bfloat16")
     measured = step(IMAGES, LABELS)
     assert math.isfinite(measured.auxiliary_loss)
-    assert {p.grad.dtype for p in step.auxiliary.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in step.parts.auxiliary.parameters()} == {torch.float32}
 
 
 def test_an_auxiliary_that_is_not_finite_is_named():
     step = make_step(auxiliary=Further(factor=math.inf))
     before = values_of(step)
-    with pytest.raises(FloatingPointError, match=r"found inf \(metric .*, rotation 0\.0, auxiliary inf\)\. Lower"):
+    with pytest.raises(FloatingPointError, match=r"found inf \(metric .*, auxiliary inf\)\. Lower"):
         step(IMAGES, LABELS)
     assert torch.equal(values_of(step), before)
 
@@ -150,7 +140,7 @@ def test_an_auxiliary_that_is_no_scalar_is_refused_before_anything_changes(monke
 def test_one_step_of_gradient_descent_is_taken():
     step = make_step(lambda embeddings, labels: (embeddings[:, 0] * labels).sum(), lr=0.25)
     before = values_of(step)
-    loss = step.criterion(step.model(IMAGES), LABELS)
+    loss = step.parts.criterion(step.parts.model(IMAGES), LABELS)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters_of(step))])
     measured = step(IMAGES, LABELS)
     torch.testing.assert_close(values_of(step), before - 0.25 * gradient)
@@ -198,22 +188,22 @@ def test_a_gradient_within_the_bound_is_not_clipped():
 def test_the_scheduler_steps_once_per_step():
     step = make_step(lr=1.0)
     for number in range(4):
-        assert step.optimizer.param_groups[0]["lr"] == 0.5**number
+        assert step.parts.optimizer.param_groups[0]["lr"] == 0.5**number
         step(IMAGES, LABELS)
-    assert step.scheduler.last_epoch == 4
+    assert step.parts.scheduler.last_epoch == 4
 
 
 def test_without_a_scheduler_the_rate_stays():
-    step = make_step(lr=1.0, scheduler=None)
+    step = make_step(lr=1.0, step_size=None)
     step(IMAGES, LABELS)
-    assert step.optimizer.param_groups[0]["lr"] == 1.0
+    assert step.parts.optimizer.param_groups[0]["lr"] == 1.0
 
 
 @pytest.mark.parametrize("rotation_images", [1, 3, 6])
 def test_different_images_of_the_batch_are_turned_four_ways(rotation_images):
     step = make_step(head=Recorded(16, 4), rotation_images=rotation_images)
     step(IMAGES, LABELS)
-    found = [turn_of(row.view(1, 4, 4), IMAGES) for row in step.rotation_head.features]
+    found = [turn_of(row.view(1, 4, 4), IMAGES) for row in step.parts.rotation_head.features]
     assert len(found) == 4 * rotation_images
     assert len(set(found)) == len(found)
     assert len({number for number, _ in found}) == rotation_images
@@ -223,10 +213,10 @@ def test_different_images_of_the_batch_are_turned_four_ways(rotation_images):
 def test_the_rotation_figures_are_those_of_the_turns_that_were_shown(seed):
     torch.manual_seed(seed)
     step = make_step(head=Recorded(16, 4), rotation_images=4)
-    nn.init.normal_(step.rotation_head.layers[2].weight, std=3)
+    nn.init.normal_(step.parts.rotation_head.layers[2].weight, std=3)
     measured = step(IMAGES, LABELS)
-    turns = [turn_of(row.view(1, 4, 4), IMAGES)[1] for row in step.rotation_head.features]
-    logits = step.rotation_head.logits.tolist()
+    turns = [turn_of(row.view(1, 4, 4), IMAGES)[1] for row in step.parts.rotation_head.features]
+    logits = step.parts.rotation_head.logits.tolist()
     right = [max(range(4), key=row.__getitem__) == turn for row, turn in zip(logits, turns, strict=True)]
     losses_ = [math.log(sum(map(math.exp, row))) - row[turn] for row, turn in zip(logits, turns, strict=True)]
     assert measured.rotation_accuracy == pytest.approx(sum(right) / len(right))
@@ -234,22 +224,23 @@ def test_the_rotation_figures_are_those_of_the_turns_that_were_shown(seed):
     assert measured.loss == pytest.approx(measured.metric_loss + 0.5 * measured.rotation_loss, rel=1e-5)
 
 
-def test_which_images_are_turned_follows_the_generator_and_no_global_state():
+def test_which_images_are_turned_follows_torchs_random_state_which_fit_seeds():
     shown = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
         step = make_step(head=Recorded(16, 4), rotation_images=2)
+        torch.manual_seed(seed)
         step(IMAGES, LABELS)
-        step(IMAGES, LABELS)
-        shown.append(step.rotation_head.features.clone())
-    assert torch.equal(*shown)
+        shown.append(step.parts.rotation_head.features.clone())
+    assert torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[0], shown[2])
 
 
 def test_bfloat16_leaves_parameters_and_gradients_in_float32():
     step = make_step(losses.ProxyAnchorLoss(3, 5), head=Recorded(16, 4), precision="bfloat16")
     before = values_of(step)
     measured = step(IMAGES, LABELS)
-    assert step.rotation_head.logits.dtype == torch.bfloat16
+    assert step.parts.rotation_head.logits.dtype == torch.bfloat16
     assert {p.dtype for p in parameters_of(step)} == {p.grad.dtype for p in parameters_of(step)} == {torch.float32}
     assert math.isfinite(measured.loss)
     assert not torch.equal(values_of(step), before)
@@ -258,8 +249,8 @@ def test_bfloat16_leaves_parameters_and_gradients_in_float32():
 def test_channels_last_reaches_the_trunk_for_images_and_turned_images():
     seen = []
     step = make_step(head=RotationPretextHead(48, 4), channels_last=True)
-    step.model.embedder = nn.Linear(48, 5)
-    step.model.trunk.register_forward_pre_hook(
+    step.parts.model.embedder = nn.Linear(48, 5)
+    step.parts.model.trunk.register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
     step(torch.randn(6, 3, 4, 4), LABELS)
@@ -268,8 +259,8 @@ def test_channels_last_reaches_the_trunk_for_images_and_turned_images():
 
 def test_a_batch_in_which_everything_is_left_out_teaches_rotation_alone():
     step = make_step(head=RotationPretextHead(16, 4), lr=1.0)
-    embedder, head = step.model.embedder.weight.clone(), step.rotation_head.layers[0].weight.clone()
+    embedder, head = step.parts.model.embedder.weight.clone(), step.parts.rotation_head.layers[0].weight.clone()
     measured = step(IMAGES, torch.full((6,), -1))
     assert measured.metric_loss == 0
-    assert torch.equal(step.model.embedder.weight, embedder)
-    assert not torch.equal(step.rotation_head.layers[0].weight, head)
+    assert torch.equal(step.parts.model.embedder.weight, embedder)
+    assert not torch.equal(step.parts.rotation_head.layers[0].weight, head)

@@ -1,0 +1,92 @@
+"""The loop of `fit`: look, label, train, again."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+
+from udmlss.keeping import Keeper
+from udmlss.parts import Parts
+from udmlss.progress import Progress
+from udmlss.rounds import Look, Rounds, Schedule
+from udmlss.saving import Saver
+from udmlss.stepping import Step
+from udmlss.types import Callback, Ended, FitResult, PseudoLabels, RoundReport
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that is all set up; call it with a progress bar."""
+
+    parts: Parts
+    rounds: Rounds
+    step: Step
+    schedule: Schedule
+    keeper: Keeper
+    progress: Progress
+    callbacks: Sequence[Callback]
+    saver: Saver | None
+    save_every: int
+
+    def __call__(self, bar: tqdm) -> FitResult:
+        """Train to the end, or until a callback, the keeper or the keyboard ends it."""
+        progress = self.progress
+        ended: Ended = "interrupt"
+        watching = nullcontext() if self.saver is None else self.saver.watching()
+        try:
+            with watching:
+                ended = self._train(bar)
+        except KeyboardInterrupt:
+            if progress.pseudo is not None and progress.steps:
+                progress.end_round(progress.pseudo, None)
+        except Exception as error:
+            done, whole = progress.step, len(progress.history)
+            kept = self.keeper.finish(done)
+            error.add_note(f"`fit` had done {done} steps in {whole} whole rounds; the model is that of step {kept}.")
+            raise
+        kept = self.keeper.finish(progress.whole_rounds)
+        return FitResult(tuple(progress.history), progress.pseudo, ended, progress.start, kept)
+
+    def _train(self, bar: tqdm) -> Ended:
+        progress, rounds = self.progress, self.rounds
+        look: Look | None = None
+        for number, n_steps in self.schedule.lengths(len(progress.history)):
+            pseudo = self._clusters(look)
+            self._pause(due=False)
+            for images, index in rounds.batches(pseudo, number, n_steps, done=len(progress.steps)):
+                progress.steps.append(self.step(images, pseudo.labels[index]))
+                bar.set_postfix_str(str(progress), refresh=False)
+                bar.update()
+                self._pause(due=progress.step % self.save_every == 0 or progress.step == self.schedule.steps)
+            look = rounds.look(rounds.later_rounds)
+            self._pause(due=False)
+            report = progress.end_round(pseudo, look.label_free)
+            self.keeper.see(report.step, look.label_free)
+            if ended := self._ended_by(report):
+                return ended
+        return "max_steps"
+
+    def _clusters(self, look: Look | None) -> PseudoLabels:
+        """Return the clusters of a new round, or those of the round that a resumed run goes on with."""
+        pseudo = self.progress.pseudo
+        if pseudo is None or look is not None:
+            pseudo = self.rounds.label(look or self._first_look())
+            self.progress.pseudo = pseudo
+            self.parts.criterion.start_round(pseudo)
+        return pseudo
+
+    def _first_look(self) -> Look:
+        look = self.rounds.look(self.rounds.first_round)
+        self.progress.start = self.progress.latest = look.label_free
+        self.keeper.see(0, look.label_free)
+        return look
+
+    def _ended_by(self, report: RoundReport) -> Ended | None:
+        if True in [callback(report) for callback in self.callbacks]:
+            return "callback"
+        return "patience" if self.keeper.out_of_patience else None
+
+    def _pause(self, *, due: bool) -> None:
+        if self.saver is not None:
+            self.saver.pause(self.progress.step, due=due)
