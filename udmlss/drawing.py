@@ -27,7 +27,7 @@ def drawn_from(*key: int) -> Iterator[None]:
         True
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = np.random.SeedSequence(key)
+    seed = np.random.SeedSequence((len(key), *key))  # which pads with zeros, so that (1,) would be (1, 0)
     one, other = (int(word) for word in seed.generate_state(2, np.uint64))
     random.seed(one)
     np.random.seed(one % 2**32)

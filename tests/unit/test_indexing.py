@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from udmlss.indexing import IndexedImages, carry_more, stack_images
+from udmlss.indexing import IndexedImages, SeededBatches, carry_more, stack_images
 
 Sample = namedtuple("Sample", "image label path")  # noqa: PYI024 (the plain one, as people have it)
 
@@ -147,3 +147,22 @@ def test_looking_at_an_item_leaves_the_draws_as_they_were():
     before = torch.get_rng_state()
     carry_more(Made(lambda _: torch.rand(3, 4, 4)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_drawn_alike_in_whatever_order_and_process(workers):
+    noisy = Made(lambda index: IMAGES[index] + torch.rand(()))
+    data = SeededBatches(noisy, [[0, 1], [2, 2], [3, 4]], (7, 1))
+    loader = DataLoader(data, batch_size=None, sampler=[2, 0, 1], num_workers=workers)
+    found = {tuple(index.tolist()): images for images, index in loader}
+    for number, batch in enumerate([(0, 1), (2, 2), (3, 4)]):
+        images, index = data[number]
+        assert tuple(index.tolist()) == batch
+        assert torch.equal(images, found[batch])
+    assert not torch.equal(*found[2, 2])
+
+
+def test_another_key_draws_other_batches():
+    noisy = Made(lambda index: IMAGES[index] + torch.rand(()))
+    one, other = (SeededBatches(noisy, [[0, 1]], (key,))[0][0] for key in (0, 1))
+    assert not torch.equal(one, other)
