@@ -54,8 +54,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest checkpoint that can be read, with its file; None if there is no file of any.
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that can be read; None if there is no file of any.
 
     Raises:
         ValueError: There are files and none can be read, or the newest is of another format.
@@ -63,15 +63,21 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     found = checkpoints(folder)
     for path in found:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(path)
         except Exception as error:  # noqa: BLE001 (torch raises anything at a damaged file)
             warnings.warn(f"{path} cannot be read and is passed over: {type(error).__name__}", stacklevel=2)
             continue
         _check_format(path, state)
-        return path, state
+        return path
     if found:
         raise refusal("One checkpoint at least must be readable", f"none of {len(found)} in {folder}", "Begin anew")
     return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state that a file holds, its tensors on the CPU."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _check_format(path: Path, state: object) -> None:

@@ -3,12 +3,12 @@
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from io import BytesIO
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -18,6 +18,7 @@ from udmlss._checks import check_at_least, refusal
 
 T = TypeVar("T")
 
+_END = object()
 _STOP, _INTERRUPTED, _FAILED = 1, 2, 3  # what a rank tells the others; 0 is well, and the highest counts
 _AT_ONCE = 2**26  # numbers that `gather_shards` holds beside its result: 256 MB in float32
 
@@ -168,6 +169,20 @@ def broadcast(value: T) -> T:
     return from_first(lambda: value)
 
 
+def every_rank(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of the ranks; they are pickled, so let them be small.
+
+    Example:
+        >>> every_rank(4)
+        [4]
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return cast("list[T]", values)
+
+
 def mean_over_ranks(values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """Return the mean over ranks of each value, without gradient; one that is not finite stays so."""
     if world_size() == 1:
@@ -224,6 +239,22 @@ class SameFate:
         if error is not None:
             return _FAILED + world_size() - 1 - rank()  # so that the lowest rank that failed tells
         return _STOP if self._asked else 0
+
+
+def together(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items of each rank's own iterable, which are as many on each: an error of one ends all.
+
+    Example:
+        >>> list(together([1, 2]))
+        [1, 2]
+    """
+    iterator = iter(items)
+    while True:
+        with SameFate():
+            item = next(iterator, _END)
+        if item is _END:
+            return
+        yield cast("T", item)
 
 
 class _Gather(torch.autograd.Function):

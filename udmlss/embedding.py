@@ -14,6 +14,8 @@ from udmlss._checks import check_at_least, check_choice, check_features, type_re
 from udmlss.indexing import SeededBatches
 from udmlss.types import Images, Precision, What
 
+_CHUNK = 8192  # features embedded at once
+
 
 class EmbeddingModel(nn.Module):
     """A trunk that turns images into features and an embedder that turns features into unit-length embeddings.
@@ -106,6 +108,13 @@ def embed(
             check_features(output)
             rows.append(output.to("cpu", torch.float32))
     return torch.cat(rows)
+
+
+def embed_features(model: EmbeddingModel, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
+    """Return the embeddings of features of the model's trunk, on the CPU, as `embed` returns those of images."""
+    device = device_of(model)
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model.embed_features(part.to(device)).cpu() for part in features.split(_CHUNK)])
 
 
 def _trunk_of(model: nn.Module) -> nn.Module:

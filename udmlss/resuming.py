@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import refusal
+from udmlss.distributed import every_rank, rank, world_size
 from udmlss.drawing import drawn_from
 from udmlss.embedding import device_of
 from udmlss.indexing import IndexedImages
@@ -54,7 +55,7 @@ class RunState:
             "keeper": self.keeper.state_dict(),
             "others": [other.state_dict() for other in self.others],
             "progress": _progress_state(self.progress),
-            "random": _random_state(device_of(parts.model)),
+            "random": every_rank(_random_state(device_of(parts.model))),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -80,7 +81,7 @@ class RunState:
         self.keeper.load_state_dict(state["keeper"])
         for other, found in zip(self.others, state["others"], strict=True):
             other.load_state_dict(found)
-        _set_random_state(state["random"], device_of(parts.model))
+        _set_random_state(state["random"][rank()], device_of(parts.model))
 
     def _all_modules(self) -> dict[str, nn.Module]:
         named = self.parts.modules.items()
@@ -108,6 +109,7 @@ def identify(parts: Parts, images: Images, settings: Mapping[str, object]) -> di
     digests = {_digest(images), _digest(images)}
     content = digests.pop() if len(digests) == 1 else "drawn anew each time"
     words = {name: str(value) for name, value in settings.items()}
+    words |= {"number of processes": str(world_size())}
     words |= {"optimizer": type(parts.optimizer).__name__, "scheduler": type(parts.scheduler).__name__}
     return words | {"number of images": str(len(images)), "content of the images": content} | shapes
 

@@ -11,20 +11,23 @@ from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
 from udmlss.clustering import cluster_means
-from udmlss.embedding import EmbeddingModel, device_of, embed, evaluating
+from udmlss.distributed import SameFate, from_first, gather_shards, rank, shard, world_size
+from udmlss.embedding import EmbeddingModel, device_of, embed, embed_features
 from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
-from udmlss.parts import Passing
+from udmlss.parts import Passing, follow_first
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.types import Images, Labeler, LabelFreeScores, PseudoLabels, What
 
-_CHUNK = 8192  # features embedded at once
 _PROBE = 1000  # images of which a second view is embedded in each round
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """All images as the model sees them at one moment; what is clustered may be features of the trunk."""
+    """All images as the model sees them at one moment; what is clustered may be features of the trunk.
+
+    Of several ranks the first alone holds rows.
+    """
 
     clustered: Float[Tensor, "n c"]
     embeddings: Float[Tensor, "n d"]
@@ -63,11 +66,15 @@ class Rounds:
 
     def look(self, what: What) -> Look:
         """Embed all images, and judge what later rounds cluster. Features get unit length, as embeddings have."""
+        follow_first(self.model)
         found = self._see({what, self.later_rounds})
         return Look(found[what], found["embeddings"], self._judge(found[self.later_rounds]))
 
     def label(self, look: Look) -> PseudoLabels:
         """Cluster; the centroids are embeddings even where features were clustered."""
+        return from_first(lambda: self._label(look))
+
+    def _label(self, look: Look) -> PseudoLabels:
         pseudo = self.labeler.label(look.clustered)
         check_labels(pseudo.labels, len(look.embeddings), "labels")
         if look.clustered is look.embeddings:
@@ -85,10 +92,12 @@ class Rounds:
             views=self.views,
             n_batches=n_batches,
             seed=self.seed,
+            rank=rank(),
+            world_size=world_size(),
         )
         sampler.set_epoch(number)
         return DataLoader(
-            SeededBatches(self.images, list(sampler), (self.seed, number)),
+            SeededBatches(self.images, list(sampler), (self.seed, number, rank())),
             batch_size=None,
             sampler=range(done, n_batches),
             num_workers=self.passing.num_workers,
@@ -97,31 +106,31 @@ class Rounds:
         )
 
     def _see(self, kinds: set[What]) -> dict[What, Float[Tensor, "n _"]]:
-        if "features" not in kinds:
-            return {"embeddings": self._run(self.cluster_images, "embeddings", self.seed)}
-        features = self._run(self.cluster_images, "features", self.seed)
-        return {"embeddings": self._embed(features), "features": functional.normalize(features)}
+        found = self._embed(self.cluster_images, "features" if "features" in kinds else "embeddings", self.seed)
+        if "features" in kinds:
+            found |= {"features": functional.normalize(found["features"])}
+        return {what: gather_shards(rows, len(self.images), only_first=True) for what, rows in found.items()}
 
     def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
         """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
-        probe = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        views = self._run(
-            Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1
-        )  # not those clustered
-        return judge_embeddings(found, functional.normalize(views), probe)
+        n = len(self.images)
+        probe = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
+        rows = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1)
+        views = gather_shards(rows[self.later_rounds], len(probe), only_first=True)
+        return from_first(lambda: judge_embeddings(found, functional.normalize(views), probe))
 
-    def _run(self, images: Images, what: What, seed: int) -> Float[Tensor, "n c"]:
-        return embed(
-            self.model,
-            images,
-            what=what,
-            num_workers=self.passing.num_workers,
-            precision=self.passing.precision,
-            channels_last=self.passing.channels_last,
-            seed=seed,
-        )
-
-    def _embed(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-        device = device_of(self.model)
-        with evaluating(self.model), torch.no_grad():
-            return torch.cat([self.model.embed_features(part.to(device)).cpu() for part in features.split(_CHUNK)])
+    def _embed(self, images: Images, what: What, seed: int) -> dict[What, Float[Tensor, "s _"]]:
+        """Return what the model makes of this rank's share of the images; embeddings are there in any case."""
+        with SameFate():
+            rows = embed(
+                self.model,
+                Subset(IndexedImages(images), shard(len(images))),
+                what=what,
+                num_workers=self.passing.num_workers,
+                precision=self.passing.precision,
+                channels_last=self.passing.channels_last,
+                seed=seed,
+            )
+            if what == "embeddings":
+                return {"embeddings": rows}
+            return {"features": rows, "embeddings": embed_features(self.model, rows)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from udmlss.distributed import from_first, together
 from udmlss.keeping import Keeper
 from udmlss.parts import Parts
 from udmlss.progress import Progress
@@ -54,7 +55,7 @@ class Run:
         for number, n_steps in self.schedule.lengths(len(progress.history)):
             pseudo = self._clusters(look)
             self._pause(due=False)
-            for images, index in rounds.batches(pseudo, number, n_steps, done=len(progress.steps)):
+            for images, index in together(rounds.batches(pseudo, number, n_steps, done=len(progress.steps))):
                 progress.steps.append(self.step(images, pseudo.labels[index]))
                 bar.set_postfix_str(str(progress), refresh=False)
                 bar.update()
@@ -83,7 +84,7 @@ class Run:
         return look
 
     def _ended_by(self, report: RoundReport) -> Ended | None:
-        if True in [callback(report) for callback in self.callbacks]:
+        if from_first(lambda: True in [callback(report) for callback in self.callbacks]):
             return "callback"
         return "patience" if self.keeper.out_of_patience else None
 

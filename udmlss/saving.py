@@ -5,12 +5,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from udmlss._checks import refusal
-from udmlss.checkpoint import checkpoints, clear_unfinished, newest_checkpoint, save_checkpoint
+from udmlss.checkpoint import checkpoints, clear_unfinished, newest_checkpoint, read_checkpoint, save_checkpoint
+from udmlss.distributed import SameFate, from_first, is_first
 from udmlss.resuming import RunState
 
 _ASKED_TO_END = 128 + signal.SIGTERM  # what a shell calls a process that ended so
@@ -38,19 +40,21 @@ class Saver:
             ValueError: There are checkpoints and the run is to begin anew; none of them can be read; or the newest is
                 of another run.
         """
+        path = from_first(partial(self._clear, resume=resume))
+        if path is not None:
+            with SameFate():
+                self.state.load_state_dict(read_checkpoint(path))
+        return path
+
+    def _clear(self, *, resume: bool) -> Path | None:
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.folder)
-        if not resume:
-            if found := checkpoints(self.folder):
-                remedy = "Pass `resume=True` to go on with it, or another folder"
-                raise refusal("`checkpoint` must be a folder without checkpoints", f"{found[0].name} there", remedy)
-            return None
-        newest = newest_checkpoint(self.folder)
-        if newest is None:
-            return None
-        path, state = newest
-        self.state.load_state_dict(state)
-        return path
+        if resume:
+            return newest_checkpoint(self.folder)
+        if found := checkpoints(self.folder):
+            remedy = "Pass `resume=True` to go on with it, or another folder"
+            raise refusal("`checkpoint` must be a folder without checkpoints", f"{found[0].name} there", remedy)
+        return None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -71,11 +75,16 @@ class Saver:
             SystemExit: The process is asked to end.
             OSError: The checkpoint cannot be written.
         """
-        if not due and not self._asked_to_end:
+        with SameFate() as fate:
+            if self._asked_to_end:
+                fate.ask_stop()
+        if not due and not fate.stop:
             return
-        path = save_checkpoint(self.folder, step, self.state.state_dict(), n_kept=self.n_kept)
-        if self._asked_to_end:
-            tqdm.write(f"fit: asked to end, saved {path}", file=sys.stderr)
+        state = self.state.state_dict()
+        path = from_first(lambda: save_checkpoint(self.folder, step, state, n_kept=self.n_kept))
+        if fate.stop:
+            if is_first():
+                tqdm.write(f"fit: asked to end, saved {path}", file=sys.stderr)
             raise SystemExit(_ASKED_TO_END)
 
     def _note(self, _signal: int, _frame: object) -> None:

@@ -5,12 +5,15 @@ from math import isfinite
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from udmlss._checks import refusal
-from udmlss.embedding import autocast, device_of, place
+from udmlss.distributed import SameFate, gather, mean_over_ranks, world_size
+from udmlss.embedding import EmbeddingModel, autocast, device_of, place
+from udmlss.losses import UDMLSSLoss
 from udmlss.parts import Parts, Passing
-from udmlss.rotation import rotate_four_ways
+from udmlss.rotation import RotationPretextHead, rotate_four_ways
 from udmlss.types import Precision, StepReport
 
 
@@ -19,17 +22,20 @@ class Step:
 
     Args:
         parts: What learns, and what teaches it.
+        losses: A batch to its losses, with the parts in it.
         passing: How images go through the model.
         rotation_images: Images of a batch that are turned, if there is a rotation head.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
     """
 
-    def __init__(self, parts: Parts, passing: Passing, *, rotation_images: int, clip_norm: float | None) -> None:
+    def __init__(
+        self, parts: Parts, losses: nn.Module, passing: Passing, *, rotation_images: int, clip_norm: float | None
+    ) -> None:
         self.parts = parts
+        self.losses = losses
         self.passing = passing
         self.rotation_images = 0 if parts.rotation_head is None else rotation_images
         self.clip_norm = clip_norm
-        self.losses = Losses(parts, passing.precision)
 
     def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> StepReport:
         """Take the step, unless the loss is not finite.
@@ -60,12 +66,30 @@ class Step:
 
 
 class Losses(nn.Module):
-    """A batch to its losses: all that learns in one module, with one forward pass a step."""
+    """A batch to its losses: all that learns in one module, so that `DistributedDataParallel` can hold it.
 
-    def __init__(self, parts: Parts, precision: Precision) -> None:
+    The metric loss is that of the embeddings of all ranks; the others are of this rank's images.
+
+    Args:
+        model: Images to embeddings.
+        criterion: Embeddings, labels and turns to the loss.
+        rotation_head: Reads the features of turned images.
+        auxiliary: Model and images to a further loss.
+        precision: Of forward passes.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        criterion: UDMLSSLoss,
+        *,
+        rotation_head: RotationPretextHead | None,
+        auxiliary: nn.Module | None,
+        precision: Precision,
+    ) -> None:
         super().__init__()
-        self.model, self.criterion = parts.model, parts.criterion
-        self.rotation_head, self.auxiliary = parts.rotation_head, parts.auxiliary
+        self.model, self.criterion = model, criterion
+        self.rotation_head, self.auxiliary = rotation_head, auxiliary
         self.precision = precision
 
     def forward(
@@ -78,11 +102,11 @@ class Losses(nn.Module):
             labels: Pseudo-label of each image.
             turned: Which of them are turned, if there is a rotation head.
         """
-        with autocast(images.device, self.precision):
+        with SameFate(), autocast(images.device, self.precision):
             embeddings = self.model(images)
             logits, turns = self._guess_turns(images, turned)
             auxiliary = self._auxiliary_loss(images)
-        terms = self.criterion.terms(embeddings, labels, logits, turns)
+        terms = self.criterion.terms(gather(embeddings), gather(labels), logits, turns)
         found = {"loss": terms.total, "metric_loss": terms.metric}
         if logits is not None and turns is not None:
             found["rotation_loss"] = terms.rotation
@@ -108,8 +132,15 @@ class Losses(nn.Module):
         return loss.float()
 
 
+def shared(losses: Losses) -> nn.Module:
+    """Return the losses, held by `DistributedDataParallel` where there are several ranks."""
+    if world_size() == 1:
+        return losses
+    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+
+
 def _report(found: dict[str, Tensor]) -> StepReport:
-    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+    values = dict(zip(found, mean_over_ranks(torch.stack(list(found.values()))).tolist(), strict=True))
     if not all(map(isfinite, values.values())):
         listed = ", ".join(f"{name.removesuffix('_loss')} {value}" for name, value in values.items() if "_loss" in name)
         raise FloatingPointError(

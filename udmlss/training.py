@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from udmlss import preflight
 from udmlss.batch_norm import frozen_batch_norm
+from udmlss.distributed import SameFate, is_first, rank
 from udmlss.embedding import EmbeddingModel, device_of, modes_kept
 from udmlss.indexing import carry_more
 from udmlss.keeping import Keeper
@@ -26,7 +27,7 @@ from udmlss.rotation import RotationPretextHead
 from udmlss.rounds import Rounds, Schedule
 from udmlss.running import Run
 from udmlss.saving import Saver
-from udmlss.stepping import Step
+from udmlss.stepping import Losses, Step, shared
 from udmlss.types import Callback, FitResult, Images, Keep, Labeler, Passes, Precision, What
 
 
@@ -178,23 +179,26 @@ def fit(
     preflight.check_checkpointing(checkpoint, resume=resume, checkpoints_kept=checkpoints_kept)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    losses = shared(Losses(model, criterion, rotation_head=rotation_head, auxiliary=auxiliary, precision=precision))
     parts = Parts(model, criterion, rotation_head, auxiliary, optimizer, scheduler, averaged(model, ema_decay))
     passing = Passing(num_workers, precision, channels_last)
     keeper, so_far = Keeper(parts.kept, keep, patience), Progress()
     modules = parts.modules
     frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
-    with seeded(seed, device_of(model)), frozen, modes_kept(*modules.values()):
-        preflight.check_images(
-            images,
-            cluster_images,
-            model=model,
-            head=rotation_head,
-            auxiliary=auxiliary,
-            criterion=criterion,
-            labeler=labeler,
-        )
-        if keep == "best" or patience is not None:
-            preflight.check_augmented(images, cluster_images)
+    show = progress and is_first()
+    with seeded(seed + rank(), device_of(model)), frozen, modes_kept(*modules.values()):
+        with SameFate():
+            preflight.check_images(
+                images,
+                cluster_images,
+                model=model,
+                head=rotation_head,
+                auxiliary=auxiliary,
+                criterion=criterion,
+                labeler=labeler,
+            )
+            if keep == "best" or patience is not None:
+                preflight.check_augmented(images, cluster_images)
         for module in modules.values():
             module.train()
         clustered = images if cluster_images is None else cluster_images
@@ -232,10 +236,10 @@ def fit(
             views=views,
             seed=seed,
         )
-        step = Step(parts, passing, rotation_images=rotation_images, clip_norm=clip_norm)
+        step = Step(parts, losses, passing, rotation_images=rotation_images, clip_norm=clip_norm)
         run = Run(parts, rounds, step, schedule, keeper, so_far, callbacks, saver, save_every)
-        with tqdm(total=schedule.steps, initial=so_far.step, desc="fit", unit="step", disable=not progress) as bar:
-            if progress and carry_more(images):
+        with tqdm(total=schedule.steps, initial=so_far.step, desc="fit", unit="step", disable=not show) as bar:
+            if show and carry_more(images):
                 _say_labels_are_ignored()
             try:
                 return run(bar)

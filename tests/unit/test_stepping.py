@@ -10,7 +10,7 @@ from torch import nn
 from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.parts import Parts, Passing
-from udmlss.stepping import Step
+from udmlss.stepping import Losses, Step
 
 IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -26,7 +26,8 @@ def make_step(
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5) if step_size else None
     parts = Parts(model, criterion, head, auxiliary, optimizer, scheduler, None)
     passing = Passing(**{"num_workers": 0, "precision": "float32", "channels_last": False} | settings)
-    return Step(parts, passing, rotation_images=rotation_images, clip_norm=clip_norm)
+    forward = Losses(model, criterion, rotation_head=head, auxiliary=auxiliary, precision=passing.precision)
+    return Step(parts, forward, passing, rotation_images=rotation_images, clip_norm=clip_norm)
 
 
 def parameters_of(step):
