@@ -217,7 +217,7 @@ class SameFate:
         """Ask all ranks to stop together after this block, as when this process is told to end (SIGTERM)."""
         self._asked = True
 
-    def __enter__(self) -> "SameFate":
+    def __enter__(self) -> "SameFate":  # noqa: PYI034 (the shape checker of the tests knows no Self)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
