@@ -2,10 +2,10 @@
 
     python benchmarks/choosing.py --data cub100
 
-Runs that differ in loss, length and number of clusters are trained; those of benchmarks/quality.py and
-benchmarks/sweep.py in the output folder, which differ in seed, method, rotation weight and more numbers of clusters,
-join them. Over all runs that cluster, each label-free measure of the training images is held against R@1 on the test
-images: Spearman's rank correlation, and the R@1 lost by taking the run with the highest measure and not the best run.
+Runs that differ in loss and length are trained; those of benchmarks/quality.py and benchmarks/sweep.py in the output
+folder, which differ in seed, method, rotation weight and number of clusters, join them. Over all runs that cluster,
+each label-free measure of the training images is held against R@1 on the test images: Spearman's rank correlation, and
+the R@1 lost by taking the run with the highest measure and not the best run.
 """
 
 import json
@@ -22,7 +22,6 @@ from runs import Run, ensure, read
 from scipy.stats import spearmanr
 from settings import Settings, build_parser, options_of, parse
 from setups import open_data
-from sweep import cluster_counts
 
 from udmlss.types import LabelFreeScores
 
@@ -55,14 +54,12 @@ MEASURES: dict[str, Callable[[Run, str], float]] = {
 }
 
 
-def variants(base: Settings, n_classes: int, n_images: int) -> dict[str, tuple[str, Settings]]:
+def variants(base: Settings) -> dict[str, tuple[str, Settings]]:
     """Return the runs to make beside those of the table and the sweeps: method and settings by name."""
     lengths = [base.steps // 5, base.steps // 2, 2 * base.steps]
-    counts, _ = cluster_counts(n_classes, n_images, base)
     return {
         **{f"loss-{loss}": ("udml", replace(base, loss=loss)) for loss in ("nt-xent", "sup-con")},
         **{f"steps-{steps}": ("udml", replace(base, steps=steps)) for steps in lengths},
-        **{f"k-{k}": ("recipe", replace(base, n_clusters=k)) for k in counts if k != base.n_clusters},
     }
 
 
@@ -117,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, base = parse(build_parser(__doc__), arguments)
     data = open_data(base, args.root)
     folder = args.out / "choosing"
-    wanted = variants(base, len(data.labels.unique()), len(data.labels))
+    wanted = variants(base)
     for name, (_, settings) in wanted.items():
         read(folder / name, settings)  # refuses runs with other settings before any work
     for seed in range(args.seeds):

