@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _END = object()
 _STOP, _INTERRUPTED, _FAILED = 1, 2, 3  # what a rank tells the others; 0 is well, and the highest counts
-_AT_ONCE = 2**26  # numbers that `gather_shards` holds beside its result: 256 MB in float32
+_AT_ONCE = 2**24  # numbers that `gather_shards` receives at once: 64 MB in float32
 
 
 def world_size() -> int:
@@ -49,6 +49,9 @@ def joined(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]
         timeout: How long to wait for another rank before giving up. Default: longer than clustering a million
             images on the first rank takes.
 
+    Raises:
+        ValueError: There are more processes on this machine than GPUs.
+
     Example:
         >>> with joined() as device:
         ...     model = nn.Linear(2, 2).to(device)
@@ -57,9 +60,10 @@ def joined(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]
     if not started or not distributed.is_available() or distributed.is_initialized():
         yield _device()
         return
+    backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.cuda.set_device(_local_rank())
+        backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=timeout)
     try:
         yield _device()
@@ -160,7 +164,7 @@ def from_first(function: Callable[[], T]) -> T:
         if is_first():
             result = function()
             box = [_packed(result)]
-    distributed.broadcast_object_list(box)
+    distributed.broadcast_object_list(box, src=0)
     return result if is_first() else torch.load(BytesIO(box[0]), map_location="cpu", weights_only=False)
 
 
@@ -222,7 +226,7 @@ class SameFate:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         worst = _worst(self._status(error))
-        self.stop = worst > 0
+        self.stop = worst == _STOP
         if worst >= _FAILED and world_size() > 1:
             failed = world_size() - 1 - (worst - _FAILED)
             told = ["" if error is None else "".join(traceback.format_exception_only(error)).strip()]
@@ -303,6 +307,18 @@ def _carried(tensor: Tensor) -> Tensor:
     """Return the tensor where the process group can send it from: a group of NCCL alone sends from GPUs only."""
     devices = distributed.get_backend_config()  # such as "cpu:gloo,cuda:nccl"
     return tensor if f"{tensor.device.type}:" in devices else tensor.cuda()
+
+
+def _local_rank() -> int:
+    found = int(os.environ.get("LOCAL_RANK", "-1"))
+    n_gpus = torch.cuda.device_count()
+    if not 0 <= found < n_gpus:
+        raise refusal(
+            f"`LOCAL_RANK` must name one of this machine's {n_gpus} GPUs, counted from 0",
+            os.environ.get("LOCAL_RANK", "none"),
+            f"Start with torchrun --nproc-per-node={n_gpus}",
+        )
+    return found
 
 
 def _device() -> torch.device:

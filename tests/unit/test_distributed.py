@@ -157,6 +157,7 @@ def find():
     return {
         "who": (rank(), world_size(), is_first()),
         "gathered": gather(torch.full((2, 3), rank())),
+        "gathered in bfloat16": gather(torch.full((1,), me, dtype=torch.bfloat16, requires_grad=True)).detach(),
         "gathered columns": gather(torch.arange(6.0).view(2, 3).t()),
         "different losses": gradient_of_different_losses(),
         "inside": {name: gradients_inside(name) for name in LOSSES},
@@ -226,6 +227,7 @@ def test_each_rank_knows_its_number_and_its_device(ranks):
 def test_gathered_rows_come_in_the_order_of_the_ranks_and_keep_their_type(ranks):
     for one in ranks:
         assert torch.equal(one["gathered"], torch.arange(len(ranks)).repeat_interleave(2)[:, None].expand(-1, 3))
+        assert torch.equal(one["gathered in bfloat16"], torch.arange(len(ranks), dtype=torch.bfloat16))
         assert torch.equal(one["gathered columns"], torch.arange(6.0).view(2, 3).t().repeat(len(ranks), 1))
 
 
@@ -402,6 +404,19 @@ def test_a_group_of_nccl_alone_sends_from_the_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "get_backend_config", lambda: "cuda:nccl")
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.to("meta"))
     assert udmlss.distributed._carried(torch.ones(2)).device.type == "meta"
+
+
+@pytest.mark.parametrize("number", ["2", None])
+def test_more_processes_than_gpus_are_refused(monkeypatch, number):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": number}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    rule = "`LOCAL_RANK` must name one of this machine's 2 GPUs, counted from 0"
+    with pytest.raises(ValueError, match=f"{rule}; found {number or 'none'}. Start with"), joined():
+        pass
 
 
 def test_rows_of_another_shard_are_refused():
