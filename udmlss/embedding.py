@@ -1,18 +1,18 @@
 """A model and images to embeddings."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_at_least, check_choice, check_features, type_refusal
 from udmlss.distributed import SameFate, gather_shards, is_first, shard
-from udmlss.indexing import IndexedImages, SeededBatches
+from udmlss.indexing import SeededBatches
 from udmlss.types import Images, Precision, What
 
 _CHUNK = 8192  # features embedded at once
@@ -90,41 +90,28 @@ def embed(
         >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape
         torch.Size([10, 48])
     """
-    if sharded:
-        with SameFate():
-            rows = embed(
-                model,
-                Subset(IndexedImages(images), shard(len(images))),
-                what=what,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                precision=precision,
-                channels_last=channels_last,
-                seed=seed,
-                progress=progress and is_first(),
-            )
-        return gather_shards(rows, len(images), only_first=True)
     check_choice("what", what, ("embeddings", "features"))
     check_choice("precision", precision, ("float32", "bfloat16"))
     check_at_least("batch_size", batch_size, 1)
     device = device_of(model)
     forward = _trunk_of(model) if what == "features" else model
-    numbers = range(len(images))
+    taken = shard(len(images)) if sharded else range(len(images))
     batches = DataLoader(
-        SeededBatches(images, [numbers[at : at + batch_size] for at in numbers[::batch_size]], (seed,)),
+        SeededBatches(images, [taken[at : at + batch_size] for at in range(0, len(taken), batch_size)], (seed,)),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or the loader would draw from the global one
     )
+    show = progress and (is_first() or not sharded)
     rows: list[Tensor] = []
-    with evaluating(model), torch.inference_mode():
-        for batch, _ in tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not progress):
+    with SameFate() if sharded else nullcontext(), evaluating(model), torch.inference_mode():
+        for batch, _ in tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not show):
             with autocast(device, precision):
                 output = forward(place(batch, device, channels_last=channels_last))
             check_features(output)
             rows.append(output.to("cpu", torch.float32))
-    return torch.cat(rows)
+    return gather_shards(torch.cat(rows), len(images), only_first=True) if sharded else torch.cat(rows)
 
 
 def embed_features(model: EmbeddingModel, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
 from udmlss.clustering import cluster_means
-from udmlss.distributed import SameFate, from_first, gather_shards, rank, shard, world_size
+from udmlss.distributed import from_first, rank, world_size
 from udmlss.embedding import EmbeddingModel, device_of, embed, embed_features
 from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
@@ -106,31 +106,26 @@ class Rounds:
         )
 
     def _see(self, kinds: set[What]) -> dict[What, Float[Tensor, "n _"]]:
-        found = self._embed(self.cluster_images, "features" if "features" in kinds else "embeddings", self.seed)
-        if "features" in kinds:
-            found |= {"features": functional.normalize(found["features"])}
-        return {what: gather_shards(rows, len(self.images), only_first=True) for what, rows in found.items()}
+        if "features" not in kinds:
+            return {"embeddings": self._embed(self.cluster_images, "embeddings", self.seed)}
+        features = self._embed(self.cluster_images, "features", self.seed)
+        return {"embeddings": embed_features(self.model, features), "features": functional.normalize(features)}
 
     def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
         """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
         n = len(self.images)
         probe = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        rows = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1)
-        views = gather_shards(rows[self.later_rounds], len(probe), only_first=True)
+        views = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1)
         return from_first(lambda: judge_embeddings(found, functional.normalize(views), probe))
 
-    def _embed(self, images: Images, what: What, seed: int) -> dict[What, Float[Tensor, "s _"]]:
-        """Return what the model makes of this rank's share of the images; embeddings are there in any case."""
-        with SameFate():
-            rows = embed(
-                self.model,
-                Subset(IndexedImages(images), shard(len(images))),
-                what=what,
-                num_workers=self.passing.num_workers,
-                precision=self.passing.precision,
-                channels_last=self.passing.channels_last,
-                seed=seed,
-            )
-            if what == "embeddings":
-                return {"embeddings": rows}
-            return {"features": rows, "embeddings": embed_features(self.model, rows)}
+    def _embed(self, images: Images, what: What, seed: int) -> Float[Tensor, "n c"]:
+        return embed(
+            self.model,
+            images,
+            what=what,
+            num_workers=self.passing.num_workers,
+            precision=self.passing.precision,
+            channels_last=self.passing.channels_last,
+            seed=seed,
+            sharded=True,
+        )
