@@ -107,6 +107,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "two-views": {"views": 2},
     "averaged": {"ema_decay": 0.95},
     "features": {"later_rounds": "features"},
+    "remembered": {"later_rounds": "remembered"},
 }
 METHODS: dict[str, Callable[[EmbeddingModel, Data, Settings, int], History]] = {
     "frozen": frozen,

@@ -27,8 +27,10 @@ class Keeper:
         self._best_score = float("-inf")
         self._states: list[dict[str, Any]] = []
 
-    def see(self, step: int, scores: LabelFreeScores) -> None:
-        """Take note of how good the weights look after so many steps."""
+    def see(self, step: int, scores: LabelFreeScores | None) -> None:
+        """Take note of how good the weights look after so many steps, if that was measured."""
+        if scores is None:
+            return
         self._since_best += 1
         if scores.score > self._best_score:
             self._since_best, self._best_step, self._best_score = 0, step, scores.score

@@ -16,7 +16,7 @@ from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss, UDMLSSLos
 from udmlss.optimizing import check_complete
 from udmlss.rotation import RotationPretextHead, check_square
 from udmlss.sampling import check_views
-from udmlss.types import Images, Keep, Labeler, Passes, Precision, What
+from udmlss.types import Images, Keep, Labeler, LaterRounds, Passes, Precision, What
 
 _TRIED = 8  # images of which two views are compared
 
@@ -39,10 +39,10 @@ def check_settings(model: object, criterion: object, labeler: object, auxiliary:
         raise type_refusal("`auxiliary` must be a module called as auxiliary(model, images)", name, remedy)
 
 
-def check_choices(first_round: What, later_rounds: What, precision: Precision) -> None:
+def check_choices(first_round: What, later_rounds: LaterRounds, precision: Precision) -> None:
     """Refuse unknown choices."""
     check_choice("first_round", first_round, ("features", "embeddings"))
-    check_choice("later_rounds", later_rounds, ("features", "embeddings"))
+    check_choice("later_rounds", later_rounds, ("features", "embeddings", "remembered"))
     check_choice("precision", precision, ("float32", "bfloat16"))
 
 
@@ -76,11 +76,14 @@ def check_sizes(
         )
 
 
-def check_keeping(keep: Keep, patience: int | None) -> None:
-    """Refuse unknown ways to choose among the rounds' weights."""
+def check_keeping(keep: Keep, patience: int | None, later_rounds: LaterRounds) -> None:
+    """Refuse unknown ways to choose among the rounds' weights, and choosing without scores."""
     check_choice("keep", keep, ("last", "best"))
     if patience is not None:
         check_at_least("patience", patience, 1)
+    if later_rounds == "remembered" and (keep == "best" or patience is not None):
+        found = '`keep="best"`' if keep == "best" else f"`patience={patience}`"
+        raise refusal('`later_rounds="remembered"` takes no scores to choose by', found, "Leave one of the two out")
 
 
 def check_ema_decay(ema_decay: float | None) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from torch import Tensor
+
 from udmlss.types import LabelFreeScores, PseudoLabels, RoundReport, StepReport
 
 
@@ -18,6 +20,7 @@ class Progress:
         pseudo: The newest clusters.
         start: How good the embeddings looked before training.
         latest: How good they looked last.
+        remembered: The newest embedding of each image that a step or the first look saw, if these are clustered.
         seconds: Time the round took before an interruption.
     """
 
@@ -26,6 +29,7 @@ class Progress:
     pseudo: PseudoLabels | None = None
     start: LabelFreeScores | None = None
     latest: LabelFreeScores | None = None
+    remembered: Tensor | None = None
     seconds: float = 0.0
     _clock: float = field(default_factory=time.perf_counter)
 

@@ -156,6 +156,7 @@ def _progress_state(progress: Progress) -> State:
         "pseudo": None if pseudo is None else vars(pseudo),
         "start": None if progress.start is None else asdict(progress.start),
         "latest": None if progress.latest is None else asdict(progress.latest),
+        "remembered": progress.remembered,
         "seconds": progress.elapsed,
     }
 
@@ -167,7 +168,7 @@ def _load_progress(progress: Progress, state: State) -> None:
     progress.steps = [StepReport(**report) for report in state["steps"]]
     progress.pseudo = None if state["pseudo"] is None else PseudoLabels(**state["pseudo"])
     progress.start, progress.latest = _scores(state["start"]), _scores(state["latest"])
-    progress.seconds = state["seconds"]
+    progress.remembered, progress.seconds = state["remembered"], state["seconds"]
 
 
 def _scores(state: State | None) -> LabelFreeScores | None:

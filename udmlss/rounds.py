@@ -17,7 +17,7 @@ from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
 from udmlss.parts import Passing, follow_first
 from udmlss.sampling import PseudoLabelSampler
-from udmlss.types import Images, Labeler, LabelFreeScores, PseudoLabels, What
+from udmlss.types import Images, Labeler, LabelFreeScores, LaterRounds, PseudoLabels, What
 
 _PROBE = 1000  # images of which a second view is embedded in each round
 
@@ -31,7 +31,7 @@ class Look:
 
     clustered: Float[Tensor, "n c"]
     embeddings: Float[Tensor, "n d"]
-    label_free: LabelFreeScores
+    label_free: LabelFreeScores | None
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,28 @@ class Rounds:
     labeler: Labeler
     passing: Passing
     first_round: What
-    later_rounds: What
+    later_rounds: LaterRounds
     clusters_per_batch: int
     samples_per_cluster: int
     views: int
     seed: int
 
+    @property
+    def judged(self) -> What:
+        """What is judged: what later rounds cluster, embeddings if these are remembered."""
+        return "features" if self.later_rounds == "features" else "embeddings"
+
     def look(self, what: What) -> Look:
         """Embed all images, and judge what later rounds cluster. Features get unit length, as embeddings have."""
         follow_first(self.model)
-        found = self._see({what, self.later_rounds})
-        return Look(found[what], found["embeddings"], self._judge(found[self.later_rounds]))
+        found = self._see({what, self.judged})
+        return Look(found[what], found["embeddings"], self._judge(found[self.judged]))
+
+    def look_again(self, remembered: Float[Tensor, "n d"] | None) -> Look:
+        """Look after a round; where embeddings are remembered, at those and without a score."""
+        if self.later_rounds != "remembered" or remembered is None:
+            return self.look(self.judged)
+        return Look(remembered, remembered, None)
 
     def label(self, look: Look) -> PseudoLabels:
         """Cluster; the centroids are embeddings even where features were clustered."""
@@ -115,7 +126,7 @@ class Rounds:
         """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
         n = len(self.images)
         probe = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        views = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.later_rounds, self.seed + 1)
+        views = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.judged, self.seed + 1)
         return from_first(lambda: judge_embeddings(found, functional.normalize(views), probe))
 
     def _embed(self, images: Images, what: What, seed: int) -> Float[Tensor, "n c"]:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from jaxtyping import Float, Int64
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from udmlss.distributed import from_first, together
+from udmlss.distributed import from_first, gather, is_first, together
 from udmlss.keeping import Keeper
 from udmlss.parts import Parts
 from udmlss.progress import Progress
@@ -56,15 +58,17 @@ class Run:
             pseudo = self._clusters(look)
             self._pause(due=False)
             for images, index in together(rounds.batches(pseudo, number, n_steps, done=len(progress.steps))):
-                progress.steps.append(self.step(images, pseudo.labels[index]))
+                report, embeddings = self.step(images, pseudo.labels[index])
+                progress.steps.append(report)
+                self._remember(index, embeddings)
                 bar.set_postfix_str(str(progress), refresh=False)
                 bar.update()
                 self._pause(due=progress.step % self.save_every == 0 or progress.step == self.schedule.steps)
-            look = rounds.look(rounds.later_rounds)
+            look = rounds.look_again(progress.remembered)
             self._pause(due=False)
-            report = progress.end_round(pseudo, look.label_free)
-            self.keeper.see(report.step, look.label_free)
-            if ended := self._ended_by(report):
+            done = progress.end_round(pseudo, look.label_free)
+            self.keeper.see(done.step, look.label_free)
+            if ended := self._ended_by(done):
                 return ended
         return "max_steps"
 
@@ -81,7 +85,17 @@ class Run:
         look = self.rounds.look(self.rounds.first_round)
         self.progress.start = self.progress.latest = look.label_free
         self.keeper.see(0, look.label_free)
+        if self.rounds.later_rounds == "remembered":
+            self.progress.remembered = look.embeddings.clone()
         return look
+
+    def _remember(self, index: Int64[Tensor, " b"], embeddings: Float[Tensor, "b d"]) -> None:
+        remembered = self.progress.remembered
+        if remembered is None:
+            return
+        taken = gather(index)
+        if is_first():  # which clusters for all
+            remembered[taken] = embeddings.cpu()
 
     def _ended_by(self, report: RoundReport) -> Ended | None:
         if from_first(lambda: True in [callback(report) for callback in self.callbacks]):

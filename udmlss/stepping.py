@@ -48,8 +48,13 @@ class Step:
         self.rotation_images = 0 if parts.rotation_head is None else rotation_images
         self.clip_norm = clip_norm
 
-    def __call__(self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> StepReport:
+    def __call__(
+        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]
+    ) -> tuple[StepReport, Float[Tensor, "_ d"]]:
         """Take the step, unless the loss is not finite.
+
+        Returns:
+            What was measured, and the embeddings before the step, of all ranks.
 
         Raises:
             FloatingPointError: The loss is not finite; no parameter was changed.
@@ -58,11 +63,12 @@ class Step:
         images = place(images, device_of(self.parts.model), channels_last=self.passing.channels_last)
         turned = torch.randperm(len(images))[: self.rotation_images]
         found = self.losses(images, labels, turned)
+        embeddings = found.pop("embeddings").detach()
         report = _report(found)
         self.parts.optimizer.zero_grad()
         found["loss"].backward()
         self._learn()
-        return report
+        return report, embeddings
 
     def _learn(self) -> None:
         parts = self.parts
@@ -105,8 +111,8 @@ class Losses(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], turned: Int64[Tensor, " r"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Return the loss and what it is made of.
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """Return the loss, what it is made of, and the embeddings of all ranks.
 
         Args:
             images: The batch, on the model's device.
@@ -114,11 +120,12 @@ class Losses(nn.Module):
             turned: Which of them are turned, if there is a rotation head.
         """
         with SameFate(), autocast(images.device, self.precision):
-            embeddings = self.model(images)
+            own = self.model(images)
             logits, turns = self._guess_turns(images, turned)
             auxiliary = self._auxiliary_loss(images)
-        terms = self.criterion.terms(gather(embeddings), gather(labels), logits, turns)
-        found = {"loss": terms.total, "metric_loss": terms.metric}
+        embeddings = gather(own)
+        terms = self.criterion.terms(embeddings, gather(labels), logits, turns)
+        found = {"embeddings": embeddings, "loss": terms.total, "metric_loss": terms.metric}
         if logits is not None and turns is not None:
             found["rotation_loss"] = terms.rotation
             found["rotation_accuracy"] = torch.eq(logits.argmax(dim=1), turns).float().mean()

@@ -28,7 +28,7 @@ from udmlss.rounds import Rounds, Schedule
 from udmlss.running import Run
 from udmlss.saving import Saver
 from udmlss.stepping import Losses, Step, shared
-from udmlss.types import Callback, FitResult, Images, Keep, Labeler, Passes, Precision, What
+from udmlss.types import Callback, FitResult, Images, Keep, Labeler, LaterRounds, Passes, Precision, What
 
 
 def fit(
@@ -48,7 +48,7 @@ def fit(
     max_steps: int | Passes = 3600,
     relabel_every: int | Passes = 30,
     first_round: What = "features",
-    later_rounds: What = "embeddings",
+    later_rounds: LaterRounds = "embeddings",
     cluster_images: Images | None = None,
     freeze_batch_norm: bool = True,
     precision: Precision = "float32",
@@ -92,7 +92,8 @@ def fit(
         first_round: What the first round clusters: the trunk's features, as a new embedder knows nothing yet, or
             embeddings. Features are clustered at unit length, as embeddings are.
         later_rounds: What later rounds cluster, and what is judged without labels: embeddings, or features if you will
-            search with these and need the embedder for training only.
+            search with these and need the embedder for training only. "remembered" clusters the embeddings that the
+            training steps themselves made of each image when they last had it: no further pass, and no scores.
         cluster_images: The same images in the same order with test-time transforms, for clustering. Default: `images`.
         freeze_batch_norm: Keep the statistics of batch norm as they are. Pass False to train from scratch.
         precision: "bfloat16" runs forward passes in mixed precision; losses stay in float32.
@@ -149,7 +150,7 @@ def fit(
     """
     preflight.check_settings(model, criterion, labeler, auxiliary)
     preflight.check_choices(first_round, later_rounds, precision)
-    preflight.check_keeping(keep, patience)
+    preflight.check_keeping(keep, patience, later_rounds)
     preflight.check_ema_decay(ema_decay)
     preflight.check_sizes(
         labeler,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 What = Literal["embeddings", "features"]
+LaterRounds = Literal["embeddings", "features", "remembered"]
 Ended = Literal["max_steps", "patience", "callback", "interrupt"]
 Keep = Literal["last", "best"]
 
@@ -121,7 +122,8 @@ class RoundReport:
         rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
         rotation_accuracy: Share of turned images whose turn was named, None without a head. Chance is 0.25.
         auxiliary_loss: Mean of what the auxiliary gave, which `loss` includes; None without one.
-        label_free: How good the embeddings look after the round's steps; None if the round was cut short.
+        label_free: How good the embeddings look after the round's steps; None if the round was cut short, and where
+            embeddings are remembered and not looked at.
         seconds: Wall time of the round: clustering, training, embedding and judging.
     """
 
@@ -162,7 +164,7 @@ class FitResult:
 
     @property
     def label_free(self) -> LabelFreeScores | None:
-        """How good the embeddings of the weights that were kept look; None if an interrupt came before measuring."""
+        """How good the embeddings of the weights that were kept look; None if they were not measured."""
         measured = {0: self.start} | {report.step: report.label_free for report in self.history}
         return measured[self.kept_step]
 

@@ -605,3 +605,50 @@ def test_what_is_clustered_is_what_was_asked_for_at_unit_length(first, later):
     assert torch.allclose(seen[1].norm(dim=1), torch.ones(len(IMAGES)))
     assert result.pseudo_labels.centroids.shape == (16, 16)
     assert result.start.effective_rank > 16  # features were judged
+
+
+class Recording(ClusterPseudoLabeler):
+    """Keeps what it was asked to cluster."""
+
+    def label(self, embeddings):
+        self.asked = [*getattr(self, "asked", []), embeddings.clone()]
+        return super().label(embeddings)
+
+
+def test_remembered_embeddings_are_those_of_the_steps_that_last_had_each_image():
+    model, labeler = make_model(), Recording(6)
+    numbers = torch.arange(len(IMAGES)).view(-1, 1, 1, 1) / 1000
+    images = IMAGES + numbers
+    of = {images[index].sum().item(): index for index in range(len(images))}
+    looked, steps = [], []
+
+    def record(module, inputs, output):
+        rows = {of[image.sum().item()]: row for image, row in zip(inputs[0], output.detach(), strict=True)}
+        (steps if module.training else looked).append(rows)
+
+    model.register_forward_hook(record)
+    result = fit(
+        model,
+        images,
+        labeler=labeler,
+        criterion=UDMLSSLoss(losses.ContrastiveLoss()),
+        clusters_per_batch=3,
+        samples_per_cluster=3,
+        max_steps=6,
+        relabel_every=2,
+        first_round="embeddings",
+        later_rounds="remembered",
+        freeze_batch_norm=False,
+        progress=False,
+    )
+    expected = labeler.asked[0].clone()
+    assert len(labeler.asked) == 3
+    for round_, asked in enumerate(labeler.asked[1:]):
+        for rows in steps[2 * round_ : 2 * round_ + 2]:
+            for index, row in rows.items():
+                expected[index] = row
+        torch.testing.assert_close(asked, expected, rtol=0, atol=0)
+    assert sum(map(len, looked)) == 2 * len(images)  # the first look, and its second views
+    assert [report.label_free for report in result.history] == [None] * 3
+    assert result.start is not None
+    assert result.label_free is None

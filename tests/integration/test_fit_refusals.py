@@ -335,3 +335,9 @@ def test_an_optimizer_and_its_scheduler_are_taken():
     scheduler = StepLR(optimizer, 1)
     assert run(parts, optimizer=optimizer, scheduler=scheduler).ended == "max_steps"
     assert scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize(("choice", "found"), [({"keep": "best"}, '`keep="best"`'), ({"patience": 2}, "`patience=2`")])
+def test_remembered_embeddings_give_no_scores_to_choose_by(choice, found):
+    with pytest.raises(ValueError, match=f'`later_rounds="remembered"` takes no scores to choose by; found {found}'):
+        run(make_parts(), later_rounds="remembered", **choice)

@@ -107,7 +107,7 @@ def gradients_of(images, labels):
         rotation_images=len(images),
         clip_norm=None,
     )
-    report = step(images, labels)
+    report, _ = step(images, labels)
     return [p.grad.clone() for p in learning], report
 
 
@@ -122,6 +122,7 @@ def main(folder, task):
                 "called": len(called),
                 "saved": trained(checkpoint=folder / "run", checkpoint_every=2, max_steps=5, progress=False),
                 "resumed": trained(checkpoint=folder / "run", resume=True, progress=False),
+                "remembered": trained(later_rounds="remembered", keep="last", progress=False),
                 "first alone": from_first(lambda: sorted(path.name for path in (folder / "run").iterdir())),
             }
             torch.save(found, folder / f"{rank()}.pt")
@@ -143,16 +144,17 @@ def ranks(request, tmp_path_factory):
     return [one | {"printed": text} for one, (_, text) in zip(found, ended, strict=True)]
 
 
-def test_all_ranks_have_the_same_labels_history_and_weights(ranks):
-    first = ranks[0]["trained"]
+@pytest.mark.parametrize("how", ["trained", "remembered"])
+def test_all_ranks_have_the_same_labels_history_and_weights(ranks, how):
+    first = ranks[0][how]
     assert len(first["labels"]) == N
     assert [report.step for report in first["history"]] == [3, 6, 7]
     for other in ranks[1:]:
-        assert torch.equal(other["trained"]["labels"], first["labels"])
-        assert other["trained"]["history"] == first["history"]
-        assert other["trained"]["kept"] == first["kept"]
+        assert torch.equal(other[how]["labels"], first["labels"])
+        assert other[how]["history"] == first["history"]
+        assert other[how]["kept"] == first["kept"]
         for name in ("weights", "model"):
-            torch.testing.assert_close(other["trained"][name], first[name], rtol=0, atol=0)
+            torch.testing.assert_close(other[how][name], first[name], rtol=0, atol=0)
 
 
 def test_gradients_of_a_step_are_those_of_one_process_with_all_images(ranks):

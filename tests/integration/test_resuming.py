@@ -112,6 +112,7 @@ VARIATIONS = {
     "best of rounds": {"keep": "best", "patience": 4},
     "two views": {"views": 2, "samples_per_cluster": 2},
     "features": {"later_rounds": "features"},
+    "remembered": {"later_rounds": "remembered"},
     "augmented clustering": {"cluster_images": None},
     "callback": {"callbacks": lambda _: [StopWhenSettled(0.001, patience=2)]},
 }

@@ -101,7 +101,7 @@ def test_an_auxiliary_is_added_as_it_is_and_learns():
     step = make_step(head=Recorded(16, 4), auxiliary=Further())
     expected = ((IMAGES.flatten(1) - 3) ** 2).mean()
     gradient = -2 * (IMAGES.mean() - 3)
-    measured = step(IMAGES, LABELS)
+    measured, _ = step(IMAGES, LABELS)
     assert measured.auxiliary_loss == pytest.approx(expected.item(), rel=1e-5)
     parts = measured.metric_loss + 0.5 * measured.rotation_loss + measured.auxiliary_loss
     assert measured.loss == pytest.approx(parts, rel=1e-5)
@@ -111,12 +111,12 @@ def test_an_auxiliary_is_added_as_it_is_and_learns():
 
 
 def test_without_an_auxiliary_its_loss_is_none():
-    assert make_step()(IMAGES, LABELS).auxiliary_loss is None
+    assert make_step()(IMAGES, LABELS)[0].auxiliary_loss is None
 
 
 def test_an_auxiliary_in_half_precision_is_added_in_float32():
     step = make_step(auxiliary=SelfSupervisedRanking(16), precision="bfloat16")
-    measured = step(IMAGES, LABELS)
+    measured, _ = step(IMAGES, LABELS)
     assert math.isfinite(measured.auxiliary_loss)
     assert {p.grad.dtype for p in step.parts.auxiliary.parameters()} == {torch.float32}
 
@@ -143,7 +143,7 @@ def test_one_step_of_gradient_descent_is_taken():
     before = values_of(step)
     loss = step.parts.criterion(step.parts.model(IMAGES), LABELS)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters_of(step))])
-    measured = step(IMAGES, LABELS)
+    measured, _ = step(IMAGES, LABELS)
     torch.testing.assert_close(values_of(step), before - 0.25 * gradient)
     assert measured.loss == measured.metric_loss == pytest.approx(loss.item())
     assert measured.rotation_loss is None
@@ -215,7 +215,7 @@ def test_the_rotation_figures_are_those_of_the_turns_that_were_shown(seed):
     torch.manual_seed(seed)
     step = make_step(head=Recorded(16, 4), rotation_images=4)
     nn.init.normal_(step.parts.rotation_head.layers[2].weight, std=3)
-    measured = step(IMAGES, LABELS)
+    measured, _ = step(IMAGES, LABELS)
     turns = [turn_of(row.view(1, 4, 4), IMAGES)[1] for row in step.parts.rotation_head.features]
     logits = step.parts.rotation_head.logits.tolist()
     right = [max(range(4), key=row.__getitem__) == turn for row, turn in zip(logits, turns, strict=True)]
@@ -240,7 +240,7 @@ def test_which_images_are_turned_follows_torchs_random_state_which_fit_seeds():
 def test_bfloat16_leaves_parameters_and_gradients_in_float32():
     step = make_step(losses.ProxyAnchorLoss(3, 5), head=Recorded(16, 4), precision="bfloat16")
     before = values_of(step)
-    measured = step(IMAGES, LABELS)
+    measured, _ = step(IMAGES, LABELS)
     assert step.parts.rotation_head.logits.dtype == torch.bfloat16
     assert {p.dtype for p in parameters_of(step)} == {p.grad.dtype for p in parameters_of(step)} == {torch.float32}
     assert math.isfinite(measured.loss)
@@ -261,7 +261,7 @@ def test_channels_last_reaches_the_trunk_for_images_and_turned_images():
 def test_a_batch_in_which_everything_is_left_out_teaches_rotation_alone():
     step = make_step(head=RotationPretextHead(16, 4), lr=1.0)
     embedder, head = step.parts.model.embedder.weight.clone(), step.parts.rotation_head.layers[0].weight.clone()
-    measured = step(IMAGES, torch.full((6,), -1))
+    measured, _ = step(IMAGES, torch.full((6,), -1))
     assert measured.metric_loss == 0
     assert torch.equal(step.parts.model.embedder.weight, embedder)
     assert not torch.equal(step.parts.rotation_head.layers[0].weight, head)
