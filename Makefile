@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
 
 test: lint types contract docs
-	$(BIN)/pytest -n auto --maxprocesses 4 --doctest-modules --cov --cov-report=term udmlss tests
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --doctest-modules --cov --cov-report=term udmlss tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
