@@ -79,6 +79,7 @@ class Rounds:
         """Look after a round; where embeddings are remembered, at those and without a score."""
         if self.later_rounds != "remembered" or remembered is None:
             return self.look(self.judged)
+        follow_first(self.model)
         return Look(remembered, remembered, None)
 
     def label(self, look: Look) -> PseudoLabels:

@@ -17,8 +17,10 @@ from udmlss.losses import SelfSupervisedRanking
 from udmlss.parts import Parts, Passing
 from udmlss.stepping import Losses, Step, shared
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import ranks as processes
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+import processes
+
+pytestmark = pytest.mark.xdist_group("ranks")  # so that the processes start once
 
 N, STEPS = 49, 7
 

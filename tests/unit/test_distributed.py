@@ -1,8 +1,5 @@
 """Real processes run this file as their program and save what they found; the tests judge that."""
 
-import os
-import socket
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -29,6 +26,9 @@ from udmlss.distributed import (
     shard,
     world_size,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+import processes
 
 pytestmark = pytest.mark.xdist_group("distributed")  # so that the processes start once
 
@@ -192,31 +192,11 @@ def main(folder):
 def ranks(request, tmp_path_factory):
     """What each rank found, how it ended and what it printed."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": request.param, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    processes = [
-        subprocess.Popen(  # noqa: S603 (our own code)
-            [sys.executable, __file__, str(folder)],
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(request.param)
-    ]
-    try:
-        printed = [process.communicate(timeout=3 * SECONDS)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    ended = processes.finish(processes.start(__file__, request.param, folder))
     files = [folder / f"{r}.pt" for r in range(request.param)]
-    assert all(file.exists() for file in files), printed
+    assert all(file.exists() for file in files), ended
     found = [torch.load(file, weights_only=False) for file in files]
-    return [
-        one | {"returncode": process.returncode, "printed": text}
-        for one, process, text in zip(found, processes, printed, strict=True)
-    ]
+    return [one | {"returncode": code, "printed": text} for one, (code, text) in zip(found, ended, strict=True)]
 
 
 def test_each_rank_knows_its_number_and_its_device(ranks):
