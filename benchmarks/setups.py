@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Subset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
 import quickstart
+from pooling import set_pooling
 from settings import Settings
 
 from udmlss import EmbeddingModel
 from udmlss.data import Glyphs, ImageFiles, cub200, glyphs, image_folder, split_classes
 from udmlss.types import Images
-
-POOLING = {"efficientnet_lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}  # what does it there
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,6 @@ def _half_of_folder(root: Path, split: str, *, transform: Callable[[Any], Any]) 
     return ImageFiles([images.paths[index] for index in side], images.labels[side], images.classes, transform)
 
 
-class AverageAndMaximum(nn.Module):
-    """Pools feature maps (b c h w) to the sum of their mean and their maximum."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(maps, 1) + functional.adaptive_max_pool2d(maps, 1)
-
-
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:
     """Return the model before training; the seed decides what is not pretrained."""
     torch.manual_seed(seed)
@@ -91,7 +82,6 @@ def build_model(settings: Settings, seed: int) -> EmbeddingModel:
     else:
         trunk, _ = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
         n_features = cub_resnet50.FEATURES[settings.backbone]
-        if settings.pooling == "average+maximum":
-            setattr(trunk, POOLING[settings.backbone], AverageAndMaximum())
+        set_pooling(trunk, settings.backbone, settings.pooling)
     model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
