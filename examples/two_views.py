@@ -95,7 +95,7 @@ def train_cbswr(
     """CBSwR (Nguyen et al. 2020); the backbone's name tells where its feature maps are."""
     pool = pooling_layer(model.trunk, backbone)
     device = next(model.parameters()).device
-    example = IndexedImages(views.images)[0][0].unsqueeze(0).to(device)
+    example = IndexedImages(views.plain)[0][0].unsqueeze(0).to(device)
     with torch.no_grad():
         shape = maps_before(pool, model.eval().trunk, example).shape[1:]
     head = ClusteringHead(model.embedder.out_features, max(2, min(n_clusters, views.batch)))
@@ -130,8 +130,9 @@ def train_stml(
     def draw(number: int) -> Batches:
         near = metrics.nearest(embed(wide, views.plain, channels_last=True, num_workers=views.workers), neighbors - 1)
         order = _order(len(near), views.seed, number)
-        queries = order.split(views.batch // neighbors)[: len(order) // views.batch]
-        return [torch.cat([rows[:, None], near[rows]], dim=1).flatten().repeat(2).tolist() for rows in queries]
+        queries = order.split(ceil(views.batch / neighbors))[: len(order) // views.batch]
+        groups = [torch.cat([rows[:, None], near[rows]], dim=1).flatten() for rows in queries]
+        return [rows[: views.batch].repeat(2).tolist() for rows in groups]
 
     def measure(images: Tensor, index: Tensor) -> Tensor:
         features = model.trunk(images)
