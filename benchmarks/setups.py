@@ -14,11 +14,12 @@ from torch.utils.data import Subset
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
 import quickstart
+from folders import open_folder
 from pooling import set_pooling
 from settings import Settings
 
 from udmlss import EmbeddingModel
-from udmlss.data import Glyphs, ImageFiles, cub200, glyphs, image_folder, split_classes
+from udmlss.data import Glyphs, ImageFiles, glyphs, split_classes
 from udmlss.types import Images
 
 
@@ -62,15 +63,8 @@ def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | Imag
     """Return what opens a split, and the transforms for training and for testing."""
     if settings.data == "glyphs":
         return glyphs, quickstart.augment, None
-    in_cubs_layout = any((root / path).exists() for path in ("images.txt", "CUB_200_2011/images.txt"))
     transforms = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
-    return partial(cub200 if in_cubs_layout else _half_of_folder, root), *transforms
-
-
-def _half_of_folder(root: Path, split: str, *, transform: Callable[[Any], Any]) -> ImageFiles:
-    images = image_folder(root, transform=transform)
-    side = split_classes(images.labels)[split == "test"]
-    return ImageFiles([images.paths[index] for index in side], images.labels[side], images.classes, transform)
+    return partial(open_folder, root), *transforms
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:
