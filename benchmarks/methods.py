@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from clustered import supervised, udml
+from metric_losses import OTHERS
 from settings import Settings
 from setups import Data
 from unclustered import cbswr, instance, stml
@@ -29,9 +30,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "features": {"later_rounds": "features"},
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
-DEEP_METRIC = (
-    *("batch-all", "binomial-deviance", "nca", "neighbour", "cluster-nca", "hard-mining", "distance-weighted"),
-)
+DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
+OWN_LOSS = {"frozen", "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # whatever loss the settings name
 METHODS: dict[str, Method] = {
     "frozen": frozen,
     **WITHOUT_CLUSTERS,
