@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import METHODS
+from methods import METHODS, WITHOUT_CLUSTERS
 from plots import save_scatter
 from runs import Run, ensure, read
 from scipy.stats import spearmanr
@@ -25,7 +25,7 @@ from setups import open_data
 
 from udmlss.types import LabelFreeScores
 
-CLUSTERING = set(METHODS) - {"frozen", "instance", "supervised"}
+CLUSTERING = set(METHODS) - {"frozen", *WITHOUT_CLUSTERS, "supervised"}
 KINDS = ("features", "embeddings")
 
 

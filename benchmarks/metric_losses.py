@@ -1,10 +1,15 @@
-"""The metric losses by name, with the settings of their authors or, where those are for another distance, PML's."""
+"""The metric losses by name, with the settings of their authors or, where those are for another distance, PML's.
+
+`LOSSES` are PML's, which `sweep.py` tries; `OTHERS` are those of Deep_Metric that PML lacks, and a classifier.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
 from pytorch_metric_learning import distances, losses, miners
 from torch import nn
+
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
 
 LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # built for n classes, or clusters, and d dimensions
     "multi-similarity": lambda _n, _d: losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
@@ -20,8 +25,23 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # built for n classes, o
     "proxy-anchor": lambda n, d: losses.ProxyAnchorLoss(n, d, margin=0.1, alpha=32),
     "soft-triple": lambda n, d: losses.SoftTripleLoss(n, d, centers_per_class=2),
 }
+OTHERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "batch-all": lambda _n, _d: deep_metric.batch_all(),
+    "binomial-deviance": lambda _n, _d: deep_metric.binomial_deviance(),
+    "nca": lambda _n, _d: deep_metric.nca(),
+    "neighbour": lambda _n, _d: NearestPositiveLoss(),
+    "cluster-nca": lambda _n, _d: ClusterNCALoss(),
+    "hard-mining": lambda _n, _d: deep_metric.hard_mining(),
+    "distance-weighted": lambda _n, _d: deep_metric.distance_weighted_margin(),
+    "normalized-softmax": losses.NormalizedSoftmaxLoss,
+}
 MINERS: dict[str, Callable[[], miners.BaseMiner]] = {
     "multi-similarity": partial(miners.MultiSimilarityMiner, 0.1),
     "triplet": miners.BatchHardMiner,
     "margin": miners.DistanceWeightedMiner,
 }
+
+
+def build_loss(name: str, n_clusters: int, embedding_size: int) -> tuple[nn.Module, miners.BaseMiner | None]:
+    """Return the loss and the miner that goes with it, if any."""
+    return (LOSSES | OTHERS)[name](n_clusters, embedding_size), MINERS[name]() if name in MINERS else None

@@ -3,10 +3,11 @@
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
 
-Every method trains the same model on as many images. Only `supervised` sees labels, those of the training classes, as
-the upper bound; `frozen` is the model before training and always there. `recipe` is `udml` with `two-views` and weights
-`averaged`, which are methods of their own as well. Each run is a file in the output folder and is not run again; the
-table is made of all that are there, so two commands may share the work.
+Every method trains the same model on as many images; docs/guides/methods-side-by-side.md says what each one is. Only
+`supervised` sees labels, those of the training classes, as the upper bound; `frozen` is the model before training and
+always there. `recipe` is `udml` with `two-views` and weights `averaged`, which are methods of their own as well. Each
+run is a file in the output folder and is not run again; the table is made of all that are there, so two commands may
+share the work.
 """
 
 import shlex

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 ROOT = Path(__file__).parents[1]
 Loss = Literal[
     *("multi-similarity", "contrastive", "triplet", "lifted", "n-pairs", "nt-xent", "sup-con", "circle", "margin"),
-    *("fast-ap", "proxy-anchor", "soft-triple"),
+    *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "neighbour", "cluster-nca"),
+    *("hard-mining", "distance-weighted", "normalized-softmax"),
 ]
 
 
@@ -39,7 +40,7 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     whiten_first: int = 0  # 0 leaves the first features as they are
-    pooling: Literal["average", "average+maximum"] = "average"
+    pooling: Literal["average", "average+maximum", "maximum"] = "average"
     workers: int = 0
     validate: bool = False
 

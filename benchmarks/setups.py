@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Subset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
 import quickstart
+from folders import open_folder
+from pooling import set_pooling
 from settings import Settings
 
 from udmlss import EmbeddingModel
-from udmlss.data import Glyphs, ImageFiles, cub200, glyphs, image_folder, split_classes
+from udmlss.data import Glyphs, ImageFiles, glyphs, split_classes
 from udmlss.types import Images
-
-POOLING = {"efficientnet_lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}  # what does it there
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,8 @@ def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | Imag
     """Return what opens a split, and the transforms for training and for testing."""
     if settings.data == "glyphs":
         return glyphs, quickstart.augment, None
-    in_cubs_layout = any((root / path).exists() for path in ("images.txt", "CUB_200_2011/images.txt"))
     transforms = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
-    return partial(cub200 if in_cubs_layout else _half_of_folder, root), *transforms
-
-
-def _half_of_folder(root: Path, split: str, *, transform: Callable[[Any], Any]) -> ImageFiles:
-    images = image_folder(root, transform=transform)
-    side = split_classes(images.labels)[split == "test"]
-    return ImageFiles([images.paths[index] for index in side], images.labels[side], images.classes, transform)
-
-
-class AverageAndMaximum(nn.Module):
-    """Pools feature maps (b c h w) to the sum of their mean and their maximum."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(maps, 1) + functional.adaptive_max_pool2d(maps, 1)
+    return partial(open_folder, root), *transforms
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:
@@ -91,7 +76,6 @@ def build_model(settings: Settings, seed: int) -> EmbeddingModel:
     else:
         trunk, _ = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
         n_features = cub_resnet50.FEATURES[settings.backbone]
-        if settings.pooling == "average+maximum":
-            setattr(trunk, POOLING[settings.backbone], AverageAndMaximum())
+        set_pooling(trunk, settings.backbone, settings.pooling)
     model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

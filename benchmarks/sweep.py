@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from methods import METHODS
+from methods import METHODS, OWN_LOSS
 from metric_losses import LOSSES
 from plots import save_sweep
 from runs import Run, ensure, read
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--over", choices=FIELDS, required=True)
     parser.add_argument("--method", choices=METHODS, default="udml-ss")
     args, base = parse(parser, arguments)
+    if args.over == "loss" and args.method in OWN_LOSS:
+        parser.error(f"--over loss needs a method that takes any loss; {args.method} has its own. Name another.")
     data = open_data(base, args.root)
     n_classes = len(data.labels.unique())
     values, notes = values_of(args.over, n_classes, len(data.labels), base)

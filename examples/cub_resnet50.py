@@ -93,14 +93,16 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
     return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
 
 
-def build_transforms(backbone: str, size: int) -> tuple[v2.Transform, v2.Transform]:
-    """Return the transforms for training and for testing."""
+def build_transforms(
+    backbone: str, size: int, crop_scale: tuple[float, float] = (0.16, 1)
+) -> tuple[v2.Transform, v2.Transform]:
+    """Return the transforms for training and for testing; the scale is the share of the area that crops have."""
     if backbone == "efficientnet_lite0":
         normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
     else:
         normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
-    train = [v2.RandomResizedCrop(size, scale=(0.16, 1)), v2.RandomHorizontalFlip()]
+    train = [v2.RandomResizedCrop(size, scale=crop_scale), v2.RandomHorizontalFlip()]
     test = [v2.Resize(round(size * 256 / 227)), v2.CenterCrop(size)]
     return v2.Compose([*train, *to_tensor]), v2.Compose([*test, *to_tensor])
 

@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import clustered
 import layouts
 import methods
 import metric_losses
@@ -10,6 +11,7 @@ import quality
 import runs
 import setups
 import torch
+import unclustered
 from settings import Settings, preset
 
 
@@ -42,17 +44,38 @@ def test_a_run_holds_settings_versions_both_scores_and_the_rounds(done):
         assert run["versions"]["torch"] == torch.__version__.split("+")[0]
         assert run["scores"].keys() == {"features", "embeddings"}
         rounds = [report["step"] for report in run["history"]]
-        assert rounds == ([] if method in {"frozen", "instance"} else [1, 2])
+        assert rounds == ([] if method in {"frozen", *methods.WITHOUT_CLUSTERS} else [1, 2])
 
 
-def test_only_rotation_turns_images(done):
-    turned = {
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("rotation_loss", {"udml-ss", "udml-ss-ranking", "udml-ss-synthesis"}),
+        ("auxiliary_loss", {"ranking", "udml-ss-ranking"}),
+    ],
+)
+def test_only_methods_named_after_it_have_a_further_loss(done, part, expected):
+    found = {
         method
         for method in methods.METHODS
         for report in json.loads((done / f"{method}-0.json").read_text())["history"]
-        if report["rotation_loss"] is not None
+        if report[part] is not None
     }
-    assert turned == {"udml-ss"}
+    assert found == expected
+
+
+def test_no_two_methods_do_the_same(done):
+    losses = {
+        method: tuple(report["loss"] for report in json.loads((done / f"{method}-0.json").read_text())["history"])
+        for method in methods.METHODS
+    }
+    alike = {"features", "averaged", "recipe"}  # which differ from others in what is clustered and what is kept
+    others = [found for method, found in losses.items() if found and method not in alike]
+    assert len(set(others)) == len(others)
+
+
+def test_the_standard_table_has_the_methods_that_it_always_had():
+    assert methods.COMPARED == ("frozen", "instance", "udml", "udml-ss", "recipe", "supervised")
 
 
 def test_what_is_there_is_not_run_again_and_what_is_missing_is(done, flowers, options, monkeypatch):
@@ -76,7 +99,8 @@ def _with_whole_keys(value):
 
 def test_runs_with_other_settings_are_refused_before_any_work(done, flowers, options, monkeypatch):
     monkeypatch.setattr(quality, "open_data", None)
-    with pytest.raises(SystemExit, match=r"must have these settings; found 18 with others, .* with steps 2\. Give"):
+    sentence = rf"must have these settings; found {2 * len(methods.METHODS)} with others, .* with steps 2\. Give"
+    with pytest.raises(SystemExit, match=sentence):
         quality.main(["--data", str(flowers), "--out", str(done), *options, "--steps", "3"])
 
 
@@ -134,7 +158,7 @@ def test_seeds_go_before_methods(flowers, options, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_leaves_no_run(flowers, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "fit", lambda *_, **__: SimpleNamespace(history=(), ended="interrupt"))
+    monkeypatch.setattr(clustered, "fit", lambda *_, **__: SimpleNamespace(history=(), ended="interrupt"))
     with pytest.raises(KeyboardInterrupt):
         quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
     assert names(tmp_path) == ["frozen-0.json"]
@@ -159,16 +183,9 @@ def test_a_folder_in_cubs_layout_is_read_by_its_lists(tmp_path):
     assert [path.parent.name for path in data.train.paths] == ["001.Bird_1"] * 2
 
 
-def test_pairs_are_two_views_of_each_image_and_pass_over_all():
-    settings = preset("cub100")
-    batches = methods._pairs(120, settings, seed=0)
-    assert len(batches) == settings.steps
-    assert all(batch[:40] == batch[40:] and len(set(batch)) == 40 for batch in batches)
-    assert len({index for batch in batches[:3] for index in batch}) == 120
-    assert batches != methods._pairs(120, settings, seed=1)
-
-
-NO_INSTANCE = ["n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple"]
+LOSSES = [*metric_losses.LOSSES, *metric_losses.OTHERS]
+NO_INSTANCE = ["n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple", *metric_losses.OTHERS]
+NO_INSTANCE.remove("batch-all")
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +195,8 @@ def settings_of(flowers, options):
 
 @pytest.mark.parametrize(
     ("method", "loss"),
-    [(method, loss) for method in (methods.udml, methods.supervised) for loss in metric_losses.LOSSES]
-    + [(methods.instance, loss) for loss in metric_losses.LOSSES if loss not in NO_INSTANCE],
+    [(method, loss) for method in (clustered.udml, clustered.supervised) for loss in LOSSES]
+    + [(unclustered.instance, loss) for loss in LOSSES if loss not in NO_INSTANCE],
 )
 def test_every_loss_trains(flowers, settings_of, method, loss):
     settings = settings_of("--loss", loss)
@@ -193,7 +210,7 @@ def test_every_loss_trains(flowers, settings_of, method, loss):
 def test_a_loss_that_needs_classes_is_refused_where_there_are_none(flowers, settings_of, loss):
     settings = settings_of("--loss", loss)
     with pytest.raises(SystemExit, match=f"takes; found {loss}"):
-        methods.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
+        unclustered.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
 
 
 def test_the_made_data_set_opens_with_the_quickstarts_network():

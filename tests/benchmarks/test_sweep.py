@@ -79,3 +79,11 @@ def test_the_losses_make_a_table(flowers, options, tmp_path):
     assert [row["name"] for row in rows if row["scored"] == "features"] == list(sweep.LOSSES)
     assert json.loads((tmp_path / "loss/circle/udml-0.json").read_text())["settings"]["loss"] == "circle"
     assert (tmp_path / "udml-0.json").exists()  # the standard loss is the table's own run
+
+
+@pytest.mark.parametrize("method", ["nca", "deepcluster", "cbswr"])
+def test_no_losses_are_tried_with_a_method_that_has_its_own(flowers, options, tmp_path, capsys, method):
+    with pytest.raises(SystemExit):
+        sweep.main(["--data", str(flowers), "--over", "loss", "--method", method, "--out", str(tmp_path), *options])
+    assert f"{method} has its own" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

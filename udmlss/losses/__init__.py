@@ -7,6 +7,7 @@ from udmlss.losses.cluster_nca import ClusterNCALoss
 from udmlss.losses.information import ClusteringHead, InformationLoss
 from udmlss.losses.nearest_positive import NearestPositiveLoss
 from udmlss.losses.reconstruction import Decoder, centroid_maps, reconstruction_loss
+from udmlss.losses.relaxed_contrastive import STMLLoss
 from udmlss.losses.self_supervised_ranking import SelfSupervisedRanking
 from udmlss.losses.synthesis_ranking import SynthesisRankingLoss
 from udmlss.losses.udmlss import UDMLSSLoss
@@ -20,6 +21,7 @@ __all__ = [
     "Decoder",
     "InformationLoss",
     "NearestPositiveLoss",
+    "STMLLoss",
     "SelfSupervisedRanking",
     "SynthesisRankingLoss",
     "UDMLSSLoss",

@@ -1,0 +1,224 @@
+"""The settings of reproduce.py: as their authors published them, or else as the notes say."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import cos, pi
+from typing import Any, Literal
+
+from pytorch_metric_learning import losses
+from torch import nn
+
+from udmlss import Passes
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+
+Kind = Literal["nothing", "clusters", "labels", "instances", "cbswr", "stml"]
+LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # built for n clusters and d dimensions
+    "multi-similarity": lambda _n, _d: deep_metric.multi_similarity(positive_scale=2, negative_scale=40, base=0.5),
+    "batch-all": lambda _n, _d: deep_metric.batch_all(margin=0.2),
+    "binomial-deviance": lambda _n, _d: deep_metric.binomial_deviance(positive_scale=2, negative_scale=40, base=0.5),
+    "nca": lambda _n, _d: deep_metric.nca(scale=16, n_nearest=32),
+    "neighbour": lambda _n, _d: NearestPositiveLoss(margin=0.1),
+    "cluster-nca": lambda _n, _d: ClusterNCALoss(32, scale=16, label_weight=0.1),
+    "hard-mining": lambda _n, _d: deep_metric.hard_mining(epsilon=0.1),
+    "distance-weighted": lambda _n, _d: deep_metric.distance_weighted_margin(margin=0.2, beta=1.2, cutoff=0.5),
+    "normalized-softmax": lambda n, d: losses.NormalizedSoftmaxLoss(n, d, temperature=0.05),
+    "proxy-anchor": lambda n, d: losses.ProxyAnchorLoss(n, d, margin=0.1, alpha=32),
+    "nt-xent": lambda _n, _d: losses.NTXentLoss(temperature=0.1),
+}
+SCHEDULES: Mapping[str, Callable[[float], float]] = {  # share of the training that is done to the factor of the rates
+    "constant": lambda _: 1,
+    "cosine": lambda share: (1 + cos(pi * share)) / 2,
+    "a tenth after each third": lambda share: 0.1 ** int(3 * share),
+    "half after each sixth": lambda share: 0.5 ** int(6 * share),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a method trains with; the defaults are those of UDML-SS on CUB without its rotation loss.
+
+    Lengths are in optimiser steps, or in `Passes` over the images. Methods of two views take `batch` images a step,
+    each twice, the others `clusters_per_batch` x `samples_per_cluster`.
+    """
+
+    kind: Kind = "clusters"
+    backbone: str = "googlenet"
+    pooling: str = "average"
+    image_size: int = 227
+    crop_scale: tuple[float, float] = (0.16, 1)
+    embedding_size: int = 512
+    loss: str = "multi-similarity"
+    n_clusters: int = 100
+    clusters_per_batch: int = 16
+    samples_per_cluster: int = 5
+    batch: int = 64
+    steps: int | Passes = 3600
+    relabel_every: int = 30
+    rotation_weight: float = 0
+    rotation_images: int = 16
+    ranking: bool = False
+    synthesis_weight: float = 0
+    views: int = 1
+    ema_decay: float | None = None
+    neighbor_share: float = 0
+    neighbors: int = 5
+    delta: float = 1
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0
+    lr: float = 1e-5
+    new_lr: float = 1e-5
+    proxy_lr: float = 1e-5
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    freeze_batch_norm: bool = True
+    note: str = ""
+
+
+UDML_SS = Published(rotation_weight=0.1)
+DEEP_METRIC = Published(
+    pooling="maximum",
+    note="Published with true labels and BN-Inception, which torchvision does not have; clusters are UDML-SS's.",
+)
+RANKING = Published(
+    backbone="resnet50",
+    ranking=True,
+    note="Published with true labels; the ranking's values were not found, the rest is UDML-SS's.",
+)
+SYNTHESIS = Published(
+    pooling="average+maximum",
+    loss="proxy-anchor",
+    clusters_per_batch=30,
+    steps=Passes(60),
+    synthesis_weight=0.23,
+    optimizer="adamw",
+    lr=1e-4,
+    new_lr=1e-4,
+    proxy_lr=1e-2,
+    weight_decay=1e-4,
+    schedule="half after each sixth",
+    clip_norm=10,
+    note="Published with true labels, BN-Inception, the anchor term and a pass of warm-up; clusters are UDML-SS's.",
+)
+METHODS: Mapping[str, Published] = {
+    "frozen": Published("nothing"),
+    "instance": Published(
+        "instances",
+        crop_scale=(0.79, 0.79),
+        embedding_size=128,
+        loss="nt-xent",
+        steps=Passes(60),
+        neighbor_share=0.5,
+        optimizer="sgd",
+        momentum=0.9,
+        lr=1e-3,
+        new_lr=1e-3,
+        schedule="a tenth after each third",
+        note="As the released code has it; neighbours are for CUB alone.",
+    ),
+    "cbswr": Published(
+        "cbswr",
+        image_size=224,
+        crop_scale=(0.77, 0.77),
+        embedding_size=128,
+        n_clusters=32,
+        steps=Passes(30),
+        neighbor_share=0.5,
+        optimizer="sgd",
+        lr=1e-3,
+        new_lr=1e-3,
+        weight_decay=0,
+        note="Clusters are those of a batch; neighbours are for CUB alone.",
+    ),
+    "stml": Published(
+        "stml",
+        batch=120,
+        steps=Passes(90),
+        ema_decay=0.999,
+        optimizer="adamw",
+        lr=1e-4,
+        new_lr=1e-4,
+        weight_decay=1e-2,
+        schedule="cosine",
+        note="Published with AdamP and with average and maximum pooling summed.",
+        pooling="average+maximum",
+    ),
+    "deepcluster": Published(
+        embedding_size=128,
+        loss="normalized-softmax",
+        proxy_lr=1e-3,
+        note="Settings of its published figures on these data sets were not found; these are UDML-SS's.",
+    ),
+    "udml": Published(),
+    "udml-ss": UDML_SS,
+    "ranking": RANKING,
+    "synthesis": SYNTHESIS,
+    "udml-ss-ranking": replace(RANKING, rotation_weight=0.1),
+    "udml-ss-synthesis": replace(
+        UDML_SS,
+        synthesis_weight=0.23,
+        proxy_lr=1e-3,
+        note="UDML-SS's settings, with the released weight of the ranking.",
+    ),
+    **{
+        name: replace(DEEP_METRIC, loss=name)
+        for name in ("batch-all", "binomial-deviance", "nca", "neighbour", "cluster-nca", "hard-mining")
+    },
+    "distance-weighted": Published(
+        backbone="resnet50",
+        embedding_size=128,
+        loss="distance-weighted",
+        clusters_per_batch=32,
+        samples_per_cluster=4,
+        steps=Passes(100),
+        new_lr=1e-3,
+        weight_decay=1e-4,
+        note="Published with true labels, by metriclearningbench; clusters are UDML-SS's.",
+    ),
+    "recipe": Published(
+        views=2, clusters_per_batch=8, ema_decay=0.95, lr=3e-5, new_lr=3e-4, note="Ours, at the length of UDML-SS."
+    ),
+    "supervised": Published("labels", note="UDML-SS's settings with true labels: an upper bound."),
+}
+_OF_CLUSTERS: Mapping[str, dict[str, Any]] = {
+    "cars196": {"steps": 12_000},
+    "sop": {"n_clusters": 10_000, "clusters_per_batch": 48, "steps": 62_400, "relabel_every": 1040},
+    "inshop": {
+        "n_clusters": 4300,
+        "clusters_per_batch": 48,
+        "steps": 26_700,
+        "relabel_every": 445,
+    },  # ours, after SOP's
+}
+_GLYPHS: dict[str, Any] = {  # ours: the quickstart's network, from scratch
+    "backbone": "small",
+    "pooling": "average",
+    "image_size": 32,
+    "embedding_size": 128,
+    "n_clusters": 500,
+    "steps": 602,
+    "relabel_every": 76,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "new_lr": 1e-3,
+    "proxy_lr": 1e-2,
+    "weight_decay": 0.01,
+    "freeze_batch_norm": False,
+}
+
+
+def settings_for(method: str, data: str) -> Published:
+    """Return what the method trains with on a data set; a folder of one's own is taken for CUB."""
+    published = METHODS[method]
+    if data == "glyphs":
+        return replace(published, **_GLYPHS | ({"n_clusters": 32} if published.kind == "cbswr" else {}))
+    changes: dict[str, Any] = {} if data in {"cub200", "folder"} else {"neighbor_share": 0}
+    if published.kind in {"clusters", "labels"} and data in _OF_CLUSTERS:
+        changes |= _OF_CLUSTERS[data]
+        if isinstance(published.steps, Passes):  # these have batches and a length of their own
+            changes |= {"steps": published.steps, "clusters_per_batch": published.clusters_per_batch}
+        elif "clusters_per_batch" in changes:
+            changes["clusters_per_batch"] //= published.views
+    if data in {"sop", "inshop"} and published.kind == "stml":
+        changes |= {"ema_decay": 0.9, "delta": 0.9, "neighbors": 2}
+    return replace(published, **changes)

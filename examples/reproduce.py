@@ -1,0 +1,265 @@
+"""Train by a published method with its published settings, and score on classes that training never saw.
+
+    python examples/reproduce.py --method udml-ss --data cub200 --root CUB_200_2011
+    python examples/reproduce.py --method stml --data folder --root pictures --backbone efficientnet_lite0
+    python examples/reproduce.py --method udml --data sop --root Stanford_Online_Products --max-steps 1000
+    python examples/reproduce.py --method cbswr --data glyphs
+
+What it trains with is printed first. The published networks are not all in torchvision, so figures will not be those
+published: docs/guides/methods-side-by-side.md has both. Labels are used for scoring, and by `supervised` for training.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cub_resnet50
+import quickstart
+import torch
+from folders import open_folder
+from pooling import LAYERS, POOLINGS, set_pooling
+from published import LOSSES, METHODS, SCHEDULES, Published, settings_for
+from pytorch_metric_learning.losses import MultipleLosses
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from two_views import TwoViews, train_cbswr, train_instances, train_stml
+
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    Passes,
+    PseudoLabels,
+    RotationPretextHead,
+    UDMLSSLoss,
+    evaluate,
+    fit,
+    parameter_groups,
+)
+from udmlss.data import Glyphs, ImageFiles, cars196, cub200, glyphs, inshop, sop
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+
+OPENERS = {"cub200": cub200, "cars196": cars196, "sop": sop, "inshop": inshop, "folder": open_folder}
+OF_CLUSTERS = {
+    *("clusters_per_batch", "samples_per_cluster", "relabel_every", "rotation_weight", "rotation_images", "ranking"),
+    *("synthesis_weight", "views", "proxy_lr", "clip_norm"),
+}
+OF_VIEWS = {"batch", "neighbor_share", "neighbors", "delta"}
+OF_THE_MODEL = {"backbone", "pooling", "image_size", "embedding_size", "note"}
+KS = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 40)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training images, augmented and plain, and the images that are scored; `queries` where they are apart."""
+
+    train: Glyphs | ImageFiles
+    plain: Glyphs | ImageFiles
+    test: Glyphs | ImageFiles
+    queries: ImageFiles | None
+
+
+class TrueLabels:
+    """A labeler that knows the answer."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.pseudo = PseudoLabels(labels, None, labels.bincount())
+
+    def label(self, _embeddings: Tensor) -> PseudoLabels:
+        return self.pseudo
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Published]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--data", choices=[*OPENERS, "glyphs"], required=True)
+    parser.add_argument("--root", type=Path, help="where the data set lies; glyphs needs none")
+    parser.add_argument("--max-steps", type=int, help="at most so many optimiser steps")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    changes = parser.add_argument_group("settings", "Changes to what was published.")
+    changes.add_argument("--backbone", choices=LAYERS)
+    changes.add_argument("--pooling", choices=["average", *POOLINGS])
+    changes.add_argument("--image-size", type=int)
+    changes.add_argument("--crop-scale", type=float, nargs=2, metavar=("LEAST", "MOST"), help="share of the area")
+    changes.add_argument("--embedding-size", type=int)
+    changes.add_argument("--n-clusters", type=int)
+    changes.add_argument("--clusters-per-batch", type=int)
+    changes.add_argument("--rotation-images", type=int)
+    changes.add_argument("--batch", type=int, help="images a step of the methods of two views, each twice")
+    changes.add_argument("--lr", type=float, help="of the trunk")
+    changes.add_argument("--new-lr", type=float, help="of all that is new but a loss's proxies")
+    changes.add_argument("--freeze-batch-norm", action=argparse.BooleanOptionalAction)
+    args = parser.parse_args(arguments)
+    if args.root is None and args.data != "glyphs":
+        parser.error(f"--data {args.data} needs --root, the folder where it lies")
+    if args.max_steps is not None and args.max_steps < 1:
+        parser.error(f"--max-steps must be at least 1; found {args.max_steps}")
+    standard = settings_for(args.method, args.data)
+    given = {name: value for name in asdict(standard) if (value := vars(args).get(name)) is not None}
+    settings = replace(standard, **given)
+    if args.data == "glyphs" and (settings.backbone, settings.image_size) != ("small", 32):
+        parser.error(
+            "--data glyphs has images of 32 pixels for the small backbone; leave --backbone and --image-size out"
+        )
+    if settings.backbone == "small" and settings.pooling != "average":
+        if args.pooling:
+            parser.error("--backbone small has no pooling to choose; leave --pooling out")
+        settings = replace(settings, pooling="average")
+    return args, settings
+
+
+def open_data(args: argparse.Namespace, settings: Published) -> Data:
+    if args.data == "glyphs":
+        return Data(glyphs("train", transform=quickstart.augment), glyphs("train"), glyphs("test"), None)
+    augment, plain = cub_resnet50.build_transforms(settings.backbone, settings.image_size, tuple(settings.crop_scale))
+    opened = partial(OPENERS[args.data], args.root)
+    train, clustered = opened("train", transform=augment), opened("train", transform=plain)
+    if args.data == "inshop":
+        return Data(train, clustered, opened("gallery", transform=plain), opened("query", transform=plain))
+    return Data(train, clustered, opened("test", transform=plain), None)
+
+
+def build_model(args: argparse.Namespace, settings: Published) -> tuple[EmbeddingModel, bool]:
+    """Return the model, and whether its trunk has ImageNet weights."""
+    torch.manual_seed(args.seed)
+    if settings.backbone == "small":
+        trunk, pretrained = quickstart.build_trunk(channels=1 if args.data == "glyphs" else 3), False
+        n_features = 128 * (settings.image_size // 16) ** 2
+    else:
+        trunk, pretrained = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
+        n_features = cub_resnet50.FEATURES[settings.backbone]
+    set_pooling(trunk, settings.backbone, settings.pooling)
+    model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), pretrained
+
+
+def shorten(settings: Published, n_images: int, max_steps: int | None) -> Published:
+    """Return the settings with the length in steps, and no longer than asked."""
+    steps = settings.steps
+    if isinstance(steps, Passes):
+        of_clusters = settings.clusters_per_batch * settings.samples_per_cluster * settings.views
+        steps = steps.in_steps(n_images, of_clusters if settings.kind in {"clusters", "labels"} else settings.batch)
+    return replace(settings, steps=min(steps, max_steps or steps))
+
+
+def describe(settings: Published) -> dict[str, object]:
+    """Return the settings that its kind of training looks at."""
+    every = asdict(settings)
+    if settings.kind == "nothing":
+        return {name: value for name, value in every.items() if name in OF_THE_MODEL}
+    others = OF_VIEWS if settings.kind in {"clusters", "labels"} else OF_CLUSTERS
+    return {name: value for name, value in every.items() if name not in others}
+
+
+def build_optimizer(
+    settings: Published,
+    model: EmbeddingModel,
+    criterion: nn.Module,
+    auxiliary: nn.Module | None,
+    *heads: nn.Module | None,
+) -> Optimizer:
+    groups = parameter_groups(
+        model,
+        criterion,
+        *heads,
+        auxiliary=auxiliary,
+        trunk_lr=settings.lr,
+        lr=settings.new_lr,
+        proxy_lr=settings.proxy_lr,
+    )
+    if settings.optimizer == "sgd":
+        return SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    return {"adam": Adam, "adamw": AdamW}[settings.optimizer](groups, weight_decay=settings.weight_decay)
+
+
+def train_on_clusters(model: EmbeddingModel, data: Data, settings: Published, args: argparse.Namespace) -> None:
+    labeler = TrueLabels(data.train.labels)
+    if settings.kind == "clusters":
+        labeler = ClusterPseudoLabeler(settings.n_clusters, seed=args.seed)
+    loss = LOSSES[settings.loss](settings.n_clusters, settings.embedding_size)
+    if settings.synthesis_weight:  # its anchor term would confirm what clusters have wrong
+        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0, seed=args.seed)
+        loss = MultipleLosses([loss, ranking], weights=[1, settings.synthesis_weight])
+    criterion = UDMLSSLoss(loss, rotation_weight=settings.rotation_weight)
+    n_features = model.embedder.in_features
+    head = RotationPretextHead(n_features) if settings.rotation_weight else None
+    auxiliary = SelfSupervisedRanking(n_features, seed=args.seed) if settings.ranking else None
+    optimizer = build_optimizer(settings, model, criterion, auxiliary, head)
+    fit(
+        model,
+        data.train,
+        cluster_images=data.plain,
+        labeler=labeler,
+        criterion=criterion,
+        rotation_head=head,
+        auxiliary=auxiliary,
+        optimizer=optimizer,
+        scheduler=LambdaLR(optimizer, lambda step: SCHEDULES[settings.schedule](step / settings.steps)),
+        clusters_per_batch=settings.clusters_per_batch,
+        samples_per_cluster=settings.samples_per_cluster,
+        views=settings.views,
+        rotation_images=settings.rotation_images,
+        max_steps=settings.steps,
+        relabel_every=settings.relabel_every,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        channels_last=True,
+        clip_norm=settings.clip_norm,
+        ema_decay=settings.ema_decay,
+        num_workers=args.workers,
+        seed=args.seed,
+    )
+
+
+def train_on_views(model: EmbeddingModel, data: Data, settings: Published, args: argparse.Namespace) -> None:
+    views = TwoViews(
+        images=data.train,
+        plain=data.plain,
+        batch=settings.batch,
+        steps=settings.steps,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        build_optimizer=lambda model, parts: build_optimizer(settings, model, nn.Identity(), parts),
+        schedule=SCHEDULES[settings.schedule],
+        workers=args.workers,
+        seed=args.seed,
+    )
+    share = settings.neighbor_share
+    if settings.kind == "instances":
+        train_instances(model, views, LOSSES[settings.loss](1, settings.embedding_size), neighbor_share=share)
+    elif settings.kind == "cbswr":
+        train_cbswr(model, views, settings.backbone, n_clusters=settings.n_clusters, neighbor_share=share)
+    else:
+        train_stml(model, views, decay=settings.ema_decay, neighbors=settings.neighbors, delta=settings.delta)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args, settings = parse(arguments)
+    data = open_data(args, settings)
+    model, pretrained = build_model(args, settings)
+    settings = shorten(settings, len(data.train), args.max_steps)
+    settings = replace(settings, freeze_batch_norm=settings.freeze_batch_norm and pretrained)
+    print(f"{args.method} on {args.data}, {len(data.train)} training images")
+    print("\n".join(f"  {name:20}{value}" for name, value in describe(settings).items()))
+    if settings.kind in {"clusters", "labels"}:
+        train_on_clusters(model, data, settings, args)
+    elif settings.kind != "nothing":
+        train_on_views(model, data, settings, args)
+    for what in ("features", "embeddings"):
+        scores = evaluate(
+            model,
+            data.test,
+            data.test.labels,
+            queries=data.queries,
+            query_labels=None if data.queries is None else data.queries.labels,
+            ks=KS.get(args.data, (1, 2, 4, 8)),
+            what=what,
+            num_workers=args.workers,
+            channels_last=True,
+        )
+        print(f"{what:10}", scores)
+
+
+if __name__ == "__main__":
+    main()
