@@ -11,9 +11,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-def run(program, *arguments, cwd):
+def run(program, *arguments, cwd, launcher=()):
     environment = {**os.environ, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
+    command = [sys.executable, *launcher, str(ROOT / program), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)  # noqa: S603
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -78,6 +78,19 @@ def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_
     assert len(ours) == 2
     assert ours == theirs
     assert trained.startswith("frozen features")
+
+
+def test_two_processes_train_print_once_and_go_on_where_they_were(tmp_path, birds):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
+    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2, "--checkpoint", "run"]
+    for steps in (2, 3, 3):
+        printed = run(
+            "examples/cub_resnet50.py", birds, *tiny, *short, "--steps", steps, cwd=tmp_path, launcher=torchrun
+        )
+        assert [line.split()[0] for line in printed.splitlines()] == ["frozen", "trained", "trained"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-000000002.pt", "step-000000003.pt"]
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "googlenet"])
