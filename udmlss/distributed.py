@@ -46,8 +46,8 @@ def joined(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]
     device: this process's GPU, or the CPU. With GPUs, tensors on them travel by NCCL and all else by Gloo.
 
     Args:
-        timeout: How long to wait for another rank before giving up. Default: longer than clustering a million
-            images on the first rank takes.
+        timeout: How long to wait for another rank before giving up. Default: long, as all others wait while the first
+            clusters.
 
     Raises:
         ValueError: There are more processes on this machine than GPUs.
@@ -111,7 +111,7 @@ def shard(n: int) -> range:
 def gather_shards(rows: Shaped[Tensor, "s ..."], n: int, *, only_first: bool = False) -> Shaped[Tensor, "_ ..."]:
     """Return the rows of all n items in order, each once, from ranks that hold those of their `shard(n)`.
 
-    Without gradient. Beside the result little memory is taken, however many items there are.
+    Without gradient. Rows come in pieces, so that little memory is taken beside the result.
 
     Args:
         rows: One row for each item of this rank's `shard(n)`, on any device.
@@ -262,7 +262,7 @@ def together(items: Iterable[T]) -> Iterator[T]:
 
 
 class _Gather(torch.autograd.Function):
-    """Written out because `torch.distributed.nn.functional.all_gather` gives wrong gradients (pytorch#120386)."""
+    """Written out because `torch.distributed.nn.functional.all_gather` has given wrong gradients (pytorch#120386)."""
 
     @staticmethod
     def forward(_context: object, rows: Tensor) -> Tensor:
