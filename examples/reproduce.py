@@ -1,7 +1,7 @@
 """Train by a published method with its published settings, and score on classes that training never saw.
 
     python examples/reproduce.py --method udml-ss --data cub200 --root CUB_200_2011
-    python examples/reproduce.py --method stml --data folder --root pictures --backbone efficientnet_lite0
+    python examples/reproduce.py --method stml --data pictures --backbone efficientnet_lite0
     python examples/reproduce.py --method udml --data sop --root Stanford_Online_Products --max-steps 1000
     python examples/reproduce.py --method cbswr --data glyphs
 
@@ -74,7 +74,7 @@ class TrueLabels:
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Published]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--data", choices=[*OPENERS, "glyphs"], required=True)
+    parser.add_argument("--data", required=True, help=f"{', '.join(OPENERS)}, glyphs, or a folder of pictures")
     parser.add_argument("--root", type=Path, help="where the data set lies; glyphs needs none")
     parser.add_argument("--max-steps", type=int, help="at most so many optimiser steps")
     parser.add_argument("--workers", type=int, default=0)
@@ -93,6 +93,10 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, P
     changes.add_argument("--new-lr", type=float, help="of all that is new but a loss's proxies")
     changes.add_argument("--freeze-batch-norm", action=argparse.BooleanOptionalAction)
     args = parser.parse_args(arguments)
+    if args.data not in {*OPENERS, "glyphs"}:
+        if not Path(args.data).is_dir():
+            parser.error(f"--data must be among {', '.join(OPENERS)}, glyphs, or a folder; found {args.data}")
+        args.data, args.root = "folder", Path(args.data)
     if args.root is None and args.data != "glyphs":
         parser.error(f"--data {args.data} needs --root, the folder where it lies")
     if args.max_steps is not None and args.max_steps < 1:

@@ -32,7 +32,7 @@ class TwoViews:
     Args:
         images: Training images with their augmentations.
         plain: The same images with test-time transforms, in which neighbours are looked for.
-        batch: Images a step; each goes through the model twice.
+        batch: Images a step, at least 2; each goes through the model twice.
         steps: Length of the training.
         freeze_batch_norm: Whether to keep the statistics of batch norm.
         build_optimizer: Builds the optimiser.
@@ -50,6 +50,11 @@ class TwoViews:
     schedule: Callable[[float], float] = lambda _: 1
     workers: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.batch <= len(self.images):  # noqa: PLR2004 (a single image has no other)
+            message = f"`batch` must lie in 2..{len(self.images)}, the number of images; found {self.batch}. Change it."
+            raise ValueError(message)
 
     def run(
         self,
@@ -98,7 +103,7 @@ def train_cbswr(
     example = IndexedImages(views.plain)[0][0].unsqueeze(0).to(device)
     with torch.no_grad():
         shape = maps_before(pool, model.eval().trunk, example).shape[1:]
-    head = ClusteringHead(model.embedder.out_features, max(2, min(n_clusters, views.batch)))
+    head = ClusteringHead(model.embedder.out_features, min(n_clusters, views.batch))
     criterion = CBSwRLoss(head, _decoder(shape, example.shape[1:]))
 
     def measure(images: Tensor, _index: Tensor) -> Tensor:
@@ -155,7 +160,8 @@ class _Pairs:
         n_images, batch = len(self.views.images), self.views.batch
         partners = torch.arange(n_images)
         if self.neighbor_share:
-            features = embed(self.model, self.views.plain, what="features", channels_last=True)
+            workers = self.views.workers
+            features = embed(self.model, self.views.plain, what="features", channels_last=True, num_workers=workers)
             partners = pair_with_neighbors(features, share=self.neighbor_share, seed=self.views.seed + number)
         order = _order(n_images, self.views.seed, number)[: n_images - n_images % batch]
         return [torch.cat([rows, partners[rows]]).tolist() for rows in order.split(batch)]

@@ -172,11 +172,22 @@ def test_a_pretrained_network_trains_with_another_pooling_and_frozen_batch_norm(
     assert "freeze_batch_norm   True" in capsys.readouterr().out
 
 
+def test_a_folder_may_be_named_as_the_data(pictures):
+    args, settings = reproduce.parse(["--method", "udml", "--data", str(pictures)])
+    assert (args.data, args.root) == ("folder", pictures)
+    assert settings == published.settings_for("udml", "cub200")
+
+
+def test_more_images_a_step_than_there_are_are_refused(pictures):
+    with pytest.raises(ValueError, match=r"`batch` must lie in 2\.\.12, the number of images; found 13"):
+        run("stml", pictures, "--batch", "13")
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
         (["--method", "udml-sss", "--data", "folder"], "invalid choice: 'udml-sss'"),
-        (["--method", "udml", "--data", "cub"], "invalid choice: 'cub'"),
+        (["--method", "udml", "--data", "cub"], "or a folder; found cub"),
         (["--method", "udml", "--data", "sop"], "--data sop needs --root"),
         (["--method", "udml", "--data", "glyphs", "--max-steps", "0"], "at least 1; found 0"),
         (["--method", "udml", "--data", "glyphs", "--backbone", "resnet50"], "leave --backbone and --image-size out"),
