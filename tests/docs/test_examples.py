@@ -85,7 +85,7 @@ def test_two_processes_train_print_once_and_go_on_where_they_were(tmp_path, bird
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
     short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2, "--checkpoint", "run"]
-    for steps in (2, 3, 3):
+    for steps in (2, 3):
         printed = run(
             "examples/cub_resnet50.py", birds, *tiny, *short, "--steps", steps, cwd=tmp_path, launcher=torchrun
         )
