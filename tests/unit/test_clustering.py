@@ -173,7 +173,7 @@ def test_a_start_that_is_not_finite_is_refused(monkeypatch, value):
 
 def test_a_cluster_that_ends_empty_is_given_a_row(monkeypatch):
     points = torch.tensor([[0.0], [0.1], [5.0], [0.3]])
-    monkeypatch.setattr(clustering, "_faiss_k_means", lambda *_: np.array([0, 0, 0, 2]))
+    monkeypatch.setattr(clustering, "_held_k_means", lambda *_: np.array([0, 0, 0, 2]))
     assert k_means(points, 3).tolist() == [0, 0, 1, 2]
 
 
@@ -278,7 +278,7 @@ def test_empty_clusters_are_given_the_rows_farthest_from_their_means(data):
     points = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(n, 2)).astype(np.float32)
     labels = np.array(data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))
     before = labels.copy()
-    filled = _fill_empty(points, labels, np.bincount(labels, minlength=k))
+    filled = _fill_empty(*map(torch.from_numpy, (points, labels, np.bincount(labels, minlength=k)))).numpy()
     assert np.array_equal(labels, before)
     assert np.array_equal(filled, filled_by_hand(points, labels, k))
     assert set(labels) <= set(filled)
@@ -286,9 +286,9 @@ def test_empty_clusters_are_given_the_rows_farthest_from_their_means(data):
 
 
 def test_equal_rows_fill_no_empty_cluster():
-    labels = np.array([0, 0, 0, 2, 2])
-    points = np.repeat(np.float32([[1, 1], [3, 3]]), [3, 2], axis=0)
-    assert np.array_equal(_fill_empty(points, labels, np.array([3, 0, 2, 0])), labels)
+    labels = torch.tensor([0, 0, 0, 2, 2])
+    points = torch.tensor([[1.0, 1], [3, 3]])[[0, 0, 0, 1, 1]]
+    assert torch.equal(_fill_empty(points, labels, torch.tensor([3, 0, 2, 0])), labels)
 
 
 @given(st.data())
