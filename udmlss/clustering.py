@@ -19,7 +19,7 @@ from torch import Tensor
 
 from udmlss._checks import check_at_least, check_embeddings, check_within, refusal
 from udmlss.chunking import HELD, row_slices
-from udmlss.lloyd import has_gpu, lloyd, sampled_start
+from udmlss.lloyd import has_gpu, lloyd, sampled_start, train_faiss
 
 SEEDS = 2**31  # faiss takes an int of 32 bits
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
@@ -77,8 +77,10 @@ def k_means(
         first = sampled_start(points, n_clusters, n_iterations, seed, faiss) if first is None else first
         labels, _ = lloyd(points, first, n_iterations, faiss)
     else:
+        begin = None if first is None else first.numpy()
         held = np.ascontiguousarray(points.float().numpy(force=True))
-        labels = torch.from_numpy(_held_k_means(held, n_clusters, first, n_iterations, seed, faiss))
+        k_means_of = _sklearn_k_means if faiss is None else _faiss_k_means
+        labels = torch.from_numpy(k_means_of(held, n_clusters, begin, n_iterations, seed))
     return _without_empty(points, labels, n_clusters)
 
 
@@ -136,28 +138,13 @@ def _filled(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> F
     return torch.cat([start.detach().cpu().float(), points[drawn.to(points.device)].cpu().float()])
 
 
-def _held_k_means(
-    points: NDArray[np.float32],
-    k: int,
-    start: Float32[Tensor, "k d"] | None,
-    n_iterations: int,
-    seed: int,
-    faiss: ModuleType | None,
+def _faiss_k_means(
+    points: NDArray[np.float32], k: int, start: NDArray[np.float32] | None, n_iterations: int, seed: int
 ) -> NDArray[np.int64]:
-    first = None if start is None else start.numpy()
-    if faiss is None:
-        return _sklearn_k_means(points, k, first, n_iterations, seed)
-    settings = faiss.Kmeans(
-        points.shape[1],
-        k,
-        niter=n_iterations,
-        seed=seed,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,  # or C prints a warning
-        max_points_per_centroid=len(points),  # or it trains on 256 points a centroid without a word
-    )
-    settings.train(points, init_centroids=first)
-    labels: NDArray[np.int64] = settings.assign(points)[1]
+    import faiss  # noqa: PLC0415 (optional)
+
+    trained = train_faiss(points, k, start=start, n_iterations=n_iterations, seed=seed, faiss=faiss)
+    labels: NDArray[np.int64] = trained.assign(points)[1]
     return labels
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,17 +64,31 @@ def _far_apart(
     """Return points of the sample that k-means++ draws."""
     if faiss is None:
         return torch.from_numpy(kmeans_plusplus(sample, n_clusters, random_state=seed)[0])
-    settings = faiss.Kmeans(
-        sample.shape[1],
+    trained = train_faiss(sample, n_clusters, start=None, n_iterations=0, seed=seed, faiss=faiss)
+    return torch.from_numpy(trained.centroids)
+
+
+def train_faiss(
+    points: NDArray[np.float32],
+    n_clusters: int,
+    *,
+    start: NDArray[np.float32] | None,
+    n_iterations: int,
+    seed: int,
+    faiss: ModuleType,
+) -> Any:  # noqa: ANN401 (faiss has no types)
+    """Return faiss's own k-means after it trained on all points; without a start, from what k-means++ draws."""
+    trained = faiss.Kmeans(
+        points.shape[1],
         n_clusters,
-        niter=0,
+        niter=n_iterations,
         seed=seed,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(sample),
+        min_points_per_centroid=1,  # or C prints a warning
+        max_points_per_centroid=len(points),  # or it trains on 256 points a centroid without a word
     )
-    settings.train(sample)
-    return torch.from_numpy(settings.centroids)
+    trained.train(points, init_centroids=start)
+    return trained
 
 
 def has_gpu(faiss: ModuleType | None) -> bool:
