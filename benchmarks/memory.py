@@ -23,12 +23,13 @@ STARTED = time.perf_counter()
 def write_blobs(path: Path, rows: int, dimensions: int, clusters: int, dtype: str) -> None:
     draws = np.random.default_rng(0)
     centers = draws.standard_normal((clusters, dimensions), dtype=np.float32)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, dimensions))
-    for begin in range(0, rows, PART):
-        group = draws.integers(clusters, size=min(PART, rows - begin))
-        part = centers[group] + 0.5 * draws.standard_normal((len(group), dimensions), dtype=np.float32)
-        array[begin : begin + len(group)] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    array.flush()
+    with path.open("wb") as file:  # mapped, its pages would count in what the other process starts with
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dimensions)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for begin in range(0, rows, PART):
+            group = draws.integers(clusters, size=min(PART, rows - begin))
+            part = centers[group] + 0.5 * draws.standard_normal((len(group), dimensions), dtype=np.float32)
+            file.write((part / np.linalg.norm(part, axis=1, keepdims=True)).astype(dtype).tobytes())
 
 
 def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, judge: bool) -> None:

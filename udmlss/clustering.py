@@ -178,12 +178,11 @@ def _fill_empty(
 ) -> Int64[Tensor, " n"]:
     """Move the points farthest from their centroids, each into an empty cluster of its own."""
     means = cluster_means(points, labels, len(sizes)).numpy(force=True)
-    distances, longest = [], 0.0
+    distance, longest = np.empty(len(points), dtype=np.float32), 0.0
     for rows in row_slices(points):
         part = points[rows].float().numpy(force=True)
-        distances.append(np.linalg.norm(part - means[labels[rows].numpy()], axis=1))
+        distance[rows] = np.linalg.norm(part - means[labels[rows].numpy()], axis=1)
         longest = max(longest, np.linalg.norm(part, axis=1).max())
-    distance = np.concatenate(distances)
     labels, sizes = labels.clone(), sizes.clone()
     empty = (sizes == 0).nonzero().flatten().tolist()
     for point in np.argsort(-distance, kind="stable"):

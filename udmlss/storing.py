@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ def rows_to_file(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tenso
         raise refusal("`out` must name a file in a folder that is there", path, "Make the folder, or name a file in it")
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with part.open("wb", buffering=0) as file:
             yield _Rows(file, path, n, dtype).append
-            file.flush()
-            os.fsync(file.fileno())
+            with _naming(path):
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -41,21 +42,20 @@ def rows_to_file(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tenso
 class _Rows:
     """An open .npy file of so many rows; the first ones say how long a row is."""
 
-    def __init__(self, file: BinaryIO, path: Path, n: int, dtype: RowType) -> None:
+    def __init__(self, file: FileIO, path: Path, n: int, dtype: RowType) -> None:
         self.file, self.path, self.n, self.dtype = file, path, n, np.dtype(dtype)
         self.d: int | None = None
 
     def append(self, rows: Float[Tensor, "b d"]) -> None:
-        try:
-            if self.d is None:
-                self._begin(rows.shape[1])
-            if rows.shape[1] != self.d:
-                found = f"{rows.shape[1]} after {self.d}"
-                raise refusal("Embeddings must have one dimension", found, "Crop the images to one size")
-            self.file.write(np.ascontiguousarray(rows.numpy(), dtype=self.dtype).data)
-        except OSError as error:
-            error.add_note(f"while writing embeddings to {self.path}")
-            raise
+        if self.d is None:
+            self._begin(rows.shape[1])
+        if rows.shape[1] != self.d:
+            found = f"{rows.shape[1]} after {self.d}"
+            raise refusal("Embeddings must have one dimension", found, "Crop the images to one size")
+        rest = np.ascontiguousarray(rows.numpy(), dtype=self.dtype).data.cast("B")
+        with _naming(self.path):
+            while rest:  # a nearly full disk takes a part before it refuses
+                rest = rest[self.file.write(rest) :]
 
     def _begin(self, d: int) -> None:
         self.d = d
@@ -63,8 +63,19 @@ class _Rows:
         if size > free:
             remedy = 'Make room, name a file on another disk, or take half with `dtype="float16"`'
             raise refusal(f"`out` needs {size:,} bytes of free disk", f"{free:,}", remedy)
-        descr = npy.dtype_to_descr(self.dtype)
-        npy.write_array_header_1_0(self.file, {"descr": descr, "fortran_order": False, "shape": (self.n, d)})
+        header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n, d)}
+        with _naming(self.path):
+            npy.write_array_header_1_0(self.file, header)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add to an error of the disk which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"while writing embeddings to {path}")
+        raise
 
 
 def map_rows(path: Path) -> Float[Tensor, "n d"]:
