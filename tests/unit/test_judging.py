@@ -54,8 +54,7 @@ def test_effective_rank_is_the_exponential_entropy_of_singular_values():
 
 @pytest.mark.parametrize("n", [2, 7, 40])
 def test_effective_rank_counts_no_noise_where_there_are_more_dimensions_than_embeddings(n):
-    points = noise(3, 500).T @ noise(3, n, seed=1)  # three directions at most
-    points = points.T.contiguous().double()
+    points = noise(n, 3, seed=1).double() @ noise(3, 500).double()  # three directions at most
     values = torch.linalg.svdvals(points - points.mean(dim=0))[: min(3, n - 1)]
     shares = values / values.sum()
     assert effective_rank(points) == pytest.approx(float(torch.special.entr(shares).sum().exp()), rel=1e-9)
