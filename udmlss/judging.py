@@ -12,7 +12,7 @@ from udmlss._checks import check_embeddings, refusal
 from udmlss.clustering import cluster_means, k_means
 from udmlss.types import LabelFreeScores
 
-_JUDGED = 2**16  # most images that k-means and effective rank look at; more would cost each round minutes
+_JUDGED = 2**16  # most images that are clustered: with the square root of n clusters the work grows as n**1.5
 _CHUNK = 8192  # rows that are held in double precision at once
 
 
