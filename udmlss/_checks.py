@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from udmlss.chunking import row_slices
+
 
 def refusal(rule: str, found: object, remedy: str) -> ValueError:
     """Return the error for a value that breaks a rule; the caller raises it."""
@@ -62,7 +64,9 @@ def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
         raise refusal(f"`{name}` must be a non-empty matrix (n d)", f"shape {shape}", "Flatten each item to one row")
     if not embeddings.is_floating_point():
         raise type_refusal(f"`{name}` must hold floating-point numbers", embeddings.dtype, "Call .float() first")
-    finite = torch.isfinite(embeddings).all(dim=1)
+    finite = torch.empty(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    for rows in row_slices(embeddings):
+        finite[rows] = torch.isfinite(embeddings[rows]).all(dim=1)
     if not finite.all():
         bad = (~finite).nonzero().flatten()
         found = f"{len(bad)} of {len(embeddings)} rows with NaN or infinity, the first is row {int(bad[0])}"

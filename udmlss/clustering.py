@@ -2,20 +2,28 @@
 
 import warnings
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array, eye_array, hstack
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from udmlss._checks import check_at_least, check_embeddings, refusal
+from udmlss._checks import check_at_least, check_embeddings, check_within, refusal
+from udmlss.chunking import HELD, row_slices
+from udmlss.lloyd import has_gpu, lloyd, sampled_start, train_faiss
 
+SEEDS = 2**31  # faiss takes an int of 32 bits
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
+_TABLE = 2**24  # counts in the largest table that is filled out: 4,096 clusters by as many, 128 MiB
 
 
 def k_means(
@@ -31,19 +39,24 @@ def k_means(
     Runs in faiss, or in scikit-learn where faiss is not installed. A cluster that ends empty is given the embedding
     farthest from its centroid. Only where fewer than k embeddings differ are there fewer clusters, with a warning.
 
+    Up to 2**28 numbers (1 GiB of float32) are held in memory. More are read a part at a time in each iteration, of
+    any floating type, in memory or mapped from a file; the start is then made from 64 embeddings per cluster. So it
+    goes, whatever the size, on a GPU, which is used where faiss and PyTorch both have it. Iterations end when no
+    embedding moves.
+
     Args:
         embeddings: Points, compared by Euclidean distance.
         n_clusters: Number of clusters k, at least 2 and at most n.
         start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
             k-means++ draws embeddings far from each other, so that groups far apart are each begun in.
         n_iterations: Most iterations.
-        seed: Seed of what is drawn at the start.
+        seed: Seed of what is drawn at the start, from 0 and below 2**31.
 
     Returns:
-        The cluster of each embedding, 0..k-1, every one of them used.
+        The cluster of each embedding, 0..k-1, every one of them used, on the CPU.
 
     Raises:
-        ValueError: Embeddings that are not finite, are all equal, or are fewer than k.
+        ValueError: Embeddings that are not finite, are all equal, or are fewer than k; another seed.
 
     References:
         k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007.
@@ -55,22 +68,36 @@ def k_means(
     """
     check_embeddings(embeddings)
     check_count(n_clusters, len(embeddings))
+    check_seed(seed)
     check_not_collapsed(embeddings)
-    points = np.ascontiguousarray(embeddings.float().numpy(force=True))
+    points = embeddings.detach()
     first = None if start is None else _filled(start, points, n_clusters, seed)
+    faiss = _import_faiss()
+    if points.numel() > HELD or has_gpu(faiss):
+        first = sampled_start(points, n_clusters, n_iterations, seed, faiss) if first is None else first
+        labels, _ = lloyd(points, first, n_iterations, faiss)
+    else:
+        begin = None if first is None else first.numpy()
+        held = np.ascontiguousarray(points.float().numpy(force=True))
+        k_means_of = _sklearn_k_means if faiss is None else _faiss_k_means
+        labels = torch.from_numpy(k_means_of(held, n_clusters, begin, n_iterations, seed))
+    return _without_empty(points, labels, n_clusters)
+
+
+def _import_faiss() -> ModuleType | None:
     try:
-        assigned = _faiss_k_means(points, n_clusters, first, n_iterations, seed)
+        import faiss  # noqa: PLC0415 (optional)
     except ModuleNotFoundError:
         _warn_of_missing_faiss()
-        assigned = _sklearn_k_means(points, n_clusters, first, n_iterations, seed)
-    return torch.from_numpy(_without_empty(points, assigned, n_clusters))
+        return None
+    return faiss
 
 
 @cache  # Python's own once-per-line is forgotten whenever any code enters `warnings.catch_warnings`
 def _warn_of_missing_faiss() -> None:
     warnings.warn(
         'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -81,10 +108,19 @@ def check_count(n_clusters: int, n: int) -> None:
         raise refusal(f"`n_clusters={n_clusters}` needs at least as many images", n, "Lower it, or add images")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that faiss cannot take."""
+    check_within("seed", seed, 0, SEEDS - 1)
+
+
 def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
     """Refuse embeddings that are all equal to rounding: nothing can be told apart."""
-    spread = (embeddings - embeddings[0]).norm(dim=1).max()
-    if spread <= _SAME * embeddings.norm(dim=1).max():
+    embeddings, spread, longest = embeddings.detach(), 0.0, 0.0
+    for rows in row_slices(embeddings):
+        part = embeddings[rows].float()
+        spread = max(spread, float((part - embeddings[0].float()).norm(dim=1).max()))
+        longest = max(longest, float(part.norm(dim=1).max()))
+    if spread <= _SAME * longest:
         raise refusal(
             "Clustering needs embeddings that differ",
             f"{len(embeddings)} equal rows, one cluster of sizes [{len(embeddings)}]: the model has collapsed",
@@ -92,14 +128,14 @@ def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
         )
 
 
-def _filled(start: Tensor, points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.float32]:
+def _filled(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> Float32[Tensor, "k d"]:
     """Return k centroids to start from: those given, then random points."""
     check_embeddings(start, "start")
     if len(start) > k or start.shape[1] != points.shape[1]:
         found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
         raise refusal(f"`start` must have shape {most} or fewer rows", found, "Pass the centroids of these clusters")
-    drawn = points[np.random.default_rng(seed).permutation(len(points))[: k - len(start)]]
-    return np.concatenate([start.float().numpy(force=True), drawn])
+    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[: k - len(start)])
+    return torch.cat([start.detach().cpu().float(), points[drawn.to(points.device)].cpu().float()])
 
 
 def _faiss_k_means(
@@ -107,18 +143,8 @@ def _faiss_k_means(
 ) -> NDArray[np.int64]:
     import faiss  # noqa: PLC0415 (optional)
 
-    n, d = points.shape
-    settings = faiss.Kmeans(
-        d,
-        k,
-        niter=n_iterations,
-        seed=seed,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,  # or C prints a warning
-        max_points_per_centroid=n,  # or it trains on 256 points a centroid without a word
-    )
-    settings.train(points, init_centroids=start)
-    labels: NDArray[np.int64] = settings.assign(points)[1]
+    trained = train_faiss(points, k, start=start, n_iterations=n_iterations, seed=seed, faiss=faiss)
+    labels: NDArray[np.int64] = trained.assign(points)[1]
     return labels
 
 
@@ -132,30 +158,35 @@ def _sklearn_k_means(
     return np.asarray(labels, dtype=np.int64)
 
 
-def _without_empty(points: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    sizes = np.bincount(labels, minlength=k)
+def _without_empty(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
+    sizes = labels.bincount(minlength=k)
     if sizes.all():
         return labels
     labels = _fill_empty(points, labels, sizes)
-    used, compact = np.unique(labels, return_inverse=True)
+    used, compact = np.unique(labels.numpy(), return_inverse=True)
     if len(used) < k:
         warnings.warn(
             f"`n_clusters={k}` needs as many embeddings that differ; going on with {len(used)} clusters, "
             "which is how many could be told apart.",
             stacklevel=3,
         )
-    return np.asarray(compact, dtype=np.int64)
+    return torch.from_numpy(compact)
 
 
-def _fill_empty(points: NDArray[np.float32], labels: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _fill_empty(
+    points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], sizes: Int64[Tensor, " k"]
+) -> Int64[Tensor, " n"]:
     """Move the points farthest from their centroids, each into an empty cluster of its own."""
-    means = cluster_means(torch.from_numpy(points), torch.from_numpy(labels), len(sizes)).numpy()
-    distance = np.linalg.norm(points - means[labels], axis=1)
-    far = _SAME * np.linalg.norm(points, axis=1).max()
-    labels, sizes = labels.copy(), sizes.copy()
-    empty = list(np.flatnonzero(sizes == 0))
+    means = cluster_means(points, labels, len(sizes)).numpy(force=True)
+    distance, longest = np.empty(len(points), dtype=np.float32), 0.0
+    for rows in row_slices(points):
+        part = points[rows].float().numpy(force=True)
+        distance[rows] = np.linalg.norm(part - means[labels[rows].numpy()], axis=1)
+        longest = max(longest, np.linalg.norm(part, axis=1).max())
+    labels, sizes = labels.clone(), sizes.clone()
+    empty = (sizes == 0).nonzero().flatten().tolist()
     for point in np.argsort(-distance, kind="stable"):
-        if not empty or distance[point] <= far:
+        if not empty or distance[point] <= _SAME * longest:
             break
         if sizes[labels[point]] > 1:
             sizes[labels[point]] -= 1
@@ -167,10 +198,13 @@ def cluster_means(
     embeddings: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], n_clusters: int
 ) -> Float32[Tensor, "k d"]:
     """Return the mean embedding of each cluster; an embedding labelled -1 counts nowhere."""
-    kept = labels >= 0
-    labels, embeddings = labels[kept], embeddings[kept].float()
-    sums = embeddings.new_zeros(n_clusters, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    return sums / labels.bincount(minlength=n_clusters).clamp(min=1).unsqueeze(1)
+    sums = embeddings.new_zeros(n_clusters, embeddings.shape[1], dtype=torch.float64)
+    labels = labels.to(embeddings.device)
+    for rows in row_slices(embeddings):
+        kept = labels[rows] >= 0
+        part = embeddings[rows][kept].float()
+        sums += torch.zeros_like(sums, dtype=torch.float32).index_add_(0, labels[rows][kept], part)
+    return (sums / labels[labels >= 0].bincount(minlength=n_clusters).clamp(min=1).unsqueeze(1)).float()
 
 
 def match_ids(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
@@ -181,23 +215,43 @@ def match_ids(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> Int
     """
     k, k_previous = int(labels.max()) + 1, int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
-    pairs = labels[both] * k_previous + previous[both]
-    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
-    new, old = linear_sum_assignment(shared, maximize=True)
-    kept = shared[new, old] > 0
+    matched = _match_in_table if k * k_previous <= _TABLE else _match_in_pairs
+    new, old = matched(labels[both], previous[both], k, k_previous)
     ids = np.full(k + 1, -1)  # the last place is where -1 looks
-    ids[new[kept]] = old[kept]
-    ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old[kept])
+    ids[new] = old
+    ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old)
     return torch.from_numpy(ids)[labels]
 
 
-def agreement(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> float:
+def _match_in_table(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return pairs of a new and an old id below k that share images, no id in two, most images in all."""
+    pairs = labels * k_previous + previous
+    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
+    new, old = linear_sum_assignment(shared, maximize=True)
+    kept = shared[new, old] > 0
+    return new[kept], old[kept]
+
+
+def _match_in_pairs(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what `_match_in_table` does from the pairs of ids that occur: a table of millions is mostly zeros."""
+    pairs = (np.ones(len(labels)), (labels.numpy(), previous.numpy()))
+    shared = coo_array(pairs, shape=(k, k_previous)).tocsr()[:, :k]
+    shared.data += 1  # and 1 for staying alone, since the matching leaves no new id out
+    new, old = min_weight_full_bipartite_matching(hstack([shared, eye_array(k)], format="csr"), maximize=True)
+    kept = old < shared.shape[1]
+    return new[kept], old[kept]
+
+
+def agreement(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> float | None:
     """Return the adjusted Rand index of two labelings over the images both have in a cluster.
 
     1 for equal clusters, 0 for what chance gives whatever the number of clusters (unlike NMI, which rises with it).
+    None where both have fewer than two images in a cluster: then there is no pair to agree on.
 
     References:
         Comparing partitions. Hubert, Arabie. 1985. https://doi.org/10.1007/BF01908075
     """
     both = (labels >= 0) & (previous >= 0)
+    if both.sum() < 2:  # noqa: PLR2004 (the index compares pairs)
+        return None
     return float(adjusted_rand_score(previous[both].numpy(), labels[both].numpy()))

@@ -1,18 +1,21 @@
 """A model and images to embeddings."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_at_least, check_choice, check_features, type_refusal
+from udmlss._checks import check_at_least, check_choice, check_features, refusal, type_refusal
 from udmlss.distributed import SameFate, gather_shards, is_first, shard
 from udmlss.indexing import SeededBatches
+from udmlss.storing import RowType, map_rows, rows_to_file
 from udmlss.types import Images, Precision, What
 
 _CHUNK = 8192  # features embedded at once
@@ -62,8 +65,10 @@ def embed(
     channels_last: bool = False,
     seed: int = 0,
     sharded: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    dtype: RowType = "float32",
     progress: bool = False,
-) -> Float32[Tensor, "n d"]:
+) -> Float[Tensor, "n d"]:
     """Embed all images, in data-set order, in evaluation mode and without gradient.
 
     Args:
@@ -77,14 +82,20 @@ def embed(
         channels_last: Whether batches go in channels-last memory format.
         seed: Seed of what the images' transforms draw, if they do.
         sharded: Share the images among the ranks of `torch.distributed`, each of which must call it.
+        out: A .npy file to write the rows to as they come, for more than memory holds; one that is there is replaced
+            when the new one is whole. None holds them in memory.
+        dtype: Numbers in that file: "float16" takes half the space and keeps three decimals, enough to cluster by.
         progress: Whether to show a progress bar.
 
     Returns:
-        One row per image, on the CPU; of several ranks that share them, the first has all and the others none.
+        One row per image, on the CPU; of several ranks that share them, the first has all and the others none. With
+        `out` they are mapped from the file, which changes if they are changed in place.
 
     Raises:
-        ValueError: No images, images of different shapes in a batch, or an unknown choice.
+        ValueError: No images, images of different shapes in a batch, or an unknown choice; a file that cannot be
+            there, or that the disk has no room for.
         TypeError: An item that holds no image tensor; features asked of a model without a trunk.
+        OSError: Writing failed. No half a file is left.
 
     Example:
         >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape
@@ -92,7 +103,12 @@ def embed(
     """
     check_choice("what", what, ("embeddings", "features"))
     check_choice("precision", precision, ("float32", "bfloat16"))
+    check_choice("dtype", dtype, ("float32", "float16"))
     check_at_least("batch_size", batch_size, 1)
+    if out is None and dtype != "float32":
+        raise refusal(f'`dtype="{dtype}"` is for a file', "`out=None`", 'Pass `out="embeddings.npy"` as well')
+    if out is not None and sharded:
+        raise refusal("`out` is a file of one process", "`sharded=True`", "Leave one of the two out")
     device = device_of(model)
     forward = _trunk_of(model) if what == "features" else model
     taken = shard(len(images)) if sharded else range(len(images))
@@ -104,14 +120,23 @@ def embed(
         generator=torch.Generator(),  # or the loader would draw from the global one
     )
     show = progress and (is_first() or not sharded)
-    rows: list[Tensor] = []
-    with SameFate() if sharded else nullcontext(), evaluating(model), torch.inference_mode():
-        for batch, _ in tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not show):
-            with autocast(device, precision):
-                output = forward(place(batch, device, channels_last=channels_last))
-            check_features(output)
-            rows.append(output.to("cpu", torch.float32))
-    return gather_shards(torch.cat(rows), len(images), only_first=True) if sharded else torch.cat(rows)
+    shown = tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not show)
+
+    def run(keep: Callable[[Tensor], None]) -> None:
+        with SameFate() if sharded else nullcontext(), evaluating(model), torch.inference_mode():
+            for batch, _ in shown:
+                with autocast(device, precision):
+                    output = forward(place(batch, device, channels_last=channels_last))
+                check_features(output)
+                keep(output.to("cpu", torch.float32))
+
+    if out is None:
+        rows: list[Tensor] = []
+        run(rows.append)
+        return gather_shards(torch.cat(rows), len(images), only_first=True) if sharded else torch.cat(rows)
+    with rows_to_file(Path(out), len(images), dtype) as append:
+        run(append)
+    return map_rows(Path(out))
 
 
 def embed_features(model: EmbeddingModel, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from udmlss import metrics
 from udmlss._checks import refusal
-from udmlss.clustering import k_means
+from udmlss.clustering import check_seed, k_means
 from udmlss.embedding import embed
 from udmlss.types import Images, Precision, Scores, What
 
@@ -69,6 +69,7 @@ def evaluate(
             progress=progress,
         )
 
+    check_seed(seed)
     asked = None if queries is None else run(queries)
     return evaluate_embeddings(run(images), labels, queries=asked, query_labels=query_labels, ks=ks, seed=seed)
 

@@ -4,7 +4,7 @@ import warnings
 from math import isqrt
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from udmlss import metrics
@@ -12,6 +12,7 @@ from udmlss._checks import check_embeddings, refusal
 from udmlss.clustering import cluster_means, k_means
 from udmlss.types import LabelFreeScores
 
+_JUDGED = 2**16  # most images that are clustered: with the square root of n clusters the work grows as n**1.5
 _CHUNK = 8192  # rows that are held in double precision at once
 
 
@@ -20,8 +21,11 @@ def judge_embeddings(
 ) -> LabelFreeScores:
     """Score embeddings by what a second, augmented view of some of the images gives.
 
+    Of more than 65,536 images, effective rank and consistency look at so many, drawn at random and always the same;
+    consistency also at those with a view. Self-retrieval searches all.
+
     Args:
-        embeddings: Embeddings of all images.
+        embeddings: Embeddings of all images, of any floating type, in memory or mapped from a file.
         views: Embeddings of augmented views of some of them, a thousand say.
         of: The image that each view is of, as a row of `embeddings`.
 
@@ -52,21 +56,24 @@ def consistency(embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], o
     """Return the share of views that fall into the cluster of the image they are of; in 0..1.
 
     The clusters are k-means' with k the square root of n, whatever k the training uses, so that runs with different
-    clusters compare.
+    clusters compare. Of more than 65,536 images so many, drawn at random, and those with a view count as all.
     """
+    if len(embeddings) > _JUDGED:
+        rows = torch.cat([_drawn(len(embeddings)), of]).unique()
+        embeddings, of = embeddings[rows], torch.searchsorted(rows, of)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # that fewer embeddings differ than there are clusters: nobody asked for so many
         labels = k_means(embeddings, max(2, isqrt(len(embeddings))))
     centroids = cluster_means(embeddings, labels, int(labels.max()) + 1)
-    return float((torch.cdist(views, centroids).argmin(dim=1) == labels[of]).float().mean())
+    return float((torch.cdist(views.float(), centroids).argmin(dim=1) == labels[of]).float().mean())
 
 
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> float:
     """Return how many directions the embeddings fill: 1 on a line, d if they spread alike in every direction.
 
-    The exponential of the entropy of the singular values about the mean.
+    The exponential of the entropy of the singular values about the mean; of more than 65,536 embeddings, of so many.
 
     References:
         The effective rank: A measure of effective dimensionality. Roy, Vetterli. 2007.
@@ -74,12 +81,28 @@ def effective_rank(embeddings: Float[Tensor, "n d"]) -> float:
         al. 2023. https://arxiv.org/abs/2210.02885
     """
     check_embeddings(embeddings)
-    mean = embeddings.mean(dim=0, dtype=torch.float64)
-    centred = (part - mean for part in embeddings.split(_CHUNK))
-    squares = sum((part.T @ part for part in centred), start=torch.zeros_like(mean))
-    values = torch.linalg.eigvalsh(squares).clamp(min=0).sqrt()
+    if len(embeddings) > _JUDGED:
+        embeddings = embeddings[_drawn(len(embeddings))]
+    values = _singular_values(embeddings)
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
+
+
+def _singular_values(embeddings: Float[Tensor, "n d"]) -> Float64[Tensor, " r"]:
+    """Return the singular values of the embeddings about their mean."""
+    mean = embeddings.mean(dim=0, dtype=torch.float64)
+    if len(embeddings) < len(mean):  # squares would make noise of the d - n values that are zero
+        values: Tensor = torch.linalg.svdvals(embeddings - mean)
+        return values
+    centred = (part - mean for part in embeddings.split(_CHUNK))
+    squares = sum((part.T @ part for part in centred), start=torch.zeros_like(mean))
+    values = torch.linalg.eigvalsh(squares)
+    return values.clamp(min=0).sqrt()
+
+
+def _drawn(n: int) -> Int64[Tensor, " j"]:
+    """Return which images of so many stand for all: at random, always the same."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_JUDGED].sort().values
 
 
 def _check_views(embeddings: Tensor, views: Tensor, of: Tensor) -> None:

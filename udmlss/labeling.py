@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from udmlss._checks import check_at_least, check_embeddings, refusal, type_refusal
-from udmlss.clustering import agreement, check_not_collapsed, cluster_means, k_means, match_ids
+from udmlss.clustering import SEEDS, agreement, check_not_collapsed, check_seed, cluster_means, k_means, match_ids
 from udmlss.types import PseudoLabels
 
 
@@ -40,10 +40,10 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         warm_start: Start k-means from the last round's clusters.
         whiten_first: Dimensions to which the first round's embeddings are reduced by PCA-whitening and scaled to
             unit length before they are clustered; helps with a trunk's raw features. None leaves them as they are.
-        seed: Seed of what k-means++ draws and of PCA; a `clusterer` has its own.
+        seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**31; a `clusterer` has its own.
 
     Raises:
-        ValueError: Neither or both of `n_clusters` and `clusterer` are given; `n_clusters` below 2.
+        ValueError: Neither or both of `n_clusters` and `clusterer` are given; `n_clusters` below 2; another seed.
         TypeError: `clusterer` has no `fit_predict`.
 
     Example:
@@ -72,6 +72,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
     ) -> None:
         _check_choice_of_clusterer(n_clusters, clusterer)
         check_at_least("n_iterations", n_iterations, 1)
+        check_seed(seed)
         self.n_clusters = n_clusters
         self.clusterer = clusterer
         self.n_iterations = n_iterations
@@ -85,10 +86,12 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         """Cluster the embeddings: one round.
 
         Args:
-            embeddings: Embeddings of all images, in the same order in every round.
+            embeddings: Embeddings of all images, in the same order in every round; of any floating type, on any
+                device. k-means reads them where they are, also mapped from a file that is larger than memory;
+                `whiten_first` and a `clusterer` take a copy in float32.
 
         Returns:
-            The clusters, with ids and agreement in relation to the last round over as many images.
+            The clusters, on the CPU, with ids and agreement in relation to the last round over as many images.
 
         Raises:
             ValueError: Embeddings that are not finite, are all equal, are fewer than `n_clusters`, or fall into
@@ -96,7 +99,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         """
         check_embeddings(embeddings)
         _check_choice_of_clusterer(self.n_clusters, self.clusterer)
-        embeddings = embeddings.detach().cpu().float()
+        embeddings = embeddings.detach()
         if len(embeddings) > 1:
             check_not_collapsed(embeddings)
         last = self._last if self._last is not None and len(self._last.labels) == len(embeddings) else None
@@ -107,7 +110,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         sizes = labels[labels >= 0].bincount()
         self._last = PseudoLabels(
             labels=labels,
-            centroids=cluster_means(embeddings, labels, len(sizes)),
+            centroids=cluster_means(embeddings, labels, len(sizes)).cpu(),
             sizes=sizes,
             agreement=None if last is None else agreement(labels, last.labels),
         )
@@ -131,16 +134,17 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
 
     def _cluster(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Int64[Tensor, " n"]:
         if self.whiten_first is not None and self._round == 0:
-            embeddings = _whiten(embeddings, self.whiten_first, self.seed)
+            embeddings = _whiten(embeddings.cpu().float(), self.whiten_first, self.seed)
         if self.n_clusters is None:
-            found = clone(self.clusterer, safe=False).fit_predict(embeddings.numpy().copy())
+            rows = embeddings.to("cpu", torch.float32, copy=True).numpy()
+            found = clone(self.clusterer, safe=False).fit_predict(rows)
             return _compact(np.asarray(found))
         return k_means(
             embeddings,
             self.n_clusters,
             start=self._start(embeddings, last) if self.warm_start else None,
             n_iterations=self.n_iterations,
-            seed=self.seed + self._round,
+            seed=(self.seed + self._round) % SEEDS,
         )
 
     def _start(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Float[Tensor, "j d"] | None:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor
 from torch.nn import functional
 
 from udmlss._checks import check_embeddings, check_labels, refusal
+from udmlss.chunking import row_slices
 
 _CHUNK = 2**26  # similarities held at once: 256 MiB of float32
 
@@ -153,20 +154,41 @@ def _sums(hits: Tensor, to_find: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Flo
 def _search(
     embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None
 ) -> Iterator[tuple[slice, Int64[Tensor, "c k"]]]:
-    """Yield chunks of the queries with the indices of their k nearest, best first."""
+    """Yield chunks of the queries with the indices of their k nearest, best first; the gallery is read in parts."""
     most = len(embeddings) - (queries is None)
     if not 1 <= k <= most:
         raise refusal(f"k={k} must lie between 1 and the number of items to find", most, f"Use at most {most}")
-    gallery = functional.normalize(embeddings.float()).T
-    asked = gallery.T if queries is None else functional.normalize(queries.to(embeddings).float())
-    step = max(1, _CHUNK // len(embeddings))
+    asked = embeddings if queries is None else queries.to(embeddings)
+    parts = list(row_slices(embeddings))
+    step = max(1, _CHUNK // parts[0].stop)
     for begin in range(0, len(asked), step):
         chunk = slice(begin, min(begin + step, len(asked)))
-        similarity = asked[chunk] @ gallery
-        if queries is None:
-            similarity.diagonal(begin).fill_(-torch.inf)
-        yield chunk, similarity.topk(k).indices
-        del similarity  # before the next chunk's is made
+        directions, best = _unit(asked[chunk]), None
+        for part in parts:
+            similarity = directions @ _unit(embeddings[part]).T
+            if queries is None:
+                similarity.diagonal(begin - part.start).fill_(-torch.inf)
+            best = _best(best, similarity, part.start, k)
+            del similarity  # before the next one is made
+        if best is not None:
+            yield chunk, best[1]
+
+
+def _unit(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
+    return functional.normalize(rows.float())
+
+
+def _best(
+    best: tuple[Tensor, Tensor] | None, similarity: Float32[Tensor, "q c"], begin: int, k: int
+) -> tuple[Float32[Tensor, "q j"], Int64[Tensor, "q j"]]:
+    """Return the k highest similarities so far, and whose they are, after items from `begin` on."""
+    values, places = similarity.topk(min(k, similarity.shape[1]))
+    places += begin
+    if best is None:
+        return values, places
+    values, places = torch.cat([best[0], values], dim=1), torch.cat([best[1], places], dim=1)
+    values, chosen = values.topk(min(k, values.shape[1]))
+    return values, places.gather(1, chosen)
 
 
 def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Tensor, " q"]:

@@ -69,7 +69,12 @@ def test_no_two_methods_do_the_same(done):
         method: tuple(report["loss"] for report in json.loads((done / f"{method}-0.json").read_text())["history"])
         for method in methods.METHODS
     }
-    alike = {"features", "averaged", "recipe", "remembered"}  # which differ from others in what is clustered and what is kept
+    alike = {
+        "features",
+        "averaged",
+        "recipe",
+        "remembered",
+    }  # which differ from others in what is clustered and what is kept
     others = [found for method, found in losses.items() if found and method not in alike]
     assert len(set(others)) == len(others)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from udmlss import clustering
+from udmlss import chunking, clustering
 from udmlss.clustering import _fill_empty, agreement, check_not_collapsed, cluster_means, k_means, match_ids
 
 BACKENDS = ("faiss", "scikit-learn")
@@ -252,6 +252,16 @@ def test_whole_numbers_are_refused(monkeypatch):
         k_means(torch.arange(6).view(6, 1), 2)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**40])
+def test_a_seed_that_faiss_cannot_take_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"`seed` must lie in 0\.\.2147483647; found {seed}\. Choose a number in"):
+        k_means(noise(), 10, seed=seed)
+
+
+def test_the_largest_seed_is_taken(cluster):
+    assert len(cluster(noise(), 10, seed=2**31 - 1)) == 300
+
+
 def test_rows_equal_to_rounding_are_equal_and_rows_a_thousandth_apart_are_not():
     row = torch.nn.functional.normalize(noise(1, 64))
     with pytest.raises(ValueError, match="embeddings that differ"):
@@ -278,7 +288,7 @@ def test_empty_clusters_are_given_the_rows_farthest_from_their_means(data):
     points = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(n, 2)).astype(np.float32)
     labels = np.array(data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))
     before = labels.copy()
-    filled = _fill_empty(points, labels, np.bincount(labels, minlength=k))
+    filled = _fill_empty(*map(torch.from_numpy, (points, labels, np.bincount(labels, minlength=k)))).numpy()
     assert np.array_equal(labels, before)
     assert np.array_equal(filled, filled_by_hand(points, labels, k))
     assert set(labels) <= set(filled)
@@ -286,9 +296,9 @@ def test_empty_clusters_are_given_the_rows_farthest_from_their_means(data):
 
 
 def test_equal_rows_fill_no_empty_cluster():
-    labels = np.array([0, 0, 0, 2, 2])
-    points = np.repeat(np.float32([[1, 1], [3, 3]]), [3, 2], axis=0)
-    assert np.array_equal(_fill_empty(points, labels, np.array([3, 0, 2, 0])), labels)
+    labels = torch.tensor([0, 0, 0, 2, 2])
+    points = torch.tensor([[1.0, 1], [3, 3]])[[0, 0, 0, 1, 1]]
+    assert torch.equal(_fill_empty(points, labels, torch.tensor([3, 0, 2, 0])), labels)
 
 
 @given(st.data())
@@ -305,6 +315,41 @@ def test_cluster_means_are_the_means_of_their_members_and_minus_one_counts_nowhe
         torch.testing.assert_close(means[cluster], expected)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_means_of_parts_are_the_means_of_all(monkeypatch, rows):
+    points, labels = noise() + 10, torch.arange(300) % 7 - 1
+    whole = cluster_means(points, labels, 8)
+    monkeypatch.setattr(chunking, "_ROWS", rows)
+    torch.testing.assert_close(cluster_means(points, labels, 8), whole, rtol=1e-6, atol=0)
+
+
+def test_a_mean_of_many_does_not_drift():
+    points, labels = torch.full((1_000_000, 1), 0.1), torch.zeros(1_000_000, dtype=torch.int64)
+    at_once = float(torch.zeros(1, 1).index_add_(0, labels, points)) / 1_000_000  # 0.1010
+    assert abs(float(cluster_means(points, labels, 1)) - 0.1) < abs(at_once - 0.1) / 10
+
+
+def test_a_collapse_is_seen_and_a_single_row_apart_too_when_read_in_parts(monkeypatch):
+    monkeypatch.setattr(chunking, "_ROWS", 8)
+    points = noise(1, 64).repeat(50, 1)
+    with pytest.raises(ValueError, match="embeddings that differ; found 50 equal rows"):
+        check_not_collapsed(points)
+    points[-1] *= 1.1
+    check_not_collapsed(points)
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_empty_clusters_are_given_the_same_rows_when_they_are_read_in_parts(data):
+    draws = np.random.default_rng(data.draw(st.integers(0, 99)))
+    points, labels = torch.from_numpy(draws.normal(size=(30, 2))).float(), torch.from_numpy(draws.integers(4, size=30))
+    sizes = labels.bincount(minlength=7)
+    whole = _fill_empty(points, labels, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunking, "_ROWS", data.draw(st.integers(1, 30)))
+        assert torch.equal(_fill_empty(points, labels, sizes), whole)
+
+
 def kept_at_best(labels, previous):
     """Count the rows that keep their id under the best of all ways to name the clusters 0..k-1."""
     k = max(labels) + 1
@@ -314,11 +359,19 @@ def kept_at_best(labels, previous):
     )
 
 
-@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20))
-@settings(max_examples=80, deadline=None)
-def test_no_other_names_would_let_more_rows_keep_their_id(pairs):
+@given(
+    st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20),
+    st.sampled_from([0, clustering._TABLE]),
+)
+@settings(max_examples=160, deadline=None)
+def test_no_other_names_would_let_more_rows_keep_their_id(pairs, table):
     labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))
-    renamed = match_ids(labels, previous)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clustering, "_TABLE", table)  # the largest table that is filled out
+        renamed = match_ids(labels, previous)
+    assert torch.equal(renamed < 0, labels < 0)
+    assert int(renamed.max()) <= int(labels.max())
+    assert same_groups(renamed, labels)
     kept = int(((renamed == previous) & (labels >= 0)).sum())
     assert kept == kept_at_best(labels.tolist(), previous.tolist())
 
@@ -352,6 +405,20 @@ def test_a_new_cluster_gets_an_id_that_none_had_and_a_lost_one_frees_its_id():
     assert match_ids(old, split).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_as_many_rows_keep_their_ids_whether_the_table_of_counts_is_filled_out_or_not(monkeypatch):
+    previous = torch.randint(60, (3000,))
+    labels = torch.where(torch.rand(3000) < 0.5, torch.randint(50, (3000,)), torch.randperm(50)[previous % 50])
+    kept = int((match_ids(labels, previous) == previous).sum())
+    monkeypatch.setattr(clustering, "_TABLE", 0)
+    assert int((match_ids(labels, previous) == previous).sum()) == kept
+
+
+def test_many_clusters_are_matched_without_a_table_of_their_squares():
+    previous = torch.arange(60_000) % 20_000  # which would take 3.2 GB
+    names = torch.randperm(20_000)
+    assert torch.equal(match_ids(names[previous], previous), previous)
+
+
 def test_the_inputs_of_the_match_are_left_as_they_are():
     labels, previous = torch.tensor([1, 1, 0, -1]), torch.tensor([0, 0, 1, 1])
     match_ids(labels, previous)
@@ -367,6 +434,8 @@ def adjusted_rand_by_hand(labels, previous):
     ]
     together, apart = pairs.count((True, True)), pairs.count((False, False))
     joined, parted = pairs.count((True, False)), pairs.count((False, True))
+    if not pairs:
+        return None
     if joined == parted == 0:
         return 1.0
     scale = (together + joined) * (joined + apart) + (together + parted) * (parted + apart)
@@ -378,7 +447,13 @@ def adjusted_rand_by_hand(labels, previous):
 def test_agreement_is_the_adjusted_rand_index_over_rows_that_both_have_in_a_cluster(pairs):
     labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))
     expected = adjusted_rand_by_hand(labels.tolist(), previous.tolist())
-    assert agreement(labels, previous) == pytest.approx(expected, abs=1e-9)
+    found = agreement(labels, previous)
+    assert found is expected is None or found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("labels", "previous"), [([0, 1, -1], [-1, -1, 0]), ([0, 1, -1], [0, -1, -1]), ([0], [0])])
+def test_two_rounds_without_a_pair_of_rows_in_common_agree_on_nothing(labels, previous):
+    assert agreement(torch.tensor(labels), torch.tensor(previous)) is None
 
 
 def test_agreement_is_1_for_other_names_of_the_same_clusters():

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -210,6 +211,11 @@ def test_a_trunk_that_does_not_flatten_is_refused_with_the_remedy(what, untyped)
         ({"what": "logits"}, "`what` must be one of 'embeddings', 'features'; found 'logits'"),
         ({"precision": "float16"}, "`precision` must be one of 'float32', 'bfloat16'; found 'float16'"),
         ({"batch_size": 0}, "`batch_size` must be at least 1; found 0"),
+        ({"dtype": "bfloat16"}, "`dtype` must be one of 'float32', 'float16'; found 'bfloat16'"),
+        (
+            {"dtype": "float16"},
+            '`dtype="float16"` is for a file; found `out=None`. Pass `out="embeddings.npy"` as well',
+        ),
     ],
 )
 def test_unknown_choices_are_refused(model, settings_, sentence, untyped):
@@ -239,3 +245,45 @@ def test_the_features_are_those_the_embedder_sees(model):
 def test_features_of_a_model_without_a_trunk_are_refused():
     with pytest.raises(TypeError, match=r"come from a model with a `trunk`; found Flatten\. Wrap it: EmbeddingModel"):
         embed(nn.Flatten(), torch.zeros(2, 1, 2, 2), what="features")
+
+
+@pytest.mark.parametrize("what", ["embeddings", "features"])
+@pytest.mark.parametrize("batch_size", [4, 11, 20])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_holds_the_rows_that_memory_would(model, tmp_path, what, batch_size, kind):
+    out = tmp_path / "rows.npy"
+    found = embed(model, IMAGES, what=what, batch_size=batch_size, out=kind(out))
+    expected = embed(model, IMAGES, what=what, batch_size=batch_size)
+    assert torch.equal(found, expected)
+    assert np.array_equal(np.load(out), expected.numpy())
+    assert not found.is_inference()
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_a_file_of_float16_holds_the_rows_rounded(model, tmp_path):
+    found = embed(model, IMAGES, batch_size=4, out=tmp_path / "rows.npy", dtype="float16")
+    assert found.dtype == torch.float16
+    assert torch.equal(found, embed(model, IMAGES, batch_size=4).half())
+    assert (tmp_path / "rows.npy").stat().st_size == 128 + 11 * 5 * 2
+
+
+def test_an_image_that_fails_leaves_no_file_and_an_older_one_as_it_was(model, tmp_path):
+    out = tmp_path / "rows.npy"
+    older = embed(model, IMAGES, out=out).clone()
+    with pytest.raises(TypeError, match="in item 5"):
+        embed(model, [*IMAGES[:5], None], batch_size=2, out=out)
+    assert torch.equal(torch.from_numpy(np.load(out)), older)
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_model_runs(tmp_path):
+    model = nn.Flatten()
+    model.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=r"`out` must name a file in a folder that is there; found .*nowhere"):
+        embed(model, IMAGES, out=tmp_path / "nowhere" / "rows.npy")
+
+
+def test_images_of_several_sizes_whose_embeddings_differ_in_length_are_refused(tmp_path, untyped):
+    images = [torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)]
+    with pytest.raises(ValueError, match=r"Embeddings must have one dimension; found 48 after 192\. Crop the images"):
+        embed(nn.Flatten(), images, batch_size=1, out=tmp_path / "rows.npy")

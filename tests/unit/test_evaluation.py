@@ -123,3 +123,8 @@ def test_fewer_than_two_classes_are_refused():
 
 def test_embedding_of_the_model_gives_the_same_scores(model):
     assert evaluate_embeddings(embed(model, IMAGES), LABELS) == evaluate(model, IMAGES, LABELS)
+
+
+def test_a_seed_that_k_means_cannot_take_is_refused_before_any_image_is_embedded():
+    with pytest.raises(ValueError, match=r"`seed` must lie in 0\.\.2147483647; found -1\."):
+        evaluate(nn.Identity(), [None], LABELS, seed=-1)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from udmlss import judge_embeddings
+from udmlss import judge_embeddings, judging
 from udmlss.clustering import k_means
 from udmlss.judging import consistency, effective_rank, self_retrieval
 
@@ -50,6 +50,58 @@ def test_effective_rank_is_the_exponential_entropy_of_singular_values():
     values = torch.linalg.svdvals((points - points.mean(dim=0)).double())
     shares = values / values.sum()
     assert effective_rank(points) == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 7, 40])
+def test_effective_rank_counts_no_noise_where_there_are_more_dimensions_than_embeddings(n):
+    points = noise(n, 3, seed=1).double() @ noise(3, 500).double()  # three directions at most
+    values = torch.linalg.svdvals(points - points.mean(dim=0))[: min(3, n - 1)]
+    shares = values / values.sum()
+    assert effective_rank(points) == pytest.approx(float(torch.special.entr(shares).sum().exp()), rel=1e-9)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Consistency and effective rank look at 500 images at most."""
+    monkeypatch.setattr(judging, "_JUDGED", 500)
+
+
+@pytest.mark.usefixtures("few")
+def test_up_to_so_many_images_all_count():
+    embeddings, of = functional.normalize(noise(500, 5)), torch.arange(0, 500, 7)
+    views = functional.normalize(embeddings[of] + 0.3 * noise(len(of), 5, seed=1))
+    labels = k_means(embeddings, 22)
+    means = torch.stack([embeddings[labels == cluster].mean(dim=0) for cluster in range(22)])
+    expected = (torch.cdist(views, means).argmin(dim=1) == labels[of]).float().mean()
+    assert consistency(embeddings, views, of) == pytest.approx(float(expected))
+
+
+def test_of_more_images_some_stand_for_all(monkeypatch):
+    groups = torch.arange(3000) % 20
+    embeddings = functional.normalize(noise(20, 16)[groups] + 0.1 * noise(3000, 16, seed=1))
+    of = torch.arange(2999, 0, -30).repeat(2)  # in no order, and each twice
+    views = functional.normalize(embeddings[of] + 0.1 * noise(len(of), 16, seed=2))
+    whole = judge_embeddings(embeddings, views, of)
+    monkeypatch.setattr(judging, "_JUDGED", 500)
+    some = judge_embeddings(embeddings, views, of)
+    assert some == judge_embeddings(embeddings, views, of)
+    assert some.self_retrieval == whole.self_retrieval
+    assert some.effective_rank == pytest.approx(whole.effective_rank, rel=0.02)
+    assert some.consistency > 0.5
+    assert judge_embeddings(embeddings, embeddings[of], of).consistency == 1
+    others = embeddings[(of + 1) % 3000]  # of another group each
+    assert judge_embeddings(embeddings, others, of).consistency == 0
+
+
+@pytest.mark.usefixtures("few")
+def test_of_more_images_those_with_a_view_are_clustered_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr(judging, "k_means", lambda rows, k: seen.append((len(rows), k)) or k_means(rows, k))
+    embeddings = functional.normalize(noise(2000, 8))
+    consistency(embeddings, embeddings[:1000], torch.arange(1000))
+    ((rows, k),) = seen
+    assert 1000 < rows < 1500
+    assert k == int(rows**0.5)
 
 
 def test_views_equal_to_their_images_score_fully():

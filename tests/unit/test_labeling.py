@@ -87,6 +87,23 @@ def test_the_first_round_is_k_means_with_the_labelers_seed():
     assert not torch.equal(ClusterPseudoLabeler(9, seed=5).label(noise()).labels, k_means(noise(), 9, seed=4))
 
 
+def test_rounds_go_on_from_the_largest_seed():
+    labeler = ClusterPseudoLabeler(9, warm_start=False, seed=2**31 - 1)
+    labeler.label(noise())
+    assert torch.equal(labeler.label(noise()).labels.unique(), torch.arange(9))
+
+
+def test_two_rounds_with_no_image_in_both_have_no_agreement():
+    class Rounds:
+        answers = iter([np.array([0, 0, 1, 1, -1, -1, -1, -1]), np.array([-1, -1, -1, -1, 0, 0, 1, 1])])
+
+        def fit_predict(self, X):  # noqa: N803 (scikit-learn's name)
+            return next(self.answers)
+
+    labeler = ClusterPseudoLabeler(clusterer=Rounds())
+    assert [labeler.label(noise(8)).agreement for _ in range(2)] == [None, None]
+
+
 def test_slightly_other_embeddings_keep_their_ids_and_agree():
     embeddings, labeler = noise(), ClusterPseudoLabeler(6)
     first = labeler.label(embeddings)
@@ -388,6 +405,12 @@ def test_a_round_that_was_refused_leaves_the_rounds_before_as_they_were():
         ),
         ({"n_clusters": 1}, ValueError, r"`n_clusters` must be at least 2; found 1\. Raise it\."),
         ({"n_clusters": 3, "n_iterations": 0}, ValueError, r"`n_iterations` must be at least 1; found 0\. Raise it\."),
+        (
+            {"n_clusters": 3, "seed": -1},
+            ValueError,
+            r"`seed` must lie in 0\.\.2147483647; found -1\. Choose a number in",
+        ),
+        ({"n_clusters": 3, "seed": 2**31}, ValueError, r"`seed` must lie in 0\.\.2147483647; found 2147483648\. Ch"),
         (
             {"clusterer": PCA()},
             TypeError,

@@ -13,7 +13,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from udmlss import metrics
+from udmlss import chunking, metrics
 
 KS = (1, 2, 5)
 
@@ -217,7 +217,7 @@ def test_many_clusters_by_chance_have_a_high_nmi_and_an_ami_of_0():
 def test_twenty_thousand_items_are_searched_without_a_matrix_of_all_similarities():
     code = """
 import re, torch
-from udmlss import metrics
+from udmlss import chunking, metrics
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 2**20
 embeddings, labels = torch.randn(20_000, 32), torch.arange(20_000) % 2_000
@@ -302,3 +302,17 @@ def test_classes_that_are_no_labels_are_refused(score, monkeypatch):
         score(LABELS.float(), LABELS)
     with pytest.raises(TypeError, match=r"`labels` must be a tensor \(n\); found list"):
         score(LABELS.tolist(), LABELS)
+
+
+@pytest.mark.parametrize("rows", [4, 9, 40])
+@pytest.mark.parametrize("chunk", [1, 90, 10_000])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_size_of_what_is_read_at_once_changes_no_score(monkeypatch, rows, chunk, apart):
+    embeddings, labels = torch.randn(40, 5), torch.arange(40) % 6
+    asked = {"queries": torch.randn(7, 5), "query_labels": torch.arange(7) % 6} if apart else {}
+    whole = metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)
+    order = metrics.nearest(embeddings, 30, queries=asked.get("queries"))
+    monkeypatch.setattr(chunking, "_ROWS", rows)
+    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    assert as_tuple(metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)) == pytest.approx(as_tuple(whole))
+    assert torch.equal(metrics.nearest(embeddings, 30, queries=asked.get("queries")), order)

@@ -1,0 +1,270 @@
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from udmlss import ClusterPseudoLabeler, chunking, clustering, judge_embeddings, judging, lloyd
+from udmlss.clustering import cluster_means, k_means
+from udmlss.lloyd import has_gpu, sampled_start
+
+faiss = pytest.importorskip("faiss")
+
+
+def noise(n=300, d=8, seed=3):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def blobs(k=12, each=40, d=6, apart=20):
+    centers, group = apart * noise(k, d, seed=1), torch.arange(k).repeat(each)
+    return centers[group] + noise(len(group), d), group
+
+
+def objective(points, labels):
+    members = [points[labels == each].double() for each in labels.unique()]
+    return sum(float((mine - mine.mean(dim=0)).square().sum()) for mine in members)
+
+
+def lloyd_by_hand(points, centroids, n_iterations):
+    """Assign and average in float64, one point after the other."""
+    points, centroids = points.double().numpy(), centroids.double().numpy()
+    for last in range(n_iterations + 1):
+        labels = [int(np.argmin([((point - each) ** 2).sum() for each in centroids])) for point in points]
+        if last < n_iterations:
+            members = [points[np.array(labels) == each] for each in range(len(centroids))]
+            centroids = np.stack([mine.mean(axis=0) for mine in members])
+    return labels
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Whatever is read is read in parts of 64 rows, by k-means as well."""
+    monkeypatch.setattr(chunking, "_ROWS", 64)
+    monkeypatch.setattr(clustering, "HELD", 0)
+
+
+@pytest.fixture(params=["faiss", "scikit-learn"])
+def backend(request):
+    return faiss if request.param == "faiss" else None
+
+
+@pytest.fixture
+def visits(monkeypatch):
+    """The number of labels that changed in each pass over the points."""
+    noted, visit = [], lloyd._visit
+
+    def spy(*args):
+        sums, n_moved = visit(*args)
+        noted.append(n_moved)
+        return sums, n_moved
+
+    monkeypatch.setattr(lloyd, "_visit", spy)
+    return noted
+
+
+@pytest.mark.parametrize("n_iterations", [0, 1, 4])
+def test_the_clusters_are_those_of_lloyd_by_hand(backend, n_iterations):
+    points = noise(150, 4)
+    labels, _ = lloyd.lloyd(points, points[:7], n_iterations, backend)
+    assert labels.tolist() == lloyd_by_hand(points, points[:7], n_iterations)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n_iterations", [1, 5, 25])
+@pytest.mark.usefixtures("parts")
+def test_the_objective_is_that_of_faiss_from_the_same_start(dtype, n_iterations):
+    points = noise(900).to(dtype)
+    held = points.float().numpy()
+    theirs = lloyd.train_faiss(held, 20, start=held[:20], n_iterations=n_iterations, seed=0, faiss=faiss)
+    expected = objective(points, torch.from_numpy(theirs.assign(held)[1]))
+    found = k_means(points, 20, start=points[:20].float(), n_iterations=n_iterations)
+    assert objective(points, found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_the_size_of_the_parts_changes_nothing(backend, monkeypatch, rows):
+    points = noise()
+    whole, centroids = lloyd.lloyd(points, points[:9], 6, backend)
+    monkeypatch.setattr(chunking, "_ROWS", rows)
+    labels, found = lloyd.lloyd(points, points[:9], 6, backend)
+    assert torch.equal(labels, whole)
+    torch.testing.assert_close(found, centroids, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.usefixtures("parts")
+def test_a_mapped_file_is_clustered_as_the_same_numbers_in_memory(tmp_path, dtype):
+    array = noise().numpy().astype(dtype)
+    np.save(tmp_path / "rows.npy", array)
+    mapped = torch.from_numpy(np.load(tmp_path / "rows.npy", mmap_mode="r+"))
+    assert torch.equal(k_means(mapped, 9), k_means(torch.from_numpy(array).float(), 9))
+    ours, theirs = (ClusterPseudoLabeler(9).label(each) for each in (mapped, torch.from_numpy(array)))
+    assert torch.equal(ours.labels, theirs.labels)
+    assert torch.equal(ours.centroids, theirs.centroids)
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), array)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.usefixtures("parts")
+def test_groups_far_apart_are_found_from_a_sample(backend, monkeypatch, seed):
+    monkeypatch.setattr(lloyd, "_SAMPLED", 20)
+    monkeypatch.setattr(clustering, "_import_faiss", lambda: backend)
+    points, group = blobs()
+    pairs = set(zip(k_means(points, 12, seed=seed).tolist(), group.tolist(), strict=True))
+    assert len(pairs) == 12
+
+
+@pytest.mark.parametrize(("sampled", "size"), [(3, 30), (64, 300)])
+def test_the_start_is_made_from_a_sample_or_drawn_from_all(backend, monkeypatch, sampled, size):
+    drawn_from = []
+    draw = lloyd._far_apart
+    monkeypatch.setattr(lloyd, "_SAMPLED", sampled)
+    monkeypatch.setattr(lloyd, "_far_apart", lambda *args: drawn_from.append(args[0]) or draw(*args))
+    points = noise()
+    start = sampled_start(points, 10, 5, 0, backend)
+    assert start.shape == (10, 8)
+    assert len(drawn_from[0]) == size
+    assert {tuple(row) for row in drawn_from[0].tolist()} <= {tuple(row) for row in points.tolist()}
+    assert (size == 300) == ({tuple(row) for row in start.tolist()} <= {tuple(row) for row in points.tolist()})
+
+
+def test_another_seed_draws_another_start(backend):
+    starts = [sampled_start(noise(), 10, 5, seed, backend) for seed in (0, 0, 1)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_iterations_end_when_no_point_moves(backend, visits):
+    points, group = blobs()
+    labels, centroids = lloyd.lloyd(points, cluster_means(points, group, 12), 100, backend)
+    assert torch.equal(labels, group)
+    assert visits == [len(points), 0]
+    torch.testing.assert_close(centroids, cluster_means(points, group, 12))
+
+
+@pytest.mark.parametrize("held", [lloyd.HELD, 0], ids=["faiss's own", "in parts"])
+def test_a_round_from_good_centroids_needs_at_most_half_the_iterations(monkeypatch, held):
+    monkeypatch.setattr(clustering, "HELD", held)
+    points, k = blobs(k=40, each=50, d=8, apart=1)[0], 40
+    later = points + 0.1 * noise(2000, seed=5)
+    good = cluster_means(later, k_means(points, k), k)
+
+    def reached(n_iterations, start):
+        return objective(later, k_means(later, k, start=start, n_iterations=n_iterations))
+
+    enough = 1.0005 * reached(25, None)
+    cold = next(n for n in range(1, 26) if reached(n, None) <= enough)
+    assert reached(cold // 2, good) <= enough
+
+
+@pytest.mark.usefixtures("parts")
+def test_an_empty_cluster_takes_half_of_one_of_the_largest(backend):
+    points = torch.cat([noise(200, 2), noise(20, 2) + 50])
+    start = torch.tensor([[0.0, 0], [50, 50], [900, 900]])
+    labels, _ = lloyd.lloyd(points, start, 10, backend)
+    assert labels.bincount()[1] == 20
+    assert 60 < labels.bincount()[0] < 140
+    assert objective(points, labels) < 0.8 * objective(points, (points[:, 0] > 25).long())
+
+
+def test_the_halves_of_a_split_cluster_start_on_both_sides_of_its_mean():
+    sums = torch.tensor([[8.0, 8], [0, 0], [30, 60]], dtype=torch.float64)
+    centroids = lloyd._moved(torch.full((3, 2), 9.0), sums, torch.tensor([2, 0, 30]))
+    assert centroids[0].tolist() == [4, 4]
+    torch.testing.assert_close((centroids[1] + centroids[2]) / 2, torch.tensor([1.0, 2.0]))
+    assert not torch.equal(centroids[1], centroids[2])
+
+
+def test_clusters_of_one_are_not_split_and_more_empty_ones_than_others_stay_where_they_were():
+    centroids = torch.full((5, 2), 9.0)
+    found = lloyd._moved(centroids, torch.eye(5, 2, dtype=torch.float64), torch.tensor([1, 1, 0, 0, 0]))
+    assert found.tolist() == [[1, 0], [0, 1], [9, 9], [9, 9], [9, 9]]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most bytes of any tensor that is made."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known, self.bytes = {each.untyped_storage().data_ptr() for each in known}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, torch.Tensor) and each.untyped_storage().data_ptr() not in self.known:
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.usefixtures("parts")
+def test_nothing_as_large_as_the_embeddings_is_made(monkeypatch, dtype):
+    monkeypatch.setattr(judging, "_JUDGED", 128)
+    points = noise(4000, 128).to(dtype)
+    labels = torch.arange(4000) % 5
+    works = {
+        "k-means": lambda: k_means(points, 4, n_iterations=3),
+        "means": lambda: cluster_means(points, labels, 5),
+        "label": lambda: ClusterPseudoLabeler(4, n_iterations=3).label(points),
+        "judge": lambda: judge_embeddings(points, points[:20].float(), torch.arange(20)),
+    }
+    for name, work in works.items():
+        with Largest(points) as largest:
+            work()
+        assert largest.bytes < points.numel() * points.element_size() / 4, name
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A faiss that says it has a GPU, whose search takes tensors and is the CPU's."""
+    fake = ModuleType("faiss")
+    fake.__dict__.update(vars(faiss))
+    fake.get_num_gpus = lambda: 1
+    fake.StandardGpuResources = lambda: "resources"
+    fake.searches = []
+
+    def knn_gpu(resources, rows, centroids, k):
+        assert resources == "resources"
+        assert rows.is_contiguous()
+        assert rows.dtype == centroids.dtype == torch.float32
+        fake.searches.append(len(rows))
+        return tuple(map(torch.from_numpy, faiss.knn(rows.numpy(), centroids.numpy(), k)))
+
+    fake.knn_gpu = knn_gpu
+    monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(clustering, "_import_faiss", lambda: fake)
+    return fake
+
+
+def test_a_gpu_is_used_where_faiss_and_torch_have_one(on_gpu, monkeypatch):
+    assert has_gpu(on_gpu)
+    device, nearest = lloyd._search(on_gpu)
+    assert device.type == "cuda"
+    found = nearest(noise(), noise(9))
+    assert torch.equal(found, torch.cdist(noise(), noise(9)).argmin(dim=1))
+    assert not has_gpu(None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not has_gpu(on_gpu)
+
+
+def test_a_gpu_clusters_part_by_part_whatever_the_size(on_gpu, monkeypatch):
+    search = lloyd._search
+    monkeypatch.setattr(lloyd, "_search", lambda module: (torch.device("cpu"), search(module)[1]))
+    points, group = blobs()
+    pairs = set(zip(k_means(points, 12).tolist(), group.tolist(), strict=True))
+    assert len(pairs) == 12
+    assert set(on_gpu.searches) == {len(points)}
+
+
+@pytest.mark.skipif(not has_gpu(faiss), reason="needs a GPU and faiss-gpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_real_gpu_gives_the_clusters_of_the_processor(device):
+    points = noise(5000, 32)
+    expected, _ = lloyd.lloyd(points, points[:20], 10, None)
+    found = k_means(points.to(device), 20, start=points[:20], n_iterations=10)
+    assert objective(points, found) == pytest.approx(objective(points, expected), rel=1e-5)
+    pseudo = ClusterPseudoLabeler(20).label(points.to(device))
+    assert pseudo.labels.device.type == pseudo.centroids.device.type == "cpu"

@@ -1,0 +1,83 @@
+"""Rows to a file as they come, and the file as a tensor that memory need not hold."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from shutil import disk_usage
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.lib import format as npy
+from torch import Tensor
+
+from udmlss._checks import refusal
+
+RowType = Literal["float32", "float16"]
+
+
+@contextmanager
+def rows_to_file(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor], None]]:
+    """Give a function that appends rows to a .npy file, which has n of them after the block.
+
+    They go to a file beside it, with ".part" after its name, that takes its place once it is whole; after an error
+    there is no such file, and the other is as it was.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise refusal("`out` must name a file in a folder that is there", path, "Make the folder, or name a file in it")
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb", buffering=0) as file:
+            yield _Rows(file, path, n, dtype).append
+            with _naming(path):
+                os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Rows:
+    """An open .npy file of so many rows; the first ones say how long a row is."""
+
+    def __init__(self, file: FileIO, path: Path, n: int, dtype: RowType) -> None:
+        self.file, self.path, self.n, self.dtype = file, path, n, np.dtype(dtype)
+        self.d: int | None = None
+
+    def append(self, rows: Float[Tensor, "b d"]) -> None:
+        if self.d is None:
+            self._begin(rows.shape[1])
+        if rows.shape[1] != self.d:
+            found = f"{rows.shape[1]} after {self.d}"
+            raise refusal("Embeddings must have one dimension", found, "Crop the images to one size")
+        rest = np.ascontiguousarray(rows.numpy(), dtype=self.dtype).data.cast("B")
+        with _naming(self.path):
+            while rest:  # a nearly full disk takes a part before it refuses
+                rest = rest[self.file.write(rest) :]
+
+    def _begin(self, d: int) -> None:
+        self.d = d
+        size, free = self.n * d * self.dtype.itemsize, disk_usage(self.path.parent).free
+        if size > free:
+            remedy = 'Make room, name a file on another disk, or take half with `dtype="float16"`'
+            raise refusal(f"`out` needs {size:,} bytes of free disk", f"{free:,}", remedy)
+        header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n, d)}
+        with _naming(self.path):
+            npy.write_array_header_1_0(self.file, header)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add to an error of the disk which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"while writing embeddings to {path}")
+        raise
+
+
+def map_rows(path: Path) -> Float[Tensor, "n d"]:
+    """Return the array in a .npy file as a tensor whose parts are read when they are used."""
+    return torch.from_numpy(np.load(path, mmap_mode="r+"))  # "r" makes torch warn, "c" may not exceed memory
