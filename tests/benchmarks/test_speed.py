@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import speed
+import speed_measuring
+import speed_rounds
+import speed_scale
+import torch
+from PIL import Image
+from speed_measuring import Cost, Row, cost_of, in_process, in_turn
+from speed_others import faiss_k_means, loop_multi_similarity
+from speed_rounds import exponents, objective
+from speed_sizes import QUICK
+from speed_tables import markdown
+from torch.nn import functional
+
+from udmlss.clustering import k_means
+
+IN_PROCESSES = ("evaluate", "k-means", "growth")
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    """Processes of their own take seconds to start; one test below does."""
+    for module in (speed_rounds, speed_scale):
+        monkeypatch.setattr(module, "in_process", cost_of)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("results") / "speed"
+
+
+@pytest.mark.parametrize("name", [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_available()])
+def test_every_line_runs_and_joins_the_table(name, out, capsys):
+    speed.main(["--quick", "--only", name, "--out", str(out)])
+    found = json.loads((out / "table.json").read_text())[name]
+    assert found["command"] == f"python benchmarks/speed.py --quick --only {name} --out {out}"
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["rows"]
+    for row in found["rows"]:
+        assert all(ratio > 0 for ratio in row["ratios"])
+        assert row["measured"] in (out / "table.md").read_text()
+        assert row["measured"] in capsys.readouterr().out or row is not found["rows"][0]
+
+
+def test_the_lines_stand_in_one_order_and_one_measured_again_takes_its_own_place(out):
+    before = json.loads((out / "table.json").read_text())
+    assert list(before) == [name for name in speed.LINES if name in before]
+    speed.main(["--quick", "--only", "sampler", "--sampler-labels", "800", "--out", str(out)])
+    after = json.loads((out / "table.json").read_text())
+    assert list(after) == list(before)
+    assert after["sampler"]["sizes"]["sampler_labels"] == 800
+    assert {name: line for name, line in after.items() if name != "sampler"} == {
+        name: line for name, line in before.items() if name != "sampler"
+    }
+
+
+def test_growth_is_drawn(out):
+    with Image.open(out / "growth.png") as image:
+        assert len(image.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_a_quick_run_saves_nothing_unless_told_where(monkeypatch):
+    monkeypatch.setattr(speed, "save", None)
+    speed.main(["--quick", "--only", "metric-loss"])
+
+
+def test_an_unknown_line_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--only", "sampler,samplers"])
+    assert "found samplers" in capsys.readouterr().err
+
+
+def test_what_needs_a_gpu_says_so_without_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "| - | at most 1.03 | - | waits for a GPU |" in markdown(speed.lines_of_gpu(QUICK))
+
+
+def test_the_gpus_settings_train_alike_on_the_cpu():
+    row = speed_training_row(bfloat16=True, channels_last=True)
+    assert len(row.ratios) == 1
+
+
+def speed_training_row(**how):
+    return speed.lines_of_fit.__globals__["_beside_bare_loop"](QUICK, "gpu", "here", "cpu", **how)
+
+
+def test_the_ratio_is_that_of_each_pair_and_its_median_meets_the_aim_or_not():
+    row = Row("a", "b", "c", [1.0, 2.0, 9.0], [2.0, 2.0, 3.0], aim=1.0, note="d")
+    assert row.ratios == [0.5, 1.0, 3.0]
+    assert markdown([row]).splitlines()[-1] == (
+        "| a | b | c | 1.00 (0.500 to 3.00) | at most 1.00, met | 2.00 and 2.00 s | d |"
+    )
+    assert "missed" in markdown([Row("a", "b", "c", [3.0], [2.0], aim=1.0)])
+
+
+def test_the_order_turns_and_the_first_time_does_not_count():
+    called = []
+
+    def measure(name):
+        return lambda: called.append(name) or len(called)
+
+    assert in_turn(2, measure("a"), measure("b")) == [[3, 6], [4, 5]]
+    assert called == ["a", "b", "a", "b", "b", "a"]
+
+
+def prepare(mebibytes):
+    kept = torch.ones(64, 2**18)
+
+    def run():
+        passing = torch.ones(mebibytes, 2**18)
+        return float(passing[0, 0] + kept[0, 0])
+
+    return run
+
+
+def test_memory_is_the_peak_of_the_run_alone():
+    cost = in_process(prepare, 200)
+    assert cost.found == 2
+    assert 195 < cost.mebibytes < 230
+    assert 0 < cost.seconds < 10
+
+
+def test_the_clock_of_the_processor_counts_no_waiting(monkeypatch):
+    monkeypatch.setenv(speed_measuring.CHOICE, "processor")
+    assert speed_measuring.seconds(lambda: speed_measuring.time.sleep(0.3)) < 0.2
+
+
+def test_made_data_are_unit_vectors_near_their_classes():
+    made = speed_measuring.clustered(60, 32, 6, noise=0.3)
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(60))
+    nearest = (made @ made.T).fill_diagonal_(-1).argmax(dim=1)
+    assert torch.equal(nearest % 6, torch.arange(60) % 6)
+
+
+def test_the_loop_over_rows_is_the_published_definition():
+    embeddings = functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]))
+    positive, negatives = torch.tensor(0.8), torch.tensor([0.6, 0.96])  # only the pair of the third row may be left out
+    pull = (1 + (-2 * (positive - 0.5)).exp()).log() / 2
+    first = (1 + (40 * (negatives[:1] - 0.5)).exp().sum()).log() / 40
+    second = (1 + (40 * (negatives[1:] - 0.5)).exp().sum()).log() / 40
+    found = loop_multi_similarity(embeddings, torch.tensor([0, 0, 1]), epsilon=0.3)
+    torch.testing.assert_close(found, (2 * pull + first + second) / 3)
+
+
+def test_the_objective_is_that_of_scikit_learn():
+    from sklearn.cluster import KMeans  # noqa: PLC0415
+
+    rows = speed_measuring.clustered(200, 8, 10)
+    fitted = KMeans(10, n_init=1, random_state=0).fit(rows.numpy())
+    assert objective(rows, torch.from_numpy(fitted.labels_).long()) == pytest.approx(fitted.inertia_, rel=1e-4)
+
+
+def test_faiss_called_directly_clusters_as_the_library_does_from_one_start():
+    rows = speed_measuring.clustered(300, 8, 10)
+    labels, _ = faiss_k_means(rows.numpy(), 10, 5, rows[:10].numpy())
+    assert torch.equal(labels, k_means(rows, 10, start=rows[:10], n_iterations=5))
+
+
+def test_the_exponent_of_what_grows_with_the_square_is_two():
+    costs = {n: Cost(1e-6 * n**2, 0.1 * n, {"labels": 3.0}) for n in (10, 100, 1000)}
+    assert exponents(costs) == pytest.approx({"time": 2, "memory": 1, "labels": 0}, abs=1e-9)
