@@ -43,7 +43,9 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--only", default=",".join(LINES), help="lines, joined by commas; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a test")
     parser.add_argument("--out", type=Path, help="folder of table and plot; default: benchmarks/results/speed")
@@ -57,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes, out = chosen(args), args.out
     if out is None and not args.quick:
         out = ROOT / "benchmarks/results/speed"
-    given = sys.argv[1:] if arguments is None else arguments
-    how = {"command": shlex.join(["python", "benchmarks/speed.py", *given]), "sizes": asdict(sizes)}
+    how = {"command": _command(sys.argv[1:] if arguments is None else arguments), "sizes": asdict(sizes)}
     for name in names:
         started = time.perf_counter()
         rows = LINES[name](sizes)
@@ -68,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             save(out, name, rows, how | took, order=list(LINES))
     if out is not None:
         print(f"Saved {out / 'table.md'}")
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return the line to type, without where the table goes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out")
+    return shlex.join(["python", "benchmarks/speed.py", *parser.parse_known_args(arguments)[1]])
 
 
 if __name__ == "__main__":
