@@ -1,6 +1,6 @@
 """How fast the library is, each line as a ratio to something measured beside it.
 
-    python benchmarks/speed.py                              # all lines, about 20 minutes on two cores
+    python benchmarks/speed.py                              # all lines, some 20 minutes on two idle cores
     python benchmarks/speed.py --only sampler,evaluate      # some; the table keeps the others
     python benchmarks/speed.py --only evaluate --rows 60502 --evaluations 1
     python benchmarks/speed.py --quick                      # sizes at which nothing is told but that it runs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 class Sizes:
     """Every field is an option; of several numbers, joined by commas.
 
-    A default run takes about 20 minutes on two cores. k-means of a shape is (rows, dimensions, clusters, iterations).
+    k-means of a shape is (rows, dimensions, clusters, iterations).
     """
 
     pairs: int = 5  # measurements side by side of what takes seconds
