@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
@@ -45,45 +44,36 @@ def lines_of_sampler(sizes: Sizes) -> list[Row]:
 
 
 def lines_of_evaluate(sizes: Sizes) -> list[Row]:
-    """Evaluate in processes of their own, ours and the peer's in turn."""
-    given = (sizes.rows, sizes.dimensions)
-    costs: list[tuple[Cost, Cost | None]] = []
+    """Evaluate in processes of their own, in turn with the peer as fast as it can be, and as it comes."""
+    rows = _evaluations(sizes, sizes.rows, FAST if sizes.with_peer else None)
+    return rows + (_evaluations(sizes, sizes.default_rows, DEFAULT) if sizes.default_rows else [])
+
+
+def _evaluations(sizes: Sizes, rows: int, peer: str | None) -> list[Row]:
+    ours: list[Cost] = []
+    theirs: list[Cost] = []
     for number in range(sizes.evaluations):
-        pair: dict[str, Cost] = {}
-        for name in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
-            if name == "ours" or sizes.with_peer:
-                pair[name] = in_process(EVALUATIONS[name], *given)
-        costs.append((pair["ours"], pair.get("theirs")))
-    what = f"`evaluate_embeddings` of {sizes.rows:,} x {sizes.dimensions}"
-    memory = [ours.mebibytes for ours, _ in costs]
+        kinds = [(OURS, ours), (peer, theirs)]
+        for name, costs in reversed(kinds) if number % 2 else kinds:
+            if name is not None:
+                costs.append(in_process(EVALUATIONS[name], rows, sizes.dimensions))
+    what = f"`evaluate_embeddings` of {rows:,} x {sizes.dimensions}"
+    memory, limit = [cost.mebibytes for cost in ours], [2 * GIBIBYTE] * len(ours)
+    beside = f"{peer} {fmean(cost.mebibytes for cost in theirs):.0f} MiB" if theirs else ""
     return [
-        _time_row(what, costs),
-        Row(
-            "evaluate",
-            f"{what}: memory beyond them",
-            "2 GiB",
-            memory,
-            [2 * GIBIBYTE] * len(memory),
-            aim=1,
-            unit="MiB",
-            note=_memory_note([theirs.mebibytes for _, theirs in costs if theirs is not None]),
-        ),
+        _time_row(what, ours, theirs, peer or FAST),
+        Row("evaluate", f"{what}: memory beyond them", "2 GiB", memory, limit, aim=1, unit="MiB", note=beside),
     ]
 
 
-def _memory_note(theirs: list[float]) -> str:
-    return f"`AccuracyCalculator` {fmean(theirs):.0f} MiB" if theirs else ""
-
-
-def _time_row(what: str, costs: list[tuple[Cost, Cost | None]]) -> Row:
-    pairs = [(ours, theirs) for ours, theirs in costs if theirs is not None]
-    figures: dict[str, Any] = {"ours": costs[0][0].found, "seconds": [ours.seconds for ours, _ in costs]}
-    note = f"ours alone: {fmean(figures['seconds']):.1f} s"
-    if pairs:
-        figures["theirs"] = pairs[0][1].found
-        note = ", ".join(f"{name} {figures['ours'][name]:.3f} and {figures['theirs'][name]:.3f}" for name in MEASURES)
-    ours, theirs = [ours.seconds for ours, _ in pairs], [theirs.seconds for _, theirs in pairs]
-    return Row("evaluate", what, "`AccuracyCalculator`", ours, theirs, aim=1 / 3, note=note, more=figures)
+def _time_row(what: str, ours: list[Cost], theirs: list[Cost], peer: str) -> Row:
+    times = [cost.seconds for cost in ours]
+    if not theirs:
+        note = f"ours alone: {fmean(times):.1f} s"
+        return Row("evaluate", what, peer, [], [], aim=1 / 3, note=note, more={"ours": [vars(cost) for cost in ours]})
+    mine, other = ours[0].found, theirs[0].found
+    note = ", ".join(f"{name} {mine[name]:.3f} and {other[name]:.3f}" for name in MEASURES)
+    return Row("evaluate", what, peer, times, [cost.seconds for cost in theirs], aim=1 / 3, note=note)
 
 
 def _made(rows: int, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -102,9 +92,17 @@ def prepare_ours(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
     return run
 
 
-def prepare_theirs(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
+def prepare_fast(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
+    return _prepare_peer(rows, dimensions, "max_bin_count")
+
+
+def prepare_default(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
+    return _prepare_peer(rows, dimensions, None)
+
+
+def _prepare_peer(rows: int, dimensions: int, k: str | None) -> Callable[[], dict[str, float]]:
     embeddings, labels = _made(rows, dimensions)
-    peer = AccuracyCalculator(include=tuple(MEASURES.values()), k="max_bin_count", device=torch.device("cpu"))
+    peer = AccuracyCalculator(include=tuple(MEASURES.values()), k=k, device=torch.device("cpu"))
 
     def run() -> dict[str, float]:
         found = peer.get_accuracy(embeddings, labels)
@@ -113,7 +111,8 @@ def prepare_theirs(rows: int, dimensions: int) -> Callable[[], dict[str, float]]
     return run
 
 
-EVALUATIONS = {"ours": prepare_ours, "theirs": prepare_theirs}
+OURS, FAST, DEFAULT = "ours", '`AccuracyCalculator(k="max_bin_count")`', "`AccuracyCalculator()`, which ranks all rows"
+EVALUATIONS = {OURS: prepare_ours, FAST: prepare_fast, DEFAULT: prepare_default}
 
 
 def lines_of_k_means(sizes: Sizes) -> list[Row]:
@@ -123,13 +122,13 @@ def lines_of_k_means(sizes: Sizes) -> list[Row]:
 
 
 def _k_means(shape: tuple[int, ...], start: str, others: Sequence[str]) -> list[Row]:
-    costs = {name: in_process(prepare_k_means, name, start, shape) for name in (OURS, *others)}
+    costs = {name: in_process(prepare_k_means, name, start, shape) for name in (K_MEANS, *others)}
     n, d, k, iterations = shape
-    ours = costs[OURS]
+    ours = costs[K_MEANS]
     return [
         Row(
             "k-means",
-            f"{OURS} of {n:,} x {d}, k = {k:,}, {iterations} iterations {start}",
+            f"{K_MEANS} of {n:,} x {d}, k = {k:,}, {iterations} iterations {start}",
             name,
             [ours.seconds],
             [costs[name].seconds],
@@ -141,7 +140,7 @@ def _k_means(shape: tuple[int, ...], start: str, others: Sequence[str]) -> list[
     ]
 
 
-OURS, FAISS, MINI_BATCH = "`k_means`", "faiss called directly", "`MiniBatchKMeans`"
+K_MEANS, FAISS, MINI_BATCH = "`k_means`", "faiss called directly", "`MiniBatchKMeans`"
 OTHERS = (FAISS, MINI_BATCH)
 GIVEN, OWN = "from given rows", "from its own start"
 
@@ -160,7 +159,7 @@ def prepare_k_means(name: str, given: str, shape: tuple[int, ...]) -> Callable[[
 
 def _clusterers() -> dict[str, Callable[[Tensor, int, int, Tensor | None], Tensor]]:
     return {
-        OURS: lambda rows, k, count, start: k_means(rows, k, n_iterations=count, start=start),
+        K_MEANS: lambda rows, k, count, start: k_means(rows, k, n_iterations=count, start=start),
         FAISS: _by_faiss,
         MINI_BATCH: _by_mini_batches,
     }

@@ -21,6 +21,7 @@ class Sizes:
     sampler_clusters: int = 10_000
     rows: int = 10_000  # of evaluation; SOP has 60502
     dimensions: int = 512
+    default_rows: int = 4000  # beside pytorch-metric-learning's default, whose memory grows with their square; 0: not
     evaluations: int = 3
     with_peer: int = 1  # 0 leaves out what pytorch-metric-learning needs for the same evaluation
     sop: tuple[int, ...] = (59_551, 512, 11_318, 2)
@@ -40,6 +41,7 @@ QUICK = Sizes(
     sampler_labels=2000,
     sampler_clusters=40,
     rows=300,
+    default_rows=200,
     dimensions=16,
     evaluations=1,
     sop=(300, 16, 30, 2),

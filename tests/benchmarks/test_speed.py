@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 from operator import mul
 
@@ -80,6 +81,13 @@ def test_what_needs_a_gpu_says_so_without_one(monkeypatch):
 def test_the_gpus_settings_train_alike_on_the_cpu():
     row = speed_training._beside_bare_loop(QUICK, "gpu", "here", "cpu", bfloat16=True, channels_last=True)
     assert len(row.ratios) == QUICK.pairs
+
+
+def test_evaluation_goes_without_the_peer():
+    alone = replace(QUICK, with_peer=0, default_rows=0)
+    time, memory = speed.lines_of_evaluate(alone)
+    assert "ours alone" in time.note
+    assert len(memory.ours) == 1
 
 
 def test_the_ratio_is_that_of_each_pair_and_its_median_meets_the_aim_or_not():
