@@ -14,7 +14,7 @@ TITLES = ("line", "measured", "beside", "ratio", "aim", "medians", "note")
 NOTES = """\
 ratio: what the measured took over what stands beside it, median of the pairs and, of several, least to most; lower is
 better. Both ran in one command on one machine, in turn. Memory is the most that the process held during the run less
-what it held before, the embeddings included."""
+what it held before, the embeddings included. With `--clock processor` seconds are those that the processor worked."""
 
 Measured = dict[str, Any]  # what table.json has of a line: rows, and the command, sizes and versions that made them
 
@@ -83,8 +83,13 @@ def save_growth(path: Path, sizes: Mapping[str, Mapping[str, Any]], exponents: M
         axes, (times, memory), ("seconds a round", "MiB beyond the embeddings"), strict=True
     ):
         for name, values in columns.items():
-            weight = 2.5 if name in exponents and name in {"time", "memory"} else 1.2
-            axis.loglog(counts, values, marker="o", lw=weight, label=f"{name}, exponent {exponents[name]:.2f}")
+            axis.loglog(
+                counts,
+                values,
+                marker="o",
+                lw=2.5 if name == "time" else 1.2,
+                label=f"{name}, exponent {exponents[name]:.2f}",
+            )
         axis.set(xlabel="embeddings", ylabel=label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
