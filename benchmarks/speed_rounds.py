@@ -154,7 +154,6 @@ def lines_of_growth(sizes: Sizes) -> list[Row]:
 
 def prepare_growth(n: int) -> Callable[[], dict[str, float]]:
     """Return a round's clustering, matching, sampler and judging, to be run; it returns the seconds of each."""
-    torch.set_grad_enabled(False)
     embeddings = clustered(n, GROWTH_DIMENSIONS, 2 * GROWTH_CLUSTERS, noise=1.0)
     labeler = ClusterPseudoLabeler(GROWTH_CLUSTERS, n_iterations=GROWTH_ITERATIONS)
     labeler.label(embeddings)
