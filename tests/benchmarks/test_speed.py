@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 from functools import partial
 from operator import mul
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import speed
@@ -20,41 +22,47 @@ from torch.nn import functional
 
 from udmlss.clustering import k_means
 
+NAMES = [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_available()]
 
-@pytest.fixture(autouse=True)
-def _here(monkeypatch):
+
+@pytest.fixture(scope="module", autouse=True)
+def _here():
     """Processes of their own take seconds to start; one test below does."""
-    for module in (speed_rounds, speed_scale):
-        monkeypatch.setattr(module, "in_process", cost_of)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (speed_rounds, speed_scale):
+            patch.setattr(module, "in_process", cost_of)
+        yield
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("results") / "speed"
+    """The folder of a whole table."""
+    folder = tmp_path_factory.mktemp("results") / "speed"
+    speed.main(["--quick", "--only", ",".join(NAMES), "--out", str(folder)])
+    return folder
 
 
-@pytest.mark.parametrize("name", [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_available()])
-def test_every_line_runs_and_joins_the_table(name, out):
-    speed.main(["--quick", "--only", name, "--out", str(out)])
-    found = json.loads((out / "table.json").read_text())[name]
-    assert found["command"] == f"python benchmarks/speed.py --quick --only {name}"
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert found["rows"]
-    for row in found["rows"]:
-        assert all(ratio > 0 for ratio in row["ratios"])
-        assert row["measured"] in (out / "table.md").read_text()
+def test_every_line_runs_and_stands_in_the_table(out):
+    lines = json.loads((out / "table.json").read_text())
+    text = (out / "table.md").read_text()
+    assert list(lines) == NAMES
+    for found in lines.values():
+        assert found["command"] == f"python benchmarks/speed.py --quick --only {','.join(NAMES)}"
+        assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert found["rows"]
+        for row in found["rows"]:
+            assert all(ratio > 0 for ratio in row["ratios"])
+            assert row["measured"] in text
 
 
-def test_the_lines_stand_in_one_order_and_one_measured_again_takes_its_own_place(out):
-    before = json.loads((out / "table.json").read_text())
-    assert list(before) == [name for name in speed.LINES if name in before]
-    speed.main(["--quick", "--only", "sampler", "--sampler-labels", "800", "--out", str(out)])
-    after = json.loads((out / "table.json").read_text())
+def test_a_line_measured_again_takes_its_own_place_and_leaves_the_others(out, tmp_path):
+    copied = Path(copytree(out, tmp_path / "copied"))
+    speed.main(["--quick", "--only", "sampler", "--sampler-labels", "800", "--out", str(copied)])
+    before, after = (json.loads((folder / "table.json").read_text()) for folder in (out, copied))
     assert list(after) == list(before)
+    assert {name for name in before if after[name] != before[name]} == {"sampler"}
     assert after["sampler"]["sizes"]["sampler_labels"] == 800
-    assert {name: line for name, line in after.items() if name != "sampler"} == {
-        name: line for name, line in before.items() if name != "sampler"
-    }
+    assert "\n\nsampler: `python" in (copied / "table.md").read_text()
 
 
 def test_growth_is_drawn(out):
