@@ -45,7 +45,7 @@ class PseudoLabels:
         centroids: Mean embedding of each cluster, or None where a labeler knows none.
         sizes: Number of images in each cluster, all above zero.
         agreement: Adjusted Rand index with the round before, over the images that both have in a cluster:
-            1 for the same clusters, 0 for chance. None in the first round.
+            1 for the same clusters, 0 for chance. None in the first round, and where fewer than two images are in both.
     """
 
     labels: Int64[Tensor, " n"]
@@ -80,7 +80,8 @@ class LabelFreeScores:
     Attributes:
         self_retrieval: Share of augmented views that find, among all images, the image they are of; in 0..1.
         consistency: Share of augmented views that fall into the cluster of the image they are of, with as many
-            clusters as the square root of the number of images, whatever k training uses; in 0..1.
+            clusters as the square root of the number of images, of which 65,536 at most are clustered, whatever k
+            training uses; in 0..1.
         effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
     """
 
@@ -116,7 +117,7 @@ class RoundReport:
         n_left_out: Number of images in no cluster.
         largest_cluster: Share of all images that the largest cluster holds, in 0..1.
         smallest_cluster: Share of all images that the smallest cluster holds.
-        agreement: Adjusted Rand index with the round before; None in the first round.
+        agreement: Adjusted Rand index with the round before; None in the first round, or without images in both.
         loss: Mean total loss over the round's steps.
         metric_loss: Mean metric loss.
         rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
