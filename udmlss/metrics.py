@@ -160,12 +160,13 @@ def _search(
         raise refusal(f"k={k} must lie between 1 and the number of items to find", most, f"Use at most {most}")
     asked = embeddings if queries is None else queries.to(embeddings)
     parts = list(row_slices(embeddings))
+    whole = _unit(embeddings) if len(parts) == 1 else None  # or every chunk would make it anew
     step = max(1, _CHUNK // parts[0].stop)
     for begin in range(0, len(asked), step):
         chunk = slice(begin, min(begin + step, len(asked)))
         directions, best = _unit(asked[chunk]), None
         for part in parts:
-            similarity = directions @ _unit(embeddings[part]).T
+            similarity = directions @ (_unit(embeddings[part]) if whole is None else whole).T
             if queries is None:
                 similarity.diagonal(begin - part.start).fill_(-torch.inf)
             best = _best(best, similarity, part.start, k)
