@@ -238,7 +238,17 @@ def fit(
             seed=seed,
         )
         step = Step(parts, losses, passing, rotation_images=rotation_images, clip_norm=clip_norm)
-        run = Run(parts, rounds, step, schedule, keeper, so_far, callbacks, saver, save_every)
+        run = Run(
+            parts=parts,
+            rounds=rounds,
+            step=step,
+            schedule=schedule,
+            keeper=keeper,
+            progress=so_far,
+            callbacks=callbacks,
+            saver=saver,
+            save_every=save_every,
+        )
         with tqdm(total=schedule.steps, initial=so_far.step, desc="fit", unit="step", disable=not show) as bar:
             if show and carry_more(images):
                 _say_labels_are_ignored()
