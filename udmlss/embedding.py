@@ -105,6 +105,7 @@ def embed(
     check_choice("precision", precision, ("float32", "bfloat16"))
     check_choice("dtype", dtype, ("float32", "float16"))
     check_at_least("batch_size", batch_size, 1)
+    check_at_least("seed", seed, 0)
     if out is None and dtype != "float32":
         raise refusal(f'`dtype="{dtype}"` is for a file', "`out=None`", 'Pass `out="embeddings.npy"` as well')
     if out is not None and sharded:

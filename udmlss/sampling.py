@@ -70,6 +70,7 @@ class PseudoLabelSampler(BatchSampler):
         check_at_least("min_cluster_size", min_cluster_size, 1)
         if n_batches is not None:
             check_at_least("n_batches", n_batches, 1)
+        check_at_least("seed", seed, 0)
         if not 0 <= rank < world_size:
             raise refusal("`rank` must lie in 0..world_size-1", f"rank {rank} of {world_size}", "Count ranks from 0")
         found = labels.numpy(force=True).copy()  # so that a change in place changes no batch

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from udmlss import preflight
+from udmlss._checks import check_at_least
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.distributed import SameFate, is_first, rank
 from udmlss.embedding import EmbeddingModel, device_of, modes_kept
@@ -152,6 +153,7 @@ def fit(
     preflight.check_choices(first_round, later_rounds, precision)
     preflight.check_keeping(keep, patience, later_rounds)
     preflight.check_ema_decay(ema_decay)
+    check_at_least("seed", seed, 0)
     preflight.check_sizes(
         labeler,
         len(images),

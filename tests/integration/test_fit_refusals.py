@@ -247,6 +247,7 @@ REFUSALS = {
         ValueError,
         ("`first_round` must be one of 'features', 'embeddings'", "found 'pixels'", "Pass one of these"),
     ),
+    "a seed below zero": (value(seed=-1), ValueError, ("`seed` must be at least 0", "found -1", "Raise it")),
     "no steps": (value(max_steps=0), ValueError, ("`max_steps` must be at least 1", "found 0", "Raise it")),
     "no passes": (value(max_steps=Passes(0)), ValueError, ("`max_steps` must be at least 1", "found 0", "Raise it")),
     "no steps in a round": (

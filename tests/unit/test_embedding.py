@@ -211,6 +211,7 @@ def test_a_trunk_that_does_not_flatten_is_refused_with_the_remedy(what, untyped)
         ({"what": "logits"}, "`what` must be one of 'embeddings', 'features'; found 'logits'"),
         ({"precision": "float16"}, "`precision` must be one of 'float32', 'bfloat16'; found 'float16'"),
         ({"batch_size": 0}, "`batch_size` must be at least 1; found 0"),
+        ({"seed": -1}, "`seed` must be at least 0; found -1"),
         ({"dtype": "bfloat16"}, "`dtype` must be one of 'float32', 'float16'; found 'bfloat16'"),
         (
             {"dtype": "float16"},

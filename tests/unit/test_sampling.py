@@ -276,6 +276,7 @@ def test_labels_changed_later_change_no_batch_that_the_sampler_gives():
         ({"samples_per_cluster": 1}, r"`samples_per_cluster` must be at least 2; found 1\. Raise it\."),
         ({"min_cluster_size": 0}, r"`min_cluster_size` must be at least 1; found 0\. Raise it\."),
         ({"n_batches": 0}, r"`n_batches` must be at least 1; found 0\. Raise it\."),
+        ({"seed": -1}, r"`seed` must be at least 0; found -1\. Raise it\."),
         (
             {"rank": 2, "world_size": 2},
             r"`rank` must lie in 0\.\.world_size-1; found rank 2 of 2\. Count ranks from 0\.",
