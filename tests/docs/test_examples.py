@@ -82,7 +82,7 @@ def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_
 
 def test_two_processes_train_print_once_and_go_on_where_they_were(tmp_path, birds):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
     short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2, "--checkpoint", "run"]
     for steps in (2, 3):
