@@ -205,27 +205,26 @@ def fit(
         for module in modules.values():
             module.train()
         clustered = images if cluster_images is None else cluster_images
+        settings = {
+            "clusters_per_batch": clusters_per_batch,
+            "samples_per_cluster": samples_per_cluster,
+            "views": views,
+            "rotation_images": rotation_images,
+            "relabel_every": schedule.every,
+            "first_round": first_round,
+            "later_rounds": later_rounds,
+            "freeze_batch_norm": freeze_batch_norm,
+            "precision": precision,
+            "channels_last": channels_last,
+            "clip_norm": clip_norm,
+            "ema_decay": ema_decay,
+            "keep": keep,
+            "seed": seed,
+        }
         saver = None
         if checkpoint is not None:
-            settings = {
-                "clusters_per_batch": clusters_per_batch,
-                "samples_per_cluster": samples_per_cluster,
-                "views": views,
-                "rotation_images": rotation_images,
-                "relabel_every": schedule.every,
-                "first_round": first_round,
-                "later_rounds": later_rounds,
-                "freeze_batch_norm": freeze_batch_norm,
-                "precision": precision,
-                "channels_last": channels_last,
-                "clip_norm": clip_norm,
-                "ema_decay": ema_decay,
-                "keep": keep,
-                "seed": seed,
-            }
             state = RunState(parts, keeper, so_far, (labeler, *callbacks), identify(parts, clustered, settings))
-            saver = Saver(state, Path(checkpoint), n_kept=checkpoints_kept)
-            saver.begin(resume=resume)
+            saver = _saver(state, Path(checkpoint), n_kept=checkpoints_kept, resume=resume, show=show)
         rounds = Rounds(
             model=parts.judged,
             images=images,
@@ -259,6 +258,15 @@ def fit(
             finally:
                 if parts.average is not None:
                     model.load_state_dict(parts.judged.state_dict())
+
+
+def _saver(state: RunState, folder: Path, *, n_kept: int, resume: bool, show: bool) -> Saver:
+    """Return what saves the run, which has gone back to the newest checkpoint if it is to resume."""
+    saver = Saver(state, folder, n_kept=n_kept)
+    path = saver.begin(resume=resume)
+    if show and path is not None:
+        tqdm.write(f"fit: goes on from {path}", file=sys.stderr)
+    return saver
 
 
 @cache  # once in a process is enough

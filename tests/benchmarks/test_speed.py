@@ -70,9 +70,14 @@ def test_growth_is_drawn(out):
         assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
-def test_a_quick_run_saves_nothing_unless_told_where(monkeypatch):
-    monkeypatch.setattr(speed, "save", None)
+def test_a_quick_run_saves_nothing_unless_told_where(monkeypatch, capsys):
+    saved = []
+    monkeypatch.setattr(speed, "save", lambda *given, **_settings: saved.append(given))
     speed.main(["--quick", "--only", "metric-loss"])
+    assert not saved
+    printed = capsys.readouterr().out
+    assert "| metric-loss |" in printed
+    assert "Saved" not in printed
 
 
 def test_an_unknown_line_is_refused(capsys):

@@ -180,6 +180,15 @@ def test_by_default_a_checkpoint_is_saved_each_round(tmp_path):
     assert saved(tmp_path) == [f"step-{step:09d}.pt" for step in (4, 8, 11)]
 
 
+def test_a_run_that_goes_on_says_from_where_and_one_that_begins_says_nothing(tmp_path, capsys):
+    save_one(tmp_path, progress=True)
+    assert "goes on" not in capsys.readouterr().err
+    resume(tmp_path, progress=True)
+    assert f"fit: goes on from {tmp_path / 'step-000000005.pt'}" in capsys.readouterr().err
+    resume(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_checkpoint_needs_no_code_to_be_read(tmp_path):
     model, arguments = build(scheduler=None, optimizer=adam, rotation_head=None, ema_decay=0.5, keep="best")
     fit(model, Noisy(), **arguments, checkpoint=tmp_path)
