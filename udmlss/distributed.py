@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from udmlss._checks import check_at_least, refusal
 
@@ -168,9 +168,11 @@ def from_first(function: Callable[[], T]) -> T:
     return result if is_first() else torch.load(BytesIO(box[0]), map_location="cpu", weights_only=False)
 
 
-def broadcast(value: T) -> T:
-    """Return the first rank's value on every rank, as `from_first` does; what others pass is ignored."""
-    return from_first(lambda: value)
+def follow_first(module: nn.Module) -> None:
+    """Give every rank the first one's buffers of a module, such as the statistics of batch norm."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)
 
 
 def every_rank(value: T) -> list[T]:

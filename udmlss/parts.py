@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from udmlss.distributed import world_size
 from udmlss.embedding import EmbeddingModel
 from udmlss.losses import UDMLSSLoss
 from udmlss.rotation import RotationPretextHead
@@ -59,13 +58,6 @@ class Passing:
     num_workers: int
     precision: Precision
     channels_last: bool
-
-
-def follow_first(module: nn.Module) -> None:
-    """Give every rank the buffers of the first, such as the statistics of batch norm."""
-    if world_size() > 1:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, 0)
 
 
 def averaged(model: EmbeddingModel, decay: float | None) -> AveragedModel | None:

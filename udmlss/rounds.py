@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
 from udmlss.clustering import cluster_means
-from udmlss.distributed import from_first, rank, world_size
+from udmlss.distributed import follow_first, from_first, rank, world_size
 from udmlss.embedding import EmbeddingModel, device_of, embed, embed_features
 from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
-from udmlss.parts import Passing, follow_first
+from udmlss.parts import Passing
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.types import Images, Labeler, LabelFreeScores, LaterRounds, PseudoLabels, What
 

@@ -15,7 +15,7 @@ import udmlss.distributed
 from udmlss import EmbeddingModel, PseudoLabels, rotate_four_ways
 from udmlss.distributed import (
     SameFate,
-    broadcast,
+    every_rank,
     from_first,
     gather,
     gather_shards,
@@ -166,7 +166,7 @@ def find():
         "whole": gathered_shards(2**26),
         "whole in pieces": gathered_shards(1),
         "first alone": gather_shards(rows_of(shard(7)), 7, only_first=True),
-        "pseudo-labels": broadcast(pseudo_labels() if is_first() else None),
+        "pseudo-labels": from_first(pseudo_labels),
         "run by": from_first(rank),
         "means": mean_over_ranks(torch.tensor([me, 1.0, torch.nan if rank() == last else 0.0])),
         "first fails": caught(lambda: from_first(lambda: fail(OSError("disk full")))),
@@ -344,7 +344,7 @@ def test_alone_nothing_is_sent():
     assert gather_shards(rows, 4) is rows
     assert shard(4) == range(4)
     assert from_first(lambda: rows) is rows
-    assert broadcast(rows) is rows
+    assert every_rank(rows) == [rows]
     assert torch.equal(mean_over_ranks(rows[0]), rows[0])
     assert not mean_over_ranks(rows[0]).requires_grad
 
