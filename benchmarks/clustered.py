@@ -8,12 +8,11 @@ from optimizers import build_optimizer
 from pytorch_metric_learning.losses import MultipleLosses
 from settings import Settings
 from setups import Data
-from torch import Tensor
+from true_labels import TrueLabels
 
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
-    PseudoLabels,
     RotationPretextHead,
     RoundReport,
     UDMLSSLoss,
@@ -23,17 +22,6 @@ from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.types import Labeler
 
 SYNTHESIS_WEIGHT = 0.23  # as released
-
-
-class TrueLabels:
-    """A labeler that knows the answer: the upper bound."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.pseudo = PseudoLabels(labels, None, labels.bincount())
-        self.n_clusters = self.pseudo.n_clusters
-
-    def label(self, _embeddings: Tensor) -> PseudoLabels:
-        return self.pseudo
 
 
 def udml(

@@ -22,16 +22,16 @@ from folders import open_folder
 from pooling import LAYERS, POOLINGS, set_pooling
 from published import LOSSES, METHODS, SCHEDULES, Published, settings_for
 from pytorch_metric_learning.losses import MultipleLosses
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from true_labels import TrueLabels
 from two_views import TwoViews, train_cbswr, train_instances, train_stml
 
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
     Passes,
-    PseudoLabels,
     RotationPretextHead,
     UDMLSSLoss,
     evaluate,
@@ -59,16 +59,6 @@ class Data:
     plain: Glyphs | ImageFiles
     test: Glyphs | ImageFiles
     queries: ImageFiles | None
-
-
-class TrueLabels:
-    """A labeler that knows the answer."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.pseudo = PseudoLabels(labels, None, labels.bincount())
-
-    def label(self, _embeddings: Tensor) -> PseudoLabels:
-        return self.pseudo
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Published]:
