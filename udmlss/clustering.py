@@ -19,7 +19,7 @@ from torch import Tensor
 
 from udmlss._checks import check_at_least, check_embeddings, check_within, refusal
 from udmlss.chunking import HELD, row_slices
-from udmlss.lloyd import has_gpu, lloyd, sampled_start, train_faiss
+from udmlss.lloyd import far_apart, has_gpu, lloyd, sampled_start, train_faiss
 
 SEEDS = 2**31  # faiss takes an int of 32 bits
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
@@ -48,7 +48,8 @@ def k_means(
         embeddings: Points, compared by Euclidean distance.
         n_clusters: Number of clusters k, at least 2 and at most n.
         start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
-            k-means++ draws embeddings far from each other, so that groups far apart are each begun in.
+            k-means++ draws embeddings far from each other, so that groups far apart are each begun in; of more than
+            1,024, several at once.
         n_iterations: Most iterations.
         seed: Seed of what is drawn at the start, from 0 and below 2**31.
 
@@ -77,8 +78,8 @@ def k_means(
         first = sampled_start(points, n_clusters, n_iterations, seed, faiss) if first is None else first
         labels, _ = lloyd(points, first, n_iterations, faiss)
     else:
-        begin = None if first is None else first.numpy()
         held = np.ascontiguousarray(points.float().numpy(force=True))
+        begin = far_apart(held, n_clusters, seed, faiss) if first is None else first.numpy()
         k_means_of = _sklearn_k_means if faiss is None else _faiss_k_means
         labels = torch.from_numpy(k_means_of(held, n_clusters, begin, n_iterations, seed))
     return _without_empty(points, labels, n_clusters)
@@ -139,7 +140,7 @@ def _filled(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> F
 
 
 def _faiss_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32] | None, n_iterations: int, seed: int
+    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
 ) -> NDArray[np.int64]:
     import faiss  # noqa: PLC0415 (optional)
 
@@ -149,12 +150,11 @@ def _faiss_k_means(
 
 
 def _sklearn_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32] | None, n_iterations: int, seed: int
+    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
 ) -> NDArray[np.int64]:
-    init = "k-means++" if start is None else start
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than k: said by _without_empty
-        labels = KMeans(k, init=init, n_init=1, max_iter=n_iterations, random_state=seed).fit_predict(points)
+        labels = KMeans(k, init=start, n_init=1, max_iter=n_iterations, random_state=seed).fit_predict(points)
     return np.asarray(labels, dtype=np.int64)
 
 

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from numpy.typing import NDArray
 from sklearn.cluster import kmeans_plusplus
-from sklearn.metrics import pairwise_distances_argmin
+from sklearn.metrics import pairwise_distances_argmin, pairwise_distances_argmin_min
 from torch import Tensor
 
 from udmlss.chunking import HELD, row_slices
 
 _SAMPLED = 64  # points a cluster from which the start is made: with 1,000 clusters of 10,000,000 points, 1 in 156
+_ONE_BY_ONE = 1024  # most points that k-means++ draws one after the other
+_AT_ONCE = 16  # one in so many of those drawn, or of those left to draw, are drawn at once
 _APART = 1 / 1024  # share by which the halves of a split cluster start from its centroid, as in faiss
 
 Nearest = Callable[[Float32[Tensor, "c d"], Float32[Tensor, "k d"]], Int64[Tensor, " c"]]
@@ -54,18 +56,45 @@ def sampled_start(
     size = min(n, max(n_clusters, min(_SAMPLED * n_clusters, HELD // d)))
     rows = np.sort(np.random.default_rng(seed).choice(n, size, replace=False, shuffle=False))
     sample = points[torch.from_numpy(rows).to(points.device)].float()
-    drawn = _far_apart(sample.numpy(force=True), n_clusters, seed, faiss)
+    drawn = torch.from_numpy(far_apart(sample.numpy(force=True), n_clusters, seed, faiss))
     return drawn if size == n else lloyd(sample, drawn, n_iterations, faiss)[1]
 
 
-def _far_apart(
-    sample: NDArray[np.float32], n_clusters: int, seed: int, faiss: ModuleType | None
-) -> Float32[Tensor, "k d"]:
-    """Return points of the sample that k-means++ draws."""
+def far_apart(points: NDArray[np.float32], n_clusters: int, seed: int, faiss: ModuleType | None) -> NDArray[np.float32]:
+    """Return points that k-means++ draws; more than 1,024 of them several at once.
+
+    A point's chance is its squared distance to the nearest that was drawn before. With thousands of clusters k-means
+    itself takes less time than to look at all points after each draw.
+    """
+    if n_clusters <= _ONE_BY_ONE:
+        return _one_by_one(points, n_clusters, seed, faiss)
+    draws = np.random.default_rng(seed)
+    chosen = drawn = draws.integers(len(points), size=1)
+    apart = np.full(len(points), np.inf, dtype=np.float32)
+    while len(chosen) < n_clusters:
+        apart = np.minimum(apart, _squares(points, points[drawn], faiss)).clip(min=np.finfo(np.float32).tiny)
+        apart[chosen] = 0
+        count = max(1, min(len(chosen), n_clusters - len(chosen)) // _AT_ONCE)
+        chances = apart / apart.sum(dtype=np.float64)
+        drawn = draws.choice(len(points), count, replace=False, p=chances, shuffle=False)
+        chosen = np.concatenate([chosen, drawn])
+    return points[chosen]
+
+
+def _one_by_one(
+    points: NDArray[np.float32], n_clusters: int, seed: int, faiss: ModuleType | None
+) -> NDArray[np.float32]:
     if faiss is None:
-        return torch.from_numpy(kmeans_plusplus(sample, n_clusters, random_state=seed)[0])
-    trained = train_faiss(sample, n_clusters, start=None, n_iterations=0, seed=seed, faiss=faiss)
-    return torch.from_numpy(trained.centroids)
+        return np.asarray(kmeans_plusplus(points, n_clusters, random_state=seed)[0])
+    trained = train_faiss(points, n_clusters, start=None, n_iterations=0, seed=seed, faiss=faiss)
+    return np.asarray(trained.centroids)
+
+
+def _squares(points: NDArray[np.float32], others: NDArray[np.float32], faiss: ModuleType | None) -> NDArray[np.float32]:
+    """Return the squared distance of each point to the nearest of the others."""
+    if faiss is None:
+        return np.asarray(pairwise_distances_argmin_min(points, others, metric="sqeuclidean")[1], dtype=np.float32)
+    return np.asarray(faiss.knn(points, others, 1)[0].ravel())
 
 
 def train_faiss(
@@ -77,7 +106,7 @@ def train_faiss(
     seed: int,
     faiss: ModuleType,
 ) -> Any:  # noqa: ANN401 (faiss has no types)
-    """Return faiss's own k-means after it trained on all points; without a start, from what k-means++ draws."""
+    """Return faiss's own k-means after it trained on all points; without a start, from what its k-means++ draws."""
     trained = faiss.Kmeans(
         points.shape[1],
         n_clusters,

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from udmlss import ClusterPseudoLabeler, chunking, clustering, judge_embeddings, judging, lloyd
 from udmlss.clustering import cluster_means, k_means
-from udmlss.lloyd import has_gpu, sampled_start
+from udmlss.lloyd import far_apart, has_gpu, sampled_start
 
 faiss = pytest.importorskip("faiss")
 
@@ -119,15 +119,55 @@ def test_groups_far_apart_are_found_from_a_sample(backend, monkeypatch, seed):
 @pytest.mark.parametrize(("sampled", "size"), [(3, 30), (64, 300)])
 def test_the_start_is_made_from_a_sample_or_drawn_from_all(backend, monkeypatch, sampled, size):
     drawn_from = []
-    draw = lloyd._far_apart
+    draw = lloyd.far_apart
     monkeypatch.setattr(lloyd, "_SAMPLED", sampled)
-    monkeypatch.setattr(lloyd, "_far_apart", lambda *args: drawn_from.append(args[0]) or draw(*args))
+    monkeypatch.setattr(lloyd, "far_apart", lambda *args: drawn_from.append(args[0]) or draw(*args))
     points = noise()
     start = sampled_start(points, 10, 5, 0, backend)
     assert start.shape == (10, 8)
     assert len(drawn_from[0]) == size
     assert {tuple(row) for row in drawn_from[0].tolist()} <= {tuple(row) for row in points.tolist()}
     assert (size == 300) == ({tuple(row) for row in start.tolist()} <= {tuple(row) for row in points.tolist()})
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """More than 16 points are many, so that they are drawn several at once."""
+    monkeypatch.setattr(lloyd, "_ONE_BY_ONE", 16)
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("seed", range(3))
+def test_points_drawn_several_at_once_are_in_nearly_all_groups(backend, seed):
+    points, group = blobs(k=200, each=5, apart=200)
+    of = dict(zip(map(tuple, points.tolist()), group.tolist(), strict=True))
+    drawn = far_apart(points.numpy(), 200, seed, backend)
+    assert len({of[tuple(row)] for row in drawn.tolist()}) >= 195
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("k", [17, 40, 300])
+def test_no_point_is_drawn_twice_and_as_many_as_are_asked_for(backend, k):
+    drawn = far_apart(noise().numpy(), k, 0, backend)
+    assert len({tuple(row) for row in drawn.tolist()}) == len(drawn) == k
+
+
+@pytest.mark.usefixtures("many")
+def test_of_few_points_that_differ_all_are_drawn_and_equal_ones_fill_up(backend):
+    points = noise(20).repeat(3, 1)
+    drawn = far_apart(points.numpy(), 40, 0, backend)
+    assert len(drawn) == 40
+    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in points.tolist()}
+
+
+@pytest.mark.usefixtures("many")
+def test_few_looks_at_all_points_draw_many(monkeypatch):
+    looks, squares = [], lloyd._squares
+    monkeypatch.setattr(lloyd, "_squares", lambda *args: looks.append(len(args[1])) or squares(*args))
+    far_apart(noise(3000).numpy(), 2000, 0, faiss)
+    assert len(looks) < 200
+    assert sum(looks) < 2000
+    assert 50 < max(looks) <= 62  # a sixteenth of half
 
 
 def test_another_seed_draws_another_start(backend):
