@@ -20,6 +20,7 @@ from pathlib import Path
 
 from runs import versions
 from settings import ROOT
+from speed_cpu import lines_of_cpu
 from speed_measuring import CHOICE, CLOCKS, Row
 from speed_rounds import lines_of_growth, lines_of_round, lines_of_warm_start
 from speed_scale import lines_of_evaluate, lines_of_k_means, lines_of_sampler
@@ -30,6 +31,7 @@ from speed_training import lines_of_fit, lines_of_gpu, lines_of_metric_loss, lin
 LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "fit": lines_of_fit,
     "gpu": lines_of_gpu,
+    "cpu": lines_of_cpu,
     "round": lines_of_round,
     "warm-start": lines_of_warm_start,
     "rotation": lines_of_rotation,

@@ -17,6 +17,8 @@ class Sizes:
     steps: int = 30
     relabel_every: int = 15
     round_images: int = 6000
+    pixels: int = 112  # sides of the images of which the settings for a CPU are tried
+    cpu_steps: int = 5
     sampler_labels: int = 1_000_000
     sampler_clusters: int = 10_000
     rows: int = 10_000  # of evaluation; SOP has 60502
@@ -38,6 +40,8 @@ QUICK = Sizes(
     steps=4,
     relabel_every=2,
     round_images=200,
+    pixels=32,
+    cpu_steps=1,
     sampler_labels=2000,
     sampler_clusters=40,
     rows=300,

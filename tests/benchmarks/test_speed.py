@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from operator import mul
@@ -7,6 +8,7 @@ from shutil import copytree
 
 import pytest
 import speed
+import speed_cpu
 import speed_measuring
 import speed_rounds
 import speed_scale
@@ -29,7 +31,7 @@ NAMES = [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_avai
 def _here():
     """Processes of their own take seconds to start; one test below does."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (speed_rounds, speed_scale):
+        for module in (speed_cpu, speed_rounds, speed_scale):
             patch.setattr(module, "in_process", cost_of)
         yield
 
@@ -84,6 +86,15 @@ def test_an_unknown_line_is_refused(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--only", "sampler,samplers"])
     assert "found samplers" in capsys.readouterr().err
+
+
+def test_variables_are_set_for_a_process_and_then_as_they_were(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    with speed_cpu._set(speed_cpu.KEEPS):
+        assert os.environ.items() >= speed_cpu.KEEPS.items()
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "1"
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
 
 def test_what_needs_a_gpu_says_so_without_one(monkeypatch):
