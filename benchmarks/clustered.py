@@ -16,6 +16,8 @@ from udmlss import (
     RotationPretextHead,
     RoundReport,
     UDMLSSLoss,
+    embed,
+    embedder_from_features,
     fit,
 )
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
@@ -34,6 +36,7 @@ def udml(
     rotate: bool = False,
     ranking: bool = False,
     synthesis: bool = False,
+    from_features: bool = False,
     **parts: Any,  # noqa: ANN401
 ) -> tuple[RoundReport, ...]:
     """Learn from clusters.
@@ -47,11 +50,16 @@ def udml(
         rotate: Learn from turned images as well.
         ranking: Keep distorted versions of images in order as well.
         synthesis: Keep synthetic embeddings in order as well.
+        from_features: Begin with an embedder that keeps the features' cosines, and train it as slowly as the trunk.
         parts: Further settings of `fit`.
     """
     settings = replace(settings, loss=loss or settings.loss)
     labeler = ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
     n_features = model.embedder.in_features
+    if from_features:
+        found = embed(model, data.plain, what="features", channels_last=True)
+        model.embedder.load_state_dict(embedder_from_features(found, settings.embedding_size).state_dict())
+        settings = replace(settings, lr=settings.trunk_lr)
     return _fit(
         model,
         data,

@@ -29,6 +29,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "averaged": {"ema_decay": 0.95},
     "features": {"later_rounds": "features"},
     "remembered": {"later_rounds": "remembered"},
+    "from-features": {"from_features": True},
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
@@ -46,6 +47,7 @@ METHODS: dict[str, Method] = {
     "udml-ss-synthesis": partial(udml, rotate=True, synthesis=True),
     **{name: partial(udml, **part) for name, part in PARTS.items()},
     "recipe": partial(udml, **PARTS["two-views"], **PARTS["averaged"]),
+    "recipe-from-features": partial(udml, **PARTS["two-views"], **PARTS["averaged"], **PARTS["from-features"]),
     "supervised": supervised,
 }
 COMPARED = ("frozen", "instance", "udml", "udml-ss", "recipe", "supervised")

@@ -12,6 +12,7 @@ from udmlss.labeling import ClusterPseudoLabeler
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
 from udmlss.pairing import pair_with_neighbors
+from udmlss.projection import embedder_from_features
 from udmlss.rotation import RotationPretextHead, rotate_four_ways
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.training import fit
@@ -37,6 +38,7 @@ __all__ = [
     "UDMLSSLoss",
     "choose_n_clusters",
     "embed",
+    "embedder_from_features",
     "evaluate",
     "evaluate_embeddings",
     "fit",
