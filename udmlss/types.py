@@ -81,7 +81,7 @@ class LabelFreeScores:
         self_retrieval: Share of augmented views that find, among all images, the image they are of; in 0..1.
         consistency: Share of augmented views that fall into the cluster of the image they are of, with as many
             clusters as the square root of the number of images, of which 65,536 at most are clustered, whatever k
-            training uses; in 0..1.
+            training uses; the mean of three clusterings, in 0..1.
         effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
     """
 
