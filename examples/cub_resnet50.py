@@ -1,7 +1,7 @@
 """Train without labels on a folder in CUB_200_2011's layout, and score on the classes that were not seen.
 
     python examples/cub_resnet50.py CUB_200_2011
-    python examples/cub_resnet50.py CUB_200_2011 --backbone efficientnet_lite0 --image-size 112 --steps 150 --lr 1e-4
+    python examples/cub_resnet50.py CUB_200_2011 --backbone efficientnet_lite0 --image-size 112 --lr 3e-5 --from-features
     torchrun --nproc-per-node 4 examples/cub_resnet50.py CUB_200_2011 --checkpoint run
 
 The first half of the classes trains, the rest tests; labels are used for scoring alone. Defaults are the published
@@ -27,6 +27,7 @@ from udmlss import (
     RotationPretextHead,
     UDMLSSLoss,
     embed,
+    embedder_from_features,
     evaluate_embeddings,
     fit,
     parameter_groups,
@@ -54,6 +55,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rotation-images", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-5, help="of the trunk")
     parser.add_argument("--new-lr", type=float, help="of embedder and rotation head; the trunk's by default")
+    parser.add_argument(
+        "--from-features", action="store_true", help="begin with an embedder that keeps what the features tell apart"
+    )
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,6 +95,13 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
     torch.manual_seed(args.seed)
     trunk, args.pretrained = build_trunk(args.backbone, args.image_size)
     return EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size)).to(device)
+
+
+def embedder_of(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
+    """Return an embedder that begins with what the trunk knows of the training images."""
+    images = cub200(args.root, "train", transform=build_transforms(args.backbone, args.image_size)[1])
+    features = embed(model, images, what="features", num_workers=args.workers, channels_last=True, progress=True)
+    return embedder_from_features(features, args.embedding_size)
 
 
 def build_transforms(
@@ -171,6 +182,8 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         model.load_state_dict(saved["model"])
     else:
         score(args, model, "frozen features   ", "features")
+        if args.from_features:
+            model.embedder = embedder_of(args, model).to(device)
         train(args, model, ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed))
     score(args, model, "trained features  ", "features")
     score(args, model, "trained embeddings", "embeddings")

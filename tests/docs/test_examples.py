@@ -71,8 +71,9 @@ def test_training_without_k_means_runs(tmp_path):
 def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_path, birds):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
-    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2, "--save", "m.pt"]
-    trained = run("examples/cub_resnet50.py", birds, *tiny, *short, cwd=tmp_path)
+    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2]
+    new = ["--from-features", "--embedding-size", 64, "--save", "m.pt"]
+    trained = run("examples/cub_resnet50.py", birds, *tiny, *short, *new, cwd=tmp_path)
     scored = run("examples/cub_resnet50.py", birds, "--evaluate", "m.pt", cwd=tmp_path)
     ours, theirs = ([line for line in out.splitlines() if line.startswith("trained")] for out in (trained, scored))
     assert len(ours) == 2
@@ -84,10 +85,11 @@ def test_two_processes_train_print_once_and_go_on_where_they_were(tmp_path, bird
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
-    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2, "--checkpoint", "run"]
+    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2]
+    more = ["--from-features", "--checkpoint", "run"]
     for steps in (2, 3):
         printed = run(
-            "examples/cub_resnet50.py", birds, *tiny, *short, "--steps", steps, cwd=tmp_path, launcher=torchrun
+            "examples/cub_resnet50.py", birds, *tiny, *short, *more, "--steps", steps, cwd=tmp_path, launcher=torchrun
         )
         assert [line.split()[0] for line in printed.splitlines()] == ["frozen", "trained", "trained"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-000000002.pt", "step-000000003.pt"]
