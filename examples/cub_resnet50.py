@@ -1,7 +1,7 @@
 """Train without labels on a folder in CUB_200_2011's layout, and score on the classes that were not seen.
 
     python examples/cub_resnet50.py CUB_200_2011
-    python examples/cub_resnet50.py CUB_200_2011 --backbone efficientnet_lite0 --image-size 112 --lr 3e-5 --from-features
+    python examples/cub_resnet50.py FOLDER --backbone efficientnet_lite0 --image-size 112 --from-features --lr 3e-5
     torchrun --nproc-per-node 4 examples/cub_resnet50.py CUB_200_2011 --checkpoint run
 
 The first half of the classes trains, the rest tests; labels are used for scoring alone. Defaults are the published
