@@ -8,11 +8,11 @@ from settings import preset
 from udmlss.types import LabelFreeScores
 
 
-def made(consistency, recall):
+def made(consistency, recall, precision=0.3):
     """A run by what the study reads of it; every measure that is not named is the same for all."""
     label_free = {"self_retrieval": 0.5, "consistency": consistency, "effective_rank": 9.0, "own_consistency": 0.5}
     return {
-        "scores": {what: {"recall_at": {"1": recall}} for what in choosing.KINDS},
+        "scores": {what: {"recall_at": {"1": recall}, "map_at_r": precision} for what in choosing.KINDS},
         "label_free": dict.fromkeys(choosing.KINDS, label_free),
         "history": [{"agreement": 1 - consistency}],
     }
@@ -28,6 +28,12 @@ def test_a_measure_that_ranks_as_recall_does_has_correlation_one_and_loses_nothi
     assert (found["correlation"], found["lost"]) == (pytest.approx(1), 0)
     against = row(rows, "agreement of the last two rounds")
     assert (against["correlation"], against["lost"]) == (pytest.approx(-1), pytest.approx(0.3))
+
+
+def test_map_at_r_has_a_rank_correlation_of_its_own():
+    rows = choosing.weigh([made(0.2, 0.5, 0.4), made(0.9, 0.8, 0.2), made(0.4, 0.6, 0.3)])
+    assert row(rows, "consistency")["map_at_r"] == pytest.approx(-1)
+    assert "| consistency | 1.00 | -1.00 | 0.0 |" in choosing.markdown(rows)
 
 
 def test_what_is_lost_is_the_best_recall_less_that_of_the_run_with_the_highest_measure():
