@@ -1,9 +1,9 @@
 """What settings make of a training step on a CPU, each in a process of its own."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from speed_measuring import Row, in_process, seconds
@@ -33,7 +33,7 @@ def lines_of_cpu(sizes: Sizes) -> list[Row]:
 
 
 def _step(sizes: Sizes, *, channels_last: bool, environment: Mapping[str, str] | None = None) -> float:
-    with _set(environment or {}):
+    with patch.dict(os.environ, environment or {}):
         found: float = in_process(prepare_step, sizes, channels_last).found
     return found
 
@@ -53,17 +53,3 @@ def prepare_step(sizes: Sizes, channels_last: bool) -> Callable[[], float]:  # n
         return median(seconds(step) for _ in range(sizes.cpu_steps))
 
     return run
-
-
-@contextmanager
-def _set(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that begin meanwhile have these variables as well."""
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

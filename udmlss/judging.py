@@ -71,9 +71,8 @@ def _share_that_stay(
     embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"], seed: int
 ) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that fewer embeddings differ than there are clusters: nobody asked for so many
+        # that fewer embeddings differ than there are clusters: nobody asked for so many
+        warnings.simplefilter("ignore")
         labels = k_means(embeddings, max(2, isqrt(len(embeddings))), seed=seed)
     centroids = cluster_means(embeddings, labels, int(labels.max()) + 1)
     return float((torch.cdist(views.float(), centroids).argmin(dim=1) == labels[of]).float().mean())

@@ -88,13 +88,14 @@ def test_an_unknown_line_is_refused(capsys):
     assert "found samplers" in capsys.readouterr().err
 
 
-def test_variables_are_set_for_a_process_and_then_as_they_were(monkeypatch):
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    with speed_cpu._set(speed_cpu.KEEPS):
-        assert os.environ.items() >= speed_cpu.KEEPS.items()
-    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "1"
-    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+def test_only_the_last_step_on_a_cpu_has_an_allocator_that_keeps(monkeypatch):
+    seen = []
+    cost = Cost(1, 1, 1.0)
+    monkeypatch.setattr(
+        speed_cpu, "in_process", lambda *_: seen.append(speed_cpu.KEEPS.items() <= os.environ.items()) or cost
+    )
+    speed_cpu.lines_of_cpu(QUICK)
+    assert seen == [False, False, True]
 
 
 def test_what_needs_a_gpu_says_so_without_one(monkeypatch):
