@@ -137,7 +137,7 @@ def fit(
         ...     images,
         ...     labeler=ClusterPseudoLabeler(4),
         ...     criterion=UDMLSSLoss(losses.MultiSimilarityLoss()),
-        ...     clusters_per_batch=4,
+        ...     clusters_per_batch=2,
         ...     max_steps=2,
         ...     progress=False,
         ... )
