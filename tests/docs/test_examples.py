@@ -57,6 +57,11 @@ def test_the_loop_without_fit_runs(tmp_path):
     assert [line.split(":")[0] for line in printed.splitlines()] == ["round 0", "round 1"]
 
 
+def test_the_loop_in_lightning_runs_in_two_processes(tmp_path):
+    printed = run("examples/lightning_module.py", "--rounds", 2, "--steps", 2, "--devices", 2, cwd=tmp_path)
+    assert len([line for line in printed.splitlines() if line.startswith("R@1")]) == 1
+
+
 def test_other_losses_run(tmp_path):
     printed = run("examples/custom_loss.py", "--steps", 3, cwd=tmp_path)
     assert len([line for line in printed.splitlines() if "R@1" in line]) == 5

@@ -1,0 +1,99 @@
+"""The same training in Lightning: the loader is the round, and Lightning asks for a new one in every epoch.
+
+pip install lightning
+python examples/lightning_module.py --devices 2
+"""
+
+import argparse
+
+import lightning
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Subset
+
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    IndexedImages,
+    PseudoLabelSampler,
+    RotationPretextHead,
+    UDMLSSLoss,
+    embed,
+    evaluate,
+    parameter_groups,
+    rotate_four_ways,
+)
+from udmlss.data import glyphs
+from udmlss.distributed import from_first, gather, gather_shards, is_first, rank, shard, world_size
+from udmlss.types import Images
+
+
+class UDMLSS(lightning.LightningModule):
+    """Clusters in every epoch, trains on batches of clusters; several ranks share the work, and the loss sees all."""
+
+    def __init__(self, model: EmbeddingModel, head: RotationPretextHead, images: Images, steps: int) -> None:
+        super().__init__()
+        self.model, self.head, self.images, self.steps = model, head, images, steps
+        self.labeler = ClusterPseudoLabeler(500)
+        self.criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        part = embed(self.model, Subset(self.images, shard(len(self.images))))
+        embeddings = gather_shards(part, len(self.images), only_first=True)
+        self.pseudo = from_first(lambda: self.labeler.label(embeddings))
+        self.criterion.start_round(self.pseudo)
+        sampler = PseudoLabelSampler(
+            self.pseudo.labels,
+            n_batches=self.steps,
+            seed=self.current_epoch,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        return DataLoader(IndexedImages(self.images), batch_sampler=sampler)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _number: int) -> Tensor:
+        images, index = batch
+        turned, turns = rotate_four_ways(images[torch.randperm(len(images))[:16]])
+        labels = self.pseudo.labels.to(index.device)[index]  # Lightning has moved the index with the images
+        embeddings = gather(self.model(images))
+        loss = self.criterion(embeddings, gather(labels), self.head(self.model.trunk(turned)), turns)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3, lr=1e-3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=75, help="optimiser steps a round, on each device")
+    parser.add_argument("--devices", type=int, default=1)
+    args = parser.parse_args()
+
+    lightning.seed_everything(0, verbose=False)
+    trunk = nn.Sequential(
+        *[nn.Conv2d(1, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()],
+        *[nn.Conv2d(64, 128, 3, 2, 1), nn.BatchNorm2d(128), nn.ReLU()],
+        *[nn.AdaptiveAvgPool2d(4), nn.Flatten()],
+    )
+    model = EmbeddingModel(trunk, nn.Linear(2048, 128))
+    trainer = lightning.Trainer(
+        max_epochs=args.rounds,
+        devices=args.devices,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,  # PseudoLabelSampler deals its batches out itself
+        sync_batchnorm=torch.cuda.is_available(),
+        enable_checkpointing=False,
+        logger=False,
+    )
+    trainer.fit(UDMLSS(model, RotationPretextHead(2048), glyphs("train"), args.steps))
+    if is_first():
+        test = glyphs("test")
+        print(evaluate(model, test, test.labels))
+
+
+if __name__ == "__main__":
+    main()
