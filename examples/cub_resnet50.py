@@ -100,7 +100,15 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
 def embedder_of(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
     """Return an embedder that begins with what the trunk knows of the training images."""
     images = cub200(args.root, "train", transform=build_transforms(args.backbone, args.image_size)[1])
-    features = embed(model, images, what="features", num_workers=args.workers, channels_last=True, progress=True)
+    features = embed(
+        model,
+        images,
+        what="features",
+        num_workers=args.workers,
+        precision=args.precision,
+        channels_last=True,
+        progress=True,
+    )
     return embedder_from_features(features, args.embedding_size)
 
 
