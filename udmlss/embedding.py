@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from udmlss._checks import check_at_least, check_choice, check_features, refusal, type_refusal
 from udmlss.distributed import SameFate, gather_shards, is_first, shard
 from udmlss.indexing import SeededBatches
-from udmlss.storing import RowType, map_rows, rows_to_file
+from udmlss.storing import HeldRows, RowType, map_rows, rows_to_file
 from udmlss.types import Images, Precision, What
 
 _CHUNK = 8192  # features embedded at once
@@ -124,17 +124,17 @@ def embed(
     shown = tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not show)
 
     def run(keep: Callable[[Tensor], None]) -> None:
-        with SameFate() if sharded else nullcontext(), evaluating(model), torch.inference_mode():
+        with SameFate() if sharded else nullcontext(), evaluating(model):
             for batch, _ in shown:
-                with autocast(device, precision):
+                with autocast(device, precision), torch.inference_mode():
                     output = forward(place(batch, device, channels_last=channels_last))
                 check_features(output)
                 keep(output.to("cpu", torch.float32))
 
     if out is None:
-        rows: list[Tensor] = []
-        run(rows.append)
-        return gather_shards(torch.cat(rows), len(images), only_first=True) if sharded else torch.cat(rows)
+        held = HeldRows(len(taken))
+        run(held.append)
+        return gather_shards(held.rows, len(images), only_first=True) if sharded else held.rows
     with rows_to_file(Path(out), len(images), dtype) as append:
         run(append)
     return map_rows(Path(out))

@@ -1,4 +1,4 @@
-"""Rows to a file as they come, and the file as a tensor that memory need not hold."""
+"""Rows to memory or to a file as they come, and the file as a tensor that memory need not hold."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +17,31 @@ from torch import Tensor
 from udmlss._checks import refusal
 
 RowType = Literal["float32", "float16"]
+
+
+class HeldRows:
+    """Rows that come part by part, n in all, in one tensor from the first on: to join them would take as much again.
+
+    Attributes:
+        rows: The rows so far, and room for the others.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.rows = torch.empty(0)
+        self._filled = 0
+
+    def append(self, rows: Float[Tensor, "b d"]) -> None:
+        """Take the next rows.
+
+        Raises:
+            ValueError: They are longer or shorter than those before.
+        """
+        if not self._filled:
+            self.rows = torch.empty(self.n, rows.shape[1])
+        _check_dimension(rows, self.rows.shape[1])
+        self.rows[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
 
 
 @contextmanager
@@ -44,14 +69,12 @@ class _Rows:
 
     def __init__(self, file: FileIO, path: Path, n: int, dtype: RowType) -> None:
         self.file, self.path, self.n, self.dtype = file, path, n, np.dtype(dtype)
-        self.d: int | None = None
+        self.d = 0
 
     def append(self, rows: Float[Tensor, "b d"]) -> None:
-        if self.d is None:
+        if not self.d:
             self._begin(rows.shape[1])
-        if rows.shape[1] != self.d:
-            found = f"{rows.shape[1]} after {self.d}"
-            raise refusal("Embeddings must have one dimension", found, "Crop the images to one size")
+        _check_dimension(rows, self.d)
         rest = np.ascontiguousarray(rows.numpy(), dtype=self.dtype).data.cast("B")
         with _naming(self.path):
             while rest:  # a nearly full disk takes a part before it refuses
@@ -66,6 +89,11 @@ class _Rows:
         header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n, d)}
         with _naming(self.path):
             npy.write_array_header_1_0(self.file, header)
+
+
+def _check_dimension(rows: Tensor, d: int) -> None:
+    if rows.shape[1] != d:
+        raise refusal("Embeddings must have one dimension", f"{rows.shape[1]} after {d}", "Crop the images to one size")
 
 
 @contextmanager

@@ -284,7 +284,9 @@ def test_a_folder_that_is_not_there_is_refused_before_the_model_runs(tmp_path):
         embed(model, IMAGES, out=tmp_path / "nowhere" / "rows.npy")
 
 
-def test_images_of_several_sizes_whose_embeddings_differ_in_length_are_refused(tmp_path, untyped):
+@pytest.mark.parametrize("out", [None, "rows.npy"])
+def test_images_of_several_sizes_whose_embeddings_differ_in_length_are_refused(tmp_path, monkeypatch, untyped, out):
+    monkeypatch.chdir(tmp_path)
     images = [torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)]
     with pytest.raises(ValueError, match=r"Embeddings must have one dimension; found 48 after 192\. Crop the images"):
-        embed(nn.Flatten(), images, batch_size=1, out=tmp_path / "rows.npy")
+        embed(nn.Flatten(), images, batch_size=1, out=out)
