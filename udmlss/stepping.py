@@ -92,6 +92,8 @@ class Losses(nn.Module):
         criterion: Embeddings, labels and turns to the loss.
         rotation_head: Reads the features of turned images.
         auxiliary: Model and images to a further loss.
+        upright_once: Whether the images to turn go through the trunk upright with the batch alone, and not once more
+            beside their turned selves: less work for the same, unless batch norm makes them differ.
         precision: Of forward passes.
     """
 
@@ -102,11 +104,13 @@ class Losses(nn.Module):
         *,
         rotation_head: RotationPretextHead | None,
         auxiliary: nn.Module | None,
+        upright_once: bool,
         precision: Precision,
     ) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
         self.rotation_head, self.auxiliary = rotation_head, auxiliary
+        self.upright_once = upright_once
         self.precision = precision
 
     def forward(
@@ -120,8 +124,7 @@ class Losses(nn.Module):
             turned: Which of them are turned, if there is a rotation head.
         """
         with SameFate(), autocast(images.device, self.precision):
-            own = self.model(images)
-            logits, turns = self._guess_turns(images, turned)
+            own, logits, turns = self._see(images, turned)
             auxiliary = self._auxiliary_loss(images)
         embeddings = gather(own)
         terms = self.criterion.terms(embeddings, gather(labels), logits, turns)
@@ -133,13 +136,20 @@ class Losses(nn.Module):
             found |= {"loss": terms.total + auxiliary, "auxiliary_loss": auxiliary}
         return found
 
-    def _guess_turns(
+    def _see(
         self, images: Float[Tensor, "b c h w"], turned: Int64[Tensor, " r"]
-    ) -> tuple[Float[Tensor, "t 4"] | None, Int64[Tensor, " t"] | None]:
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "t 4"] | None, Int64[Tensor, " t"] | None]:
+        """Return the embeddings of the batch, and of turned images what the head says and their turns."""
         if self.rotation_head is None:
-            return None, None
-        turned_images, turns = rotate_four_ways(images[turned.to(images.device)])
-        return self.rotation_head(self.model.trunk(turned_images)), turns
+            return self.model(images), None, None
+        turned = turned.to(images.device)
+        turned_images, turns = rotate_four_ways(images[turned])
+        if not self.upright_once:
+            return self.model(images), self.rotation_head(self.model.trunk(turned_images)), turns
+        features = self.model.trunk(images)
+        others = self.model.trunk(turned_images[len(turned) :])
+        logits = self.rotation_head(torch.cat([features[turned], others]))
+        return self.model.embed_features(features), logits, turns
 
     def _auxiliary_loss(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""] | None:
         if self.auxiliary is None:

@@ -182,7 +182,16 @@ def fit(
     preflight.check_checkpointing(checkpoint, resume=resume, checkpoints_kept=checkpoints_kept)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    losses = shared(Losses(model, criterion, rotation_head=rotation_head, auxiliary=auxiliary, precision=precision))
+    losses = shared(
+        Losses(
+            model,
+            criterion,
+            rotation_head=rotation_head,
+            auxiliary=auxiliary,
+            upright_once=freeze_batch_norm,
+            precision=precision,
+        )
+    )
     parts = Parts(model, criterion, rotation_head, auxiliary, optimizer, scheduler, averaged(model, ema_decay))
     passing = Passing(num_workers, precision, channels_last)
     keeper, so_far = Keeper(parts.kept, keep, patience), Progress()

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch import nn
 
-from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups
+from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups, rotate_four_ways
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.parts import Parts, Passing
 from udmlss.stepping import Losses, Step
@@ -26,7 +26,9 @@ def make_step(
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5) if step_size else None
     parts = Parts(model, criterion, head, auxiliary, optimizer, scheduler, None)
     passing = Passing(**{"num_workers": 0, "precision": "float32", "channels_last": False} | settings)
-    forward = Losses(model, criterion, rotation_head=head, auxiliary=auxiliary, precision=passing.precision)
+    forward = Losses(
+        model, criterion, rotation_head=head, auxiliary=auxiliary, upright_once=False, precision=passing.precision
+    )
     return Step(parts, forward, passing, rotation_images=rotation_images, clip_norm=clip_norm)
 
 
@@ -223,6 +225,24 @@ def test_the_rotation_figures_are_those_of_the_turns_that_were_shown(seed):
     assert measured.rotation_accuracy == pytest.approx(sum(right) / len(right))
     assert measured.rotation_loss == pytest.approx(sum(losses_) / len(losses_), rel=1e-4)
     assert measured.loss == pytest.approx(measured.metric_loss + 0.5 * measured.rotation_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("upright_once", "passed"), [(True, [6, 9]), (False, [6, 12])])
+def test_images_that_go_through_the_trunk_upright_once_give_the_same_gradients(upright_once, passed):
+    head, turned, found = RotationPretextHead(16, 4), torch.tensor([4, 0, 1]), []
+    model = EmbeddingModel(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten()), nn.Linear(16, 5))
+    criterion = UDMLSSLoss(losses.ContrastiveLoss(), rotation_weight=0.5)
+    settings = {"rotation_head": head, "auxiliary": None, "upright_once": upright_once, "precision": "float32"}
+    forward = Losses(model, criterion, **settings)
+    handle = model.trunk.register_forward_hook(lambda _part, inputs, _output: found.append(len(inputs[0])))
+    forward(IMAGES, LABELS, turned)["loss"].backward()
+    handle.remove()
+    gradients = [parameter.grad.clone() for parameter in forward.parameters()]
+    forward.zero_grad()
+    images, turns = rotate_four_ways(IMAGES[turned])
+    criterion(model(IMAGES), LABELS, head(model.trunk(images)), turns).backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in forward.parameters()])
+    assert found == passed
 
 
 def test_which_images_are_turned_follows_torchs_random_state_which_fit_seeds():
