@@ -47,11 +47,18 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def check_features(features: Tensor) -> None:
     """Refuse features that are not one row per image."""
+    if not isinstance(features, Tensor):
+        raise type_refusal(
+            "The trunk must return features (b f)",
+            type(features).__name__,
+            "Wrap it in a module that returns the one tensor you want, such as `trunk(images).pooler_output`",
+        )
     if features.ndim != 2:  # noqa: PLR2004
+        has_tokens = features.ndim == 3  # noqa: PLR2004
         raise refusal(
             "The trunk must return features (b f)",
             f"shape {tuple(features.shape)}",
-            "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
+            "Take a token or their mean" if has_tokens else "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
         )
 
 

@@ -44,6 +44,7 @@ class EmbeddingModel(nn.Module):
 
         Raises:
             ValueError: The trunk's features are no matrix (b f).
+            TypeError: They are no tensor.
         """
         return self.embed_features(self.trunk(images))
 
@@ -94,7 +95,7 @@ def embed(
     Raises:
         ValueError: No images, images of different shapes in a batch, or an unknown choice; a file that cannot be
             there, or that the disk has no room for.
-        TypeError: An item that holds no image tensor; features asked of a model without a trunk.
+        TypeError: An item that holds no image tensor; features asked of a model without a trunk, or that are no tensor.
         OSError: Writing failed. No half a file is left.
 
     Example:

@@ -49,11 +49,23 @@ def test_a_number_outside_a_range_is_refused_and_its_ends_are_not(found):
         check_within("b", found, -1, 1)
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 3, 4), (2, 3, 4, 5)])
-def test_features_that_are_no_matrix_are_refused(shape):
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((2,), r"nn\.Flatten\(\)"), ((2, 3, 4), "Take a token or their mean"), ((2, 3, 4, 5), r"nn\.Flatten\(\)")],
+)
+def test_features_that_are_no_matrix_are_refused(shape, remedy):
     check_features(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"The trunk must return features \(b f\); found shape .* nn\.Flatten\(\)\."):
+    with pytest.raises(ValueError, match=rf"The trunk must return features \(b f\); found shape .*{remedy}\."):
         check_features(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("found", [(torch.zeros(2, 3),), {"pooler_output": torch.zeros(2, 3)}, None])
+def test_features_that_are_no_tensor_are_refused(found):
+    rule, kind = r"The trunk must return features \(b f\)", type(found).__name__
+    with pytest.raises(
+        TypeError, match=rf"{rule}; found {kind}\. Wrap it in a module .* `trunk\(images\)\.pooler_output`\."
+    ):
+        check_features(found)
 
 
 def test_a_value_that_is_no_choice_is_refused():
