@@ -6,12 +6,13 @@ Runs that differ in loss and length are trained; those of benchmarks/quality.py 
 folder, which differ in seed, method, rotation weight and number of clusters, join them. Over all runs that cluster,
 each label-free measure of the training images is held against R@1 on the test images: Spearman's rank correlation, and
 the R@1 lost by taking the run with the highest measure and not the best run. Chance moves MAP@R less than R@1, so its
-rank correlation stands beside.
+rank correlation stands beside. Two figures say what can be expected: how well R@1 on the training images, by their
+labels, ranks the runs, and how well R@1 on half of the test images ranks them for the other half.
 """
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -52,6 +53,7 @@ MEASURES: dict[str, Callable[[Run, str], float]] = {
     "mean of both consistencies": _mean("consistency", "own_consistency"),
     "mean of self-retrieval and both": _mean("self_retrieval", "consistency", "own_consistency"),
     "effective rank": _measure("effective_rank"),
+    "with labels: R@1 of the training images": lambda run, what: float(run["references"][what]["training_recall"]),
     "agreement of the last two rounds": lambda run, _what: float(run["history"][-1]["agreement"] or 0),
 }
 
@@ -68,13 +70,14 @@ def variants(base: Settings) -> dict[str, tuple[str, Settings]]:
 def gather(folder: Path) -> dict[str, Run]:
     """Return all runs that cluster from the folder and the folders in it, by where they lie.
 
-    A sweep without rotation trains what the table's udml does: of runs with equal figures one is taken.
+    A sweep without rotation trains what the table's udml does: of runs with equal figures one is taken. Runs without
+    references are left out: their consistency is that of one clustering, and not the mean of three.
     """
     found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"), reverse=True)}
     runs = {
         json.dumps([run["scores"], run["label_free"]]): (str(path.relative_to(folder).with_suffix("")), run)
         for path, run in found.items()
-        if run["method"] in CLUSTERING
+        if run["method"] in CLUSTERING and "references" in run
     }
     return dict(sorted(runs.values(), key=lambda named: named[0]))
 
@@ -97,6 +100,12 @@ def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | N
     if len(set(one)) == 1 or len(set(other)) == 1:
         return None  # what is equal has no rank
     return float(spearmanr(one, other).statistic)
+
+
+def _between_halves(runs: Iterable[Run], what: str) -> str:
+    one, other = zip(*(run["references"][what]["recall_of_halves"] for run in runs), strict=True)
+    found = _rank_correlation(one, other)
+    return "-" if found is None else f"{found:.2f}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -136,11 +145,13 @@ def write(folder: Path, base: Settings, runs: dict[str, Run], rows: Sequence[dic
         f"{100 * (max(found) - fmean(found)):.1f} points"
         for what, found in recalls.items()
     ]
+    agreed = " and ".join(f"{_between_halves(runs.values(), what)} in {what}" for what in KINDS)
     command = shlex.join(["--data", base.data, "--seeds", str(seeds), *options_of(base)])
     table = markdown(rows)
     text = [
         table,
         f"{len(runs)} runs. R@1 of {'; of '.join(ranges)}.",
+        f"R@1 on one half of the test images has a rank correlation with that on the other half of {agreed}.",
         f"```\npython benchmarks/choosing.py {command}\n```",
         f"The runs: {', '.join(runs)}.",
     ]

@@ -14,9 +14,9 @@ import torch
 from methods import METHODS
 from settings import Settings
 from setups import Data, build_model
-from views import judge, see
+from views import judge, recall_of_halves, see, see_views
 
-from udmlss import evaluate_embeddings
+from udmlss import evaluate_embeddings, metrics
 
 Run = dict[str, Any]
 PACKAGES = (
@@ -44,15 +44,23 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     started = time.perf_counter()
     history = METHODS[method](model, data, settings, seed)
     seconds = time.perf_counter() - started
-    seen = see(model, data.test)
+    test, train = see(model, data.test), see(model, data.plain)
+    views, probe = see_views(model, data)
     return {
         "method": method,
         "seed": seed,
         "settings": asdict(settings),
         "versions": versions(),
         "seconds": seconds,
-        "scores": {what: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for what, rows in seen.items()},
-        "label_free": judge(model, data, settings.n_clusters),
+        "scores": {what: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for what, rows in test.items()},
+        "label_free": {what: judge(train[what], views[what], probe, settings.n_clusters) for what in train},
+        "references": {
+            what: {
+                "training_recall": metrics.recall_at_k(train[what], data.labels, (1,))[1],
+                "recall_of_halves": recall_of_halves(test[what], data.test_labels),
+            }
+            for what in train
+        },
         "history": [asdict(report) for report in history],
     }
 

@@ -1,4 +1,4 @@
-"""A model to what it makes of images, and how that looks without labels."""
+"""A model to what it makes of images, how that looks without labels, and how far labels can be believed."""
 
 from dataclasses import asdict
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from udmlss import EmbeddingModel, embed, judge_embeddings
+from udmlss import EmbeddingModel, embed, judge_embeddings, metrics
 from udmlss.clustering import cluster_means, k_means
 from udmlss.types import Images
 
@@ -24,25 +24,27 @@ def see(model: EmbeddingModel, images: Images) -> dict[str, Tensor]:
         return {"features": features, "embeddings": model.embed_features(features.to(device)).cpu()}
 
 
-def judge(model: EmbeddingModel, data: Data, n_clusters: int) -> dict[str, dict[str, float]]:
-    """Return label-free measures of the training images' features and embeddings.
+def see_views(model: EmbeddingModel, data: Data) -> tuple[dict[str, Tensor], Tensor]:
+    """Return features and embeddings of augmented views, and the training images they are of.
 
-    They are those of `fit`'s reports, and `own_consistency`: consistency in as many clusters as training used. All
-    runs of a data set see the same augmented views of the same images.
+    All runs of a data set see the same views of the same images.
     """
     probe = torch.randperm(len(data.plain), generator=torch.Generator().manual_seed(0))[:PROBE]
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
-        views = see(model, Subset(data.train, probe.tolist()))
-    images = see(model, data.plain)
-    return {
-        what: _measures(functional.normalize(images[what]), functional.normalize(views[what]), probe, n_clusters)
-        for what in images
-    }
+        return see(model, Subset(data.train, probe.tolist())), probe
 
 
-def _measures(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int) -> dict[str, float]:
+def judge(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int) -> dict[str, float]:
+    """Return label-free measures: those of `fit`'s reports, and consistency in as many clusters as training used."""
+    images, views = functional.normalize(images), functional.normalize(views)
     clusters = k_means(images, n_clusters)
     nearest = torch.cdist(views, cluster_means(images, clusters, n_clusters)).argmin(dim=1)
     own = float((nearest == clusters[probe]).float().mean())
     return asdict(judge_embeddings(images, views, probe)) | {"own_consistency": own}
+
+
+def recall_of_halves(rows: Tensor, labels: Tensor) -> list[float]:
+    """Return R@1 of every other image, and of the rest, each searched for among all."""
+    found = (labels[metrics.nearest(rows, 1)[:, 0]] == labels).float()
+    return [float(found[first::2].mean()) for first in (0, 1)]

@@ -14,6 +14,7 @@ def made(consistency, recall, precision=0.3):
     return {
         "scores": {what: {"recall_at": {"1": recall}, "map_at_r": precision} for what in choosing.KINDS},
         "label_free": dict.fromkeys(choosing.KINDS, label_free),
+        "references": {what: {"training_recall": recall, "recall_of_halves": [0.5, 0.6]} for what in choosing.KINDS},
         "history": [{"agreement": 1 - consistency}],
     }
 
@@ -54,6 +55,15 @@ def test_the_variants_differ_in_loss_and_length():
     assert len({settings for _, settings in found.values()}) == len(found) == 5
 
 
+def test_runs_without_references_are_left_out(tmp_path):
+    for name, recall in (("udml-0", 0.5), ("udml-1", 0.6)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(made(0.5, recall) | {"method": "udml"}))
+    found = made(0.5, 0.7) | {"method": "udml"}
+    del found["references"]
+    (tmp_path / "udml-2.json").write_text(json.dumps(found))
+    assert list(choosing.gather(tmp_path)) == ["udml-0", "udml-1"]
+
+
 def test_of_runs_with_equal_figures_one_is_taken(tmp_path):
     for name, recall in (("udml-0", 0.5), ("udml-ss-0", 0.5), ("udml-1", 0.6), ("supervised-0", 0.7)):
         run = made(0.5, recall) | {"method": name[:-2]}
@@ -72,5 +82,6 @@ def test_the_study_takes_in_every_run_that_clusters_and_draws_it(flowers, option
     assert {row["measure"] for row in content["rows"]} == set(choosing.MEASURES)
     text = (out / "choosing/table.md").read_text()
     assert f"{len(content['runs'])} runs." in text
+    assert "R@1 on one half of the test images has a rank correlation with that on the other half of " in text
     assert "| consistency |" in text
     assert (out / "choosing/plot.png").stat().st_size > 10_000
