@@ -7,16 +7,34 @@ from collections.abc import Callable
 from functools import partial
 
 from pytorch_metric_learning import distances, losses, miners
-from torch import nn
+from torch import Tensor, nn
 
 from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+
+AS_LONG = {"normalize_embeddings": False}  # PML's distances take unit length otherwise
+
+
+class Lengthened(nn.Module):
+    """A loss on embeddings of a length that unit ones are brought to.
+
+    Lifted structure and n-pairs were published for embeddings of any length. On unit ones their softmax has
+    temperature 1 and pushes all negatives alike; at length 4 n-pairs has NT-Xent's temperature, 1 / 16.
+    """
+
+    def __init__(self, loss: nn.Module, length: float = 4) -> None:
+        super().__init__()
+        self.loss, self.length = loss, length
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.length * embeddings, labels)
+
 
 LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # built for n classes, or clusters, and d dimensions
     "multi-similarity": lambda _n, _d: losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
     "contrastive": lambda _n, _d: losses.ContrastiveLoss(1, 0.5, distance=distances.CosineSimilarity()),
     "triplet": lambda _n, _d: losses.TripletMarginLoss(0.2),
-    "lifted": lambda _n, _d: losses.LiftedStructureLoss(),
-    "n-pairs": lambda _n, _d: losses.NPairsLoss(),
+    "lifted": lambda _n, _d: Lengthened(losses.LiftedStructureLoss(distance=distances.LpDistance(**AS_LONG))),
+    "n-pairs": lambda _n, _d: Lengthened(losses.NPairsLoss(distance=distances.DotProductSimilarity(**AS_LONG))),
     "nt-xent": lambda _n, _d: losses.NTXentLoss(),
     "sup-con": lambda _n, _d: losses.SupConLoss(),
     "circle": lambda _n, _d: losses.CircleLoss(),

@@ -189,7 +189,7 @@ def test_a_folder_in_cubs_layout_is_read_by_its_lists(tmp_path):
 
 
 LOSSES = [*metric_losses.LOSSES, *metric_losses.OTHERS]
-NO_INSTANCE = ["n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple", *metric_losses.OTHERS]
+NO_INSTANCE = ["lifted", "n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple", *metric_losses.OTHERS]
 NO_INSTANCE.remove("batch-all")
 
 
