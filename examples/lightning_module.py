@@ -12,6 +12,7 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
 
 from udmlss import (
     ClusterPseudoLabeler,
@@ -33,15 +34,19 @@ from udmlss.types import Images
 class UDMLSS(lightning.LightningModule):
     """Clusters in every epoch, trains on batches of clusters; several ranks share the work, and the loss sees all."""
 
-    def __init__(self, model: EmbeddingModel, head: RotationPretextHead, images: Images, steps: int) -> None:
+    def __init__(
+        self, model: EmbeddingModel, head: RotationPretextHead, images: Images, cluster_images: Images, steps: int
+    ) -> None:
         super().__init__()
-        self.model, self.head, self.images, self.steps = model, head, images, steps
+        self.model, self.head, self.steps = model, head, steps
+        self.images, self.cluster_images = images, cluster_images
         self.labeler = ClusterPseudoLabeler(500)
         self.criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        part = embed(self.model, Subset(self.images, shard(len(self.images))))
-        embeddings = gather_shards(part, len(self.images), only_first=True)
+        n_images = len(self.images)
+        part = embed(self.model, Subset(self.cluster_images, shard(n_images)))
+        embeddings = gather_shards(part, n_images, only_first=True)
         self.pseudo = from_first(lambda: self.labeler.label(embeddings))
         self.criterion.start_round(self.pseudo)
         sampler = PseudoLabelSampler(
@@ -89,9 +94,10 @@ def main() -> None:
         enable_checkpointing=False,
         logger=False,
     )
-    trainer.fit(UDMLSS(model, RotationPretextHead(2048), glyphs("train"), args.steps))
+    augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
+    train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
+    trainer.fit(UDMLSS(model, RotationPretextHead(2048), train, plain, args.steps))
     if is_first():
-        test = glyphs("test")
         print(evaluate(model, test, test.labels))
 
 

@@ -54,7 +54,7 @@ def test_the_quickstart_prints_its_table_and_saves_its_pictures(tmp_path):
 
 def test_the_loop_without_fit_runs(tmp_path):
     printed = run("examples/own_loop.py", "--rounds", 2, "--steps", 2, cwd=tmp_path)
-    assert [line.split(":")[0] for line in printed.splitlines()] == ["round 0", "round 1"]
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["before", "round 0", "round 1"]
 
 
 def test_the_loop_in_lightning_runs_in_two_processes(tmp_path):
