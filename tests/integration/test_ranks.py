@@ -100,7 +100,8 @@ def gradients_of(images, labels):
     criterion, head = UDMLSSLoss(metric, rotation_weight=0.5), RotationPretextHead(144, 16)
     learning = [p for module in (model, criterion, head) for p in module.parameters()]
     optimizer = torch.optim.SGD(learning, lr=0.0)
-    together = shared(Losses(model, criterion, rotation_head=head, auxiliary=None, precision="float32"))
+    losses_ = Losses(model, criterion, rotation_head=head, auxiliary=None, upright_once=True, precision="float32")
+    together = shared(losses_)
     parts = Parts(model, criterion, head, None, optimizer, None, None)
     step = Step(
         parts,
