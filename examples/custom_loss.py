@@ -2,8 +2,7 @@
 
 python examples/custom_loss.py
 
-In so few steps from scratch pairs gain, while memory and proxies end below the network before training: they hold on to
-its first clusters. Give them pretrained weights or more steps.
+In so few steps from scratch pairs gain, while memory and proxies end below the network before training.
 """
 
 import argparse

@@ -93,8 +93,8 @@ def embed(
         `out` they are mapped from the file, which changes if they are changed in place.
 
     Raises:
-        ValueError: No images, images of different shapes in a batch, or an unknown choice; a file that cannot be
-            there, or that the disk has no room for.
+        ValueError: No images, images of different shapes in a batch, not a row for each, or an unknown choice; a file
+            that cannot be there, or that the disk has no room for.
         TypeError: An item that holds no image tensor; features asked of a model without a trunk, or that are no tensor.
         OSError: Writing failed. No half a file is left.
 
@@ -130,6 +130,9 @@ def embed(
                 with autocast(device, precision), torch.inference_mode():
                     output = forward(place(batch, device, channels_last=channels_last))
                 check_features(output)
+                if len(output) != len(batch):
+                    found, remedy = f"{len(output)} for {len(batch)} images", "Pool what belongs to one image"
+                    raise refusal("A model must return one row per image", found, remedy)
                 keep(output.to("cpu", torch.float32))
 
     if out is None:

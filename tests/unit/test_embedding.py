@@ -290,3 +290,16 @@ def test_images_of_several_sizes_whose_embeddings_differ_in_length_are_refused(t
     images = [torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)]
     with pytest.raises(ValueError, match=r"Embeddings must have one dimension; found 48 after 192\. Crop the images"):
         embed(nn.Flatten(), images, batch_size=1, out=out)
+
+
+@pytest.mark.parametrize("rows", [slice(2), [0, 0, 1, 2]])
+@pytest.mark.parametrize("out", [None, "rows.npy"])
+def test_a_model_that_returns_another_number_of_rows_is_refused(tmp_path, monkeypatch, untyped, rows, out):
+    class Picks(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[rows]
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"A model must return one row per image; found [24] for 3 images\. Pool what"):
+        embed(Picks(), IMAGES[:3], out=out)
+    assert not list(tmp_path.iterdir())
