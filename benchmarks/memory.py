@@ -1,9 +1,12 @@
 """What clustering many embeddings takes: seconds and the most memory, of a process that maps them from a file.
 
     python benchmarks/memory.py --rows 10000000 --dimensions 64 --clusters 1000 --iterations 1
+    python benchmarks/memory.py --rows 1000000 --dimensions 512 --clusters 1000 --iterations 1 --fit disk
 
 Random blobs are written to the file part by part. A second process labels them by `ClusterPseudoLabeler` and prints
-after each stage the seconds so far and its peak of resident memory, in which pages of the file that were read count.
+after each stage the seconds so far and two peaks: of resident memory, in which pages of the file that were read count,
+and of what lies in memory alone, which the system cannot give to others. `--fit` trains instead, one step a round, on
+as many random images, and keeps their embeddings on a disk or in memory.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -49,10 +53,59 @@ def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, judge: b
         report("judging")
 
 
+def train(rows: int, dimensions: int, labels: dict[str, int], rounds: int, folder: Path | None) -> None:
+    import torch  # noqa: PLC0415 (as above)
+    from pytorch_metric_learning.losses import ContrastiveLoss  # noqa: PLC0415
+    from torch import nn  # noqa: PLC0415
+
+    from udmlss import ClusterPseudoLabeler, EmbeddingModel, UDMLSSLoss, fit  # noqa: PLC0415
+
+    class Noise(torch.utils.data.Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return rows
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.randn(1, 4, 4)
+
+    report("imports")
+    fit(
+        EmbeddingModel(nn.Flatten(), nn.Linear(16, dimensions)),
+        Noise(),
+        labeler=ClusterPseudoLabeler(**labels),
+        criterion=UDMLSSLoss(ContrastiveLoss()),
+        first_round="embeddings",
+        max_steps=rounds,
+        relabel_every=1,
+        embeddings_folder=folder,
+        callbacks=[lambda made: report(f"round {made.round}")],
+        progress=False,
+    )
+
+
+class Watch:
+    """Looks every 20 ms at how much of this process lies in memory alone, in KiB."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    def start(self) -> None:
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.peak = max(self.peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
+            time.sleep(0.02)
+
+
+WATCH = Watch()
+
+
 def report(stage: str) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    peak, alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, WATCH.peak / 2**20  # Linux counts in KiB
     since, used = time.perf_counter() - STARTED, time.process_time()
-    print(f"after {stage:26} {since:7.1f} s ({used:6.1f} s of a processor)   peak {peak:5.2f} GiB", flush=True)
+    seconds = f"{since:7.1f} s ({used:6.1f} s of a processor)"
+    print(f"after {stage:26} {seconds}   peak {peak:5.2f} GiB, {alone:5.2f} in memory alone", flush=True)
 
 
 def main() -> None:
@@ -63,11 +116,20 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1, help="of k-means in a round, after those on its sample")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--judge", action="store_true", help="score the embeddings without labels, too")
+    parser.add_argument("--fit", choices=("disk", "memory"), help="train, with the embeddings there")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--folder", type=Path, help="where the file is made, and deleted; default: a temporary folder")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.fit is not None:
+        WATCH.start()
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            where = Path(folder) if args.fit == "disk" else None
+            labels = {"n_clusters": args.clusters, "n_iterations": args.iterations}
+            train(args.rows, args.dimensions, labels, args.rounds, where)
+        return
     if args.file is not None:
+        WATCH.start()
         cluster(args.file, args.clusters, args.iterations, args.rounds, judge=args.judge)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -108,7 +108,9 @@ def shard(n: int) -> range:
     return _shard_of(rank(), n)
 
 
-def gather_shards(rows: Shaped[Tensor, "s ..."], n: int, *, only_first: bool = False) -> Shaped[Tensor, "_ ..."]:
+def gather_shards(
+    rows: Shaped[Tensor, "s ..."], n: int, *, only_first: bool = False, out: Shaped[Tensor, "n ..."] | None = None
+) -> Shaped[Tensor, "_ ..."]:
     """Return the rows of all n items in order, each once, from ranks that hold those of their `shard(n)`.
 
     Without gradient. Rows come in pieces, so that little memory is taken beside the result.
@@ -117,6 +119,7 @@ def gather_shards(rows: Shaped[Tensor, "s ..."], n: int, *, only_first: bool = F
         rows: One row for each item of this rank's `shard(n)`, on any device.
         n: Number of items.
         only_first: Whether ranks other than the first get no rows, to save their memory.
+        out: Where to put them on a rank that gets them, such as a tensor mapped from a file. Default: a new tensor.
 
     Raises:
         ValueError: There are more or fewer rows than the shard has items.
@@ -129,14 +132,15 @@ def gather_shards(rows: Shaped[Tensor, "s ..."], n: int, *, only_first: bool = F
     if len(rows) != len(held):
         raise refusal(f"`rows` must be those of `shard({n})`, {len(held)} of them", len(rows), "Take that shard")
     if world_size() == 1:
-        return rows
-    whole = rows.new_empty(0 if only_first and not is_first() else n, *rows.shape[1:])
+        return rows if out is None else out.copy_(rows)
+    n_kept = 0 if only_first and not is_first() else n
+    whole = rows.new_empty(n_kept, *rows.shape[1:]) if out is None else out
     rows_at_once = max(1, _AT_ONCE // (world_size() * max(1, rows[0].numel())))
     for done in range(0, len(rows), rows_at_once):
         parts = _gathered(rows[done : done + rows_at_once].detach())
         for other, part in enumerate(parts):
             begin = _shard_of(other, n).start + done
-            if len(whole):
+            if n_kept:
                 whole[begin : begin + len(part)] = part
     return whole
 

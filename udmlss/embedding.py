@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_at_least, check_choice, check_features, refusal, type_refusal
-from udmlss.distributed import SameFate, gather_shards, is_first, shard
+from udmlss.distributed import SameFate, gather_shards, is_first, shard, world_size
 from udmlss.indexing import SeededBatches
-from udmlss.storing import HeldRows, RowType, map_rows, rows_to_file
+from udmlss.storing import HeldRows, RowType, map_rows, room_for, rows_to_file
 from udmlss.types import Images, Precision, What
 
 _CHUNK = 8192  # features embedded at once
@@ -53,6 +54,16 @@ class EmbeddingModel(nn.Module):
         check_features(features)
         embeddings = self.embedder(features)
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+
+
+@dataclass(frozen=True)
+class Passing:
+    """How images are loaded and go through a model; the size is that of batches without gradient."""
+
+    num_workers: int
+    precision: Precision
+    channels_last: bool
+    batch_size: int = 128
 
 
 def embed(
@@ -111,44 +122,82 @@ def embed(
         raise refusal(f'`dtype="{dtype}"` is for a file', "`out=None`", 'Pass `out="embeddings.npy"` as well')
     if out is not None and sharded:
         raise refusal("`out` is a file of one process", "`sharded=True`", "Leave one of the two out")
-    device = device_of(model)
-    forward = _trunk_of(model) if what == "features" else model
-    taken = shard(len(images)) if sharded else range(len(images))
-    batches = DataLoader(
-        SeededBatches(images, [taken[at : at + batch_size] for at in range(0, len(taken), batch_size)], (seed,)),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or the loader would draw from the global one
-    )
-    show = progress and (is_first() or not sharded)
-    shown = tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not show)
-
-    def run(keep: Callable[[Tensor], None]) -> None:
-        with SameFate() if sharded else nullcontext(), evaluating(model):
-            for batch, _ in shown:
-                with autocast(device, precision), torch.inference_mode():
-                    output = forward(place(batch, device, channels_last=channels_last))
-                check_features(output)
-                if len(output) != len(batch):
-                    found, remedy = f"{len(output)} for {len(batch)} images", "Pool what belongs to one image"
-                    raise refusal("A model must return one row per image", found, remedy)
-                keep(output.to("cpu", torch.float32))
-
+    passing = Passing(num_workers, precision, channels_last, batch_size)
     if out is None:
-        held = HeldRows(len(taken))
-        run(held.append)
-        return gather_shards(held.rows, len(images), only_first=True) if sharded else held.rows
+        return embed_all(model, images, passing, what=what, seed=seed, sharded=sharded, progress=progress)
     with rows_to_file(Path(out), len(images), dtype) as append:
-        run(append)
+        _embed_each(append, model, images, passing, what=what, taken=range(len(images)), seed=seed, progress=progress)
     return map_rows(Path(out))
 
 
-def embed_features(model: EmbeddingModel, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-    """Return the embeddings of features of the model's trunk, on the CPU, as `embed` returns those of images."""
+def embed_all(
+    model: nn.Module,
+    images: Images,
+    passing: Passing,
+    *,
+    what: What,
+    seed: int,
+    sharded: bool = True,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "n d"]:
+    """Do what `embed` does, of whose arguments these are some; with a folder the rows lie in a file there."""
+    taken = shard(len(images)) if sharded else range(len(images))
+    held = HeldRows(len(taken), folder)
+    with SameFate() if sharded else nullcontext():
+        show = progress and (is_first() or not sharded)
+        _embed_each(held.append, model, images, passing, what=what, taken=taken, seed=seed, progress=show)
+    if not sharded or world_size() == 1:
+        return held.rows
+    with SameFate():
+        whole = room_for(len(images), held.rows.shape[1], folder) if is_first() else None
+    return gather_shards(held.rows, len(images), only_first=True, out=whole)
+
+
+def embed_features(
+    model: EmbeddingModel, features: Float[Tensor, "n f"], folder: Path | None = None
+) -> Float[Tensor, "n d"]:
+    """Return the embeddings of features of the model's trunk, on the CPU, as `embed_all` returns those of images."""
+    device, held = device_of(model), HeldRows(len(features), folder)
+    with evaluating(model):
+        for part in features.split(_CHUNK):
+            with torch.inference_mode():
+                rows = model.embed_features(part.to(device)).cpu()
+            held.append(rows)
+    return held.rows
+
+
+def _embed_each(
+    keep: Callable[[Tensor], None],
+    model: nn.Module,
+    images: Images,
+    passing: Passing,
+    *,
+    what: What,
+    taken: range,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Hand over the rows of some images, a batch at a time."""
     device = device_of(model)
-    with evaluating(model), torch.inference_mode():
-        return torch.cat([model.embed_features(part.to(device)).cpu() for part in features.split(_CHUNK)])
+    forward = _trunk_of(model) if what == "features" else model
+    size = passing.batch_size
+    batches = DataLoader(
+        SeededBatches(images, [taken[at : at + size] for at in range(0, len(taken), size)], (seed,)),
+        batch_size=None,
+        num_workers=passing.num_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or the loader would draw from the global one
+    )
+    with evaluating(model):
+        for batch, _ in tqdm(batches, desc="embedding", unit="batch", leave=False, disable=not progress):
+            with autocast(device, passing.precision), torch.inference_mode():
+                output = forward(place(batch, device, channels_last=passing.channels_last))
+            check_features(output)
+            if len(output) != len(batch):
+                found, remedy = f"{len(output)} for {len(batch)} images", "Pool what belongs to one image"
+                raise refusal("A model must return one row per image", found, remedy)
+            keep(output.to("cpu", torch.float32))
 
 
 def _trunk_of(model: nn.Module) -> nn.Module:

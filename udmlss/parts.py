@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from udmlss.embedding import EmbeddingModel
 from udmlss.losses import UDMLSSLoss
 from udmlss.rotation import RotationPretextHead
-from udmlss.types import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +48,6 @@ class Parts:
     def kept(self) -> Sequence[nn.Module]:
         """The modules whose weights `keep="best"` brings back."""
         return list((self.modules | {"model": self.judged}).values())
-
-
-@dataclass(frozen=True)
-class Passing:
-    """How images are loaded and go through the model."""
-
-    num_workers: int
-    precision: Precision
-    channels_last: bool
 
 
 def averaged(model: EmbeddingModel, decay: float | None) -> AveragedModel | None:

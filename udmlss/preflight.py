@@ -99,6 +99,17 @@ def check_choice_of_rounds(max_steps: int, relabel_every: int) -> None:
         raise refusal('`keep="best"` needs 2 or more rounds to choose from', found, "Lower `relabel_every`")
 
 
+def check_embeddings_folder(folder: str | Path | None, later_rounds: LaterRounds) -> None:
+    """Refuse embeddings on a disk where there is no folder, or where training remembers them."""
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
+        raise refusal("`embeddings_folder` must be a folder that is there", folder, "Make it, on a disk with room")
+    if later_rounds == "remembered":
+        found, remedy = '`later_rounds="remembered"`, which are in memory', "Leave one of the two out"
+        raise refusal("`embeddings_folder` is for embeddings that each round makes anew", found, remedy)
+
+
 def check_checkpointing(checkpoint: str | Path | None, *, resume: bool, checkpoints_kept: int) -> None:
     """Refuse to go on from nowhere, and to keep no checkpoint."""
     check_at_least("checkpoints_kept", checkpoints_kept, 1)

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from udmlss._checks import check_labels
+from udmlss.chunking import row_slices
 from udmlss.clustering import cluster_means
-from udmlss.distributed import follow_first, from_first, rank, world_size
-from udmlss.embedding import EmbeddingModel, device_of, embed, embed_features
+from udmlss.distributed import SameFate, follow_first, from_first, rank, world_size
+from udmlss.embedding import EmbeddingModel, Passing, device_of, embed_all, embed_features
 from udmlss.indexing import IndexedImages, SeededBatches
 from udmlss.judging import judge_embeddings
-from udmlss.parts import Passing
 from udmlss.sampling import PseudoLabelSampler
 from udmlss.types import Images, Labeler, LabelFreeScores, LaterRounds, PseudoLabels, What
 
@@ -63,6 +64,7 @@ class Rounds:
     samples_per_cluster: int
     views: int
     seed: int
+    embeddings_folder: Path | None
 
     @property
     def judged(self) -> What:
@@ -119,25 +121,22 @@ class Rounds:
 
     def _see(self, kinds: set[What]) -> dict[What, Float[Tensor, "n _"]]:
         if "features" not in kinds:
-            return {"embeddings": self._embed(self.cluster_images, "embeddings", self.seed)}
-        features = self._embed(self.cluster_images, "features", self.seed)
-        return {"embeddings": embed_features(self.model, features), "features": functional.normalize(features)}
+            return {"embeddings": self._embed("embeddings")}
+        features = self._embed("features")
+        with SameFate():
+            embeddings = embed_features(self.model, features, self.embeddings_folder)
+        for rows in row_slices(features):
+            features[rows] = normalize(features[rows])
+        return {"embeddings": embeddings, "features": features}
+
+    def _embed(self, what: What) -> Float[Tensor, "n c"]:
+        folder = self.embeddings_folder
+        return embed_all(self.model, self.cluster_images, self.passing, what=what, seed=self.seed, folder=folder)
 
     def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
         """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
         n = len(self.images)
         probe = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        views = self._embed(Subset(IndexedImages(self.images), probe.tolist()), self.judged, self.seed + 1)
-        return from_first(lambda: judge_embeddings(found, functional.normalize(views), probe))
-
-    def _embed(self, images: Images, what: What, seed: int) -> Float[Tensor, "n c"]:
-        return embed(
-            self.model,
-            images,
-            what=what,
-            num_workers=self.passing.num_workers,
-            precision=self.passing.precision,
-            channels_last=self.passing.channels_last,
-            seed=seed,
-            sharded=True,
-        )
+        probed = Subset(IndexedImages(self.images), probe.tolist())
+        views = embed_all(self.model, probed, self.passing, what=self.judged, seed=self.seed + 1)
+        return from_first(lambda: judge_embeddings(found, normalize(views), probe))

@@ -56,6 +56,7 @@ class Run:
         look: Look | None = None
         for number, n_steps in self.schedule.lengths(len(progress.history)):
             pseudo = self._clusters(look)
+            look = None  # memory holds the embeddings of one look at a time
             self._pause(due=False)
             for images, index in together(rounds.batches(pseudo, number, n_steps, done=len(progress.steps))):
                 report, embeddings = self.step(images, pseudo.labels[index])

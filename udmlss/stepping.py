@@ -14,9 +14,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from udmlss._checks import refusal
 from udmlss.distributed import SameFate, gather, mean_over_ranks, world_size
-from udmlss.embedding import EmbeddingModel, autocast, device_of, place
+from udmlss.embedding import EmbeddingModel, Passing, autocast, device_of, place
 from udmlss.losses import UDMLSSLoss
-from udmlss.parts import Parts, Passing
+from udmlss.parts import Parts
 from udmlss.rotation import RotationPretextHead, rotate_four_ways
 from udmlss.types import Precision, StepReport
 

@@ -1,6 +1,7 @@
 """Rows to memory or to a file as they come, and the file as a tensor that memory need not hold."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -26,8 +27,8 @@ class HeldRows:
         rows: The rows so far, and room for the others.
     """
 
-    def __init__(self, n: int) -> None:
-        self.n = n
+    def __init__(self, n: int, folder: Path | None = None) -> None:
+        self.n, self.folder = n, folder
         self.rows = torch.empty(0)
         self._filled = 0
 
@@ -38,10 +39,35 @@ class HeldRows:
             ValueError: They are longer or shorter than those before.
         """
         if not self._filled:
-            self.rows = torch.empty(self.n, rows.shape[1])
+            self.rows = room_for(self.n, rows.shape[1], self.folder)
         _check_dimension(rows, self.rows.shape[1])
         self.rows[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
+
+
+def room_for(n: int, d: int, folder: Path | None) -> Float[Tensor, "n d"]:
+    """Return a tensor to fill: in memory, or in a file without a name in the folder.
+
+    Such a file is gone with the tensor, and with the process however that ends.
+    """
+    if folder is None or n == 0:  # no file can be mapped that holds nothing
+        return torch.empty(n, d)
+    size = n * d * np.dtype(np.float32).itemsize
+    free = disk_usage(folder).free
+    if size > free:
+        remedy = "Make room, or name a folder on another disk"
+        raise refusal(f"`embeddings_folder` needs {size:,} bytes of free disk", f"{free:,}", remedy)
+    with _naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), size)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n, d)))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its length and, where the system can, its place on the disk: a full one would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 @contextmanager

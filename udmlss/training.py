@@ -16,12 +16,12 @@ from udmlss import preflight
 from udmlss._checks import check_at_least
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.distributed import SameFate, is_first, rank
-from udmlss.embedding import EmbeddingModel, device_of, modes_kept
+from udmlss.embedding import EmbeddingModel, Passing, device_of, modes_kept
 from udmlss.indexing import carry_more
 from udmlss.keeping import Keeper
 from udmlss.losses import UDMLSSLoss
 from udmlss.optimizing import parameter_groups
-from udmlss.parts import Parts, Passing, averaged, seeded
+from udmlss.parts import Parts, averaged, seeded
 from udmlss.progress import Progress
 from udmlss.resuming import RunState, identify
 from udmlss.rotation import RotationPretextHead
@@ -57,6 +57,7 @@ def fit(
     clip_norm: float | None = None,
     ema_decay: float | None = None,
     num_workers: int = 0,
+    embeddings_folder: str | Path | None = None,
     keep: Keep = "last",
     patience: int | None = None,
     checkpoint: str | Path | None = None,
@@ -103,6 +104,8 @@ def fit(
         ema_decay: Cluster the embeddings of an exponential moving average of the weights, which after each step
             keeps this share of itself, and end with that average as the model's weights. None does neither.
         num_workers: Processes that load images.
+        embeddings_folder: Folder on a disk for the embeddings of all images, where memory does not hold them. They lie
+            there in files without a name, which are gone when `fit` ends, however it ends. None holds them in memory.
         keep: Which weights the model ends with: the "last", or the "best" of all rounds and of the start, by
             `LabelFreeScores.score`; needs `images` with random augmentations and a copy of the weights in memory.
         patience: End training after so many rounds in a row without a better score. None never does.
@@ -179,6 +182,7 @@ def fit(
     )
     if keep == "best":
         preflight.check_choice_of_rounds(schedule.steps, schedule.every)
+    preflight.check_embeddings_folder(embeddings_folder, later_rounds)
     preflight.check_checkpointing(checkpoint, resume=resume, checkpoints_kept=checkpoints_kept)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -246,6 +250,7 @@ def fit(
             samples_per_cluster=samples_per_cluster,
             views=views,
             seed=seed,
+            embeddings_folder=None if embeddings_folder is None else Path(embeddings_folder),
         )
         step = Step(parts, losses, passing, rotation_images=rotation_images, clip_norm=clip_norm)
         run = Run(

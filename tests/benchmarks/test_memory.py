@@ -27,5 +27,15 @@ def test_the_program_prints_seconds_and_memory_and_leaves_no_file(tmp_path, monk
         "after round 1, 5 clusters",
         "after judging",
     ]
-    assert all(line.endswith("GiB") for line in lines[2:])
+    assert all(line.endswith("in memory alone") for line in lines[2:])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_training_prints_memory_after_each_round_and_leaves_no_file(tmp_path, monkeypatch, capfd, where):
+    options = f"--rows 300 --dimensions 8 --clusters 20 --rounds 2 --fit {where} --folder"
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options.split(), str(tmp_path)])
+    memory.main()
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["after imports", "after round 0", "after round 1"]
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,8 @@
 import copy
+import sys
+import weakref
 from dataclasses import astuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -652,3 +655,56 @@ def test_remembered_embeddings_are_those_of_the_steps_that_last_had_each_image()
     assert [report.label_free for report in result.history] == [None] * 3
     assert result.start is not None
     assert result.label_free is None
+
+
+@pytest.mark.parametrize("later", ["features", "embeddings"])
+def test_embeddings_on_a_disk_give_the_same_run_and_leave_no_file(later, tmp_path):
+    runs = {}
+    for folder in (None, tmp_path):
+        model, labeler = make_model(), Recording(16)
+        result = short_fit(model, labeler=labeler, later_rounds=later, embeddings_folder=folder)
+        runs[folder] = [weights(model), *labeler.asked], figures(result)
+    torch.testing.assert_close(runs[tmp_path][0], runs[None][0], rtol=0, atol=0)
+    assert runs[tmp_path][1] == runs[None][1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is mapped from a file")
+@pytest.mark.parametrize("later", ["features", "embeddings"])
+def test_what_is_clustered_lies_in_the_folder_asked_for_and_the_file_has_no_name(later, tmp_path):
+    seen = []
+
+    class Seeing(ClusterPseudoLabeler):
+        def label(self, embeddings):
+            seen.append(mapped_from(embeddings) == str(tmp_path) and not list(tmp_path.iterdir()))
+            return super().label(embeddings)
+
+    short_fit(make_model(), labeler=Seeing(16), later_rounds=later, embeddings_folder=tmp_path)
+    assert seen == [True, True]
+
+
+def mapped_from(tensor):
+    """Return the folder of the file that a tensor's numbers are mapped from, if they are."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return line[line.find("/") :].rpartition("/")[0]
+    return None
+
+
+@pytest.mark.parametrize("first", ["features", "embeddings"])
+def test_no_embeddings_of_all_images_are_held_while_steps_are_taken(first):
+    asked, held = [], []
+
+    class Seeing(ClusterPseudoLabeler):
+        def label(self, embeddings):
+            asked.append(weakref.ref(embeddings))
+            return super().label(embeddings)
+
+    class Loss(losses.ContrastiveLoss):
+        def forward(self, *args, **kwargs):
+            held.append([rows() is not None for rows in asked])
+            return super().forward(*args, **kwargs)
+
+    short_fit(make_model(), labeler=Seeing(16), criterion=criterion(Loss()), first_round=first, max_steps=4)
+    assert held == [[False]] * 3 + [[False, False]]

@@ -338,6 +338,21 @@ def test_an_optimizer_and_its_scheduler_are_taken():
     assert scheduler.last_epoch == 2
 
 
+def test_embeddings_go_to_a_folder_that_is_there(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "nowhere"):
+        with pytest.raises(
+            ValueError, match=rf"`embeddings_folder` must be a folder that is there; found .*/{name}\. "
+        ):
+            run(make_parts(), embeddings_folder=tmp_path / name)
+
+
+def test_remembered_embeddings_do_not_go_to_a_folder(tmp_path):
+    sentence = r"`embeddings_folder` is for embeddings that each round makes anew; found `later_rounds=\"remembered\"`"
+    with pytest.raises(ValueError, match=sentence):
+        run(make_parts(), later_rounds="remembered", embeddings_folder=tmp_path)
+
+
 @pytest.mark.parametrize(("choice", "found"), [({"keep": "best"}, '`keep="best"`'), ({"patience": 2}, "`patience=2`")])
 def test_remembered_embeddings_give_no_scores_to_choose_by(choice, found):
     with pytest.raises(ValueError, match=f'`later_rounds="remembered"` takes no scores to choose by; found {found}'):

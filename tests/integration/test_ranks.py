@@ -11,10 +11,11 @@ import torch
 from pytorch_metric_learning import losses
 from torch import nn
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, embedding, fit, storing
 from udmlss.distributed import from_first, joined, rank, world_size
+from udmlss.embedding import Passing
 from udmlss.losses import SelfSupervisedRanking
-from udmlss.parts import Parts, Passing
+from udmlss.parts import Parts
 from udmlss.stepping import Losses, Step, shared
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -114,6 +115,10 @@ def gradients_of(images, labels):
     return [p.grad.clone() for p in learning], report
 
 
+def fail():
+    raise OSError("no space left")
+
+
 def main(folder, task):
     with joined(timeout=timedelta(seconds=120)) as device:
         assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,12 +131,19 @@ def main(folder, task):
                 "saved": trained(checkpoint=folder / "run", checkpoint_every=2, max_steps=5, progress=False),
                 "resumed": trained(checkpoint=folder / "run", resume=True, progress=False),
                 "remembered": trained(later_rounds="remembered", keep="last", progress=False),
+                "on a disk": trained(embeddings_folder=folder, first_round="embeddings", later_rounds="features"),
+                "held": trained(first_round="embeddings", later_rounds="features"),
                 "first alone": from_first(lambda: sorted(path.name for path in (folder / "run").iterdir())),
             }
             torch.save(found, folder / f"{rank()}.pt")
         if task == "fail":
             model, arguments = build()
             fit(model, Noisy(failing=1), **arguments, progress=False)
+        if task == "full":
+            room_for = storing.room_for
+            embedding.room_for = lambda n, *others: fail() if n == N else room_for(n, *others)
+            model, arguments = build()
+            fit(model, Noisy(), **arguments, embeddings_folder=folder, progress=False)
         if task == "asked":
             model, arguments = build()
             fit(model, Noisy(), **(arguments | {"max_steps": 10**6}), checkpoint=folder / "run", progress=False)
@@ -198,6 +210,20 @@ def test_if_a_rank_fails_the_others_end_with_its_error(tmp_path):
     assert "`fit` had done 0 steps in 0 whole rounds" in ended[1][1]
     for other in (0, 2):
         assert "RuntimeError: rank 1 failed with OSError: image 7 cannot be read" in ended[other][1]
+
+
+def test_embeddings_on_a_disk_give_the_same_run(ranks):
+    for one in ranks:
+        expected, found = one["held"], one["on a disk"]
+        assert found["history"] == expected["history"]
+        torch.testing.assert_close(found["weights"], expected["weights"], rtol=0, atol=0)
+
+
+def test_if_the_disk_is_full_for_the_first_rank_all_end(tmp_path):
+    ended = processes.finish(processes.start(__file__, 2, tmp_path, "full"))
+    assert [code for code, _ in ended] == [1, 1], ended
+    assert "OSError: no space left" in ended[0][1]
+    assert "RuntimeError: rank 0 failed with OSError: no space left" in ended[1][1]
 
 
 def test_a_sigterm_to_one_rank_saves_and_ends_all(tmp_path):

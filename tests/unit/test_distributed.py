@@ -154,6 +154,8 @@ def stop_asked_by(*ranks):
 def find():
     last = world_size() - 1
     me = float(rank())
+    room = torch.empty(7, 2)
+    gather_shards(rows_of(shard(7)), 7, out=room)
     return {
         "who": (rank(), world_size(), is_first()),
         "gathered": gather(torch.full((2, 3), rank())),
@@ -166,6 +168,7 @@ def find():
         "whole": gathered_shards(2**26),
         "whole in pieces": gathered_shards(1),
         "first alone": gather_shards(rows_of(shard(7)), 7, only_first=True),
+        "into room": room,
         "pseudo-labels": from_first(pseudo_labels),
         "run by": from_first(rank),
         "means": mean_over_ranks(torch.tensor([me, 1.0, torch.nan if rank() == last else 0.0])),
@@ -251,6 +254,11 @@ def test_shards_are_gathered_on_the_first_rank_alone_if_asked(ranks):
     first, *others = [one["first alone"] for one in ranks]
     assert torch.equal(first, rows_of(range(7)))
     assert {tuple(other.shape) for other in others} == {(0, 2)}
+
+
+def test_gathered_rows_go_where_they_are_asked_to(ranks):
+    for one in ranks:
+        assert torch.equal(one["into room"], rows_of(range(7)))
 
 
 def test_every_rank_gets_the_pseudo_labels_of_the_first(ranks):
@@ -342,6 +350,9 @@ def test_alone_nothing_is_sent():
     assert (rank(), world_size(), is_first()) == (0, 1, True)
     assert gather(rows) is rows
     assert gather_shards(rows, 4) is rows
+    out = torch.empty(4, 2)
+    assert gather_shards(rows.detach(), 4, out=out) is out
+    assert torch.equal(out, rows)
     assert shard(4) == range(4)
     assert from_first(lambda: rows) is rows
     assert every_rank(rows) == [rows]

@@ -8,8 +8,9 @@ from pytorch_metric_learning import losses
 from torch import nn
 
 from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups, rotate_four_ways
+from udmlss.embedding import Passing
 from udmlss.losses import SelfSupervisedRanking
-from udmlss.parts import Parts, Passing
+from udmlss.parts import Parts
 from udmlss.stepping import Losses, Step
 
 IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -1,3 +1,4 @@
+import os
 import resource
 from types import SimpleNamespace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from udmlss import storing
-from udmlss.storing import map_rows, rows_to_file
+from udmlss.storing import HeldRows, map_rows, room_for, rows_to_file
 
 ROWS = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
 
@@ -115,3 +116,50 @@ def test_rows_of_another_length_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Embeddings must have one dimension; found 4 after 5\. Crop the images"):
         write(tmp_path / "rows.npy", [ROWS, ROWS[:, :4]])
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("size", [1, 4, 11])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_are_held_as_they_came(tmp_path, size, on_disk):
+    held = HeldRows(11, tmp_path if on_disk else None)
+    for part in ROWS.split(size):
+        held.append(part)
+    assert torch.equal(held.rows, ROWS)
+    assert not names(tmp_path)
+
+
+def test_room_on_a_disk_is_taken_at_once_and_given_back_with_the_tensor(tmp_path):
+    before = taken(tmp_path)
+    room = room_for(2**18, 64, tmp_path)  # 64 MiB
+    assert room.shape == (2**18, 64)
+    assert taken(tmp_path) - before > 2**25
+    del room
+    assert taken(tmp_path) - before < 2**25
+
+
+def taken(folder):
+    disk = os.statvfs(folder)
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+
+def test_room_for_nothing_is_an_empty_tensor(tmp_path):
+    assert room_for(0, 5, tmp_path).shape == (0, 5)
+
+
+def test_a_disk_without_room_for_a_round_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=219))
+    with pytest.raises(ValueError, match=r"`embeddings_folder` needs 220 bytes of free disk; found 219\. Make room"):
+        room_for(11, 5, tmp_path)
+    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=220))
+    assert room_for(11, 5, tmp_path).shape == (11, 5)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_an_error_that_names_the_folder(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (219, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            room_for(11, 5, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.__notes__ == [f"while writing embeddings to {tmp_path}"]
