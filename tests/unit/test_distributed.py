@@ -11,7 +11,6 @@ from pytorch_metric_learning import losses
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import udmlss.distributed
 from udmlss import EmbeddingModel, PseudoLabels, rotate_four_ways
 from udmlss.distributed import (
     SameFate,
@@ -19,8 +18,10 @@ from udmlss.distributed import (
     from_first,
     gather,
     gather_shards,
+    gathering,
     is_first,
     joined,
+    joining,
     mean_over_ranks,
     rank,
     shard,
@@ -107,9 +108,9 @@ def rows_of(items):
 
 
 def gathered_shards(numbers_at_once):
-    before, udmlss.distributed._AT_ONCE = udmlss.distributed._AT_ONCE, numbers_at_once
+    before, gathering._AT_ONCE = gathering._AT_ONCE, numbers_at_once
     found = {n: gather_shards(rows_of(shard(n)), n) for n in SIZES}
-    udmlss.distributed._AT_ONCE = before
+    gathering._AT_ONCE = before
     return found
 
 
@@ -394,7 +395,7 @@ def test_a_group_that_is_there_is_left_alone(tmp_path, monkeypatch):
 def test_a_group_of_nccl_alone_sends_from_the_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "get_backend_config", lambda: "cuda:nccl")
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.to("meta"))
-    assert udmlss.distributed._carried(torch.ones(2)).device.type == "meta"
+    assert joining.carried(torch.ones(2)).device.type == "meta"
 
 
 @pytest.mark.parametrize("number", ["2", None])
