@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import METHODS, WITHOUT_CLUSTERS
+from methods import METHODS, SUPERVISED, WITHOUT_CLUSTERS
 from plots import save_scatter
 from runs import Run, ensure, read
 from scipy.stats import spearmanr
@@ -27,7 +27,7 @@ from setups import open_data
 
 from udmlss.types import LabelFreeScores
 
-CLUSTERING = set(METHODS) - {"frozen", *WITHOUT_CLUSTERS, "supervised"}
+CLUSTERING = set(METHODS) - {"frozen", *WITHOUT_CLUSTERS, *SUPERVISED}
 KINDS = ("features", "embeddings")
 TITLES = ("rank correlation", "with MAP@R", "R@1 lost")
 

@@ -37,6 +37,7 @@ def udml(
     ranking: bool = False,
     synthesis: bool = False,
     from_features: bool = False,
+    true_labels: bool = False,
     **parts: Any,  # noqa: ANN401
 ) -> tuple[RoundReport, ...]:
     """Learn from clusters.
@@ -51,10 +52,11 @@ def udml(
         ranking: Keep distorted versions of images in order as well.
         synthesis: Keep synthetic embeddings in order as well.
         from_features: Begin with an embedder that keeps the features' cosines, and train it as slowly as the trunk.
+        true_labels: Learn from the labels of the training classes in place of clusters.
         parts: Further settings of `fit`.
     """
     settings = replace(settings, loss=loss or settings.loss)
-    labeler = ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
+    labeler = TrueLabels(data.labels) if true_labels else _clusters(settings, seed)
     n_features = model.embedder.in_features
     if from_features:
         found = embed(model, data.plain, what="features", channels_last=True)
@@ -66,28 +68,24 @@ def udml(
         settings,
         seed,
         labeler=labeler,
-        criterion=_criterion(settings, settings.n_clusters, settings.rotation_weight, synthesis=synthesis, seed=seed),
+        criterion=_criterion(settings, labeler.n_clusters, synthesis=synthesis, seed=seed),
         rotation_head=RotationPretextHead(n_features) if rotate and settings.rotation_weight else None,
         auxiliary=SelfSupervisedRanking(n_features, images=settings.rotation_images, seed=seed) if ranking else None,
         **parts,
     )
 
 
-def supervised(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> tuple[RoundReport, ...]:
-    """Learn from the true labels of the training classes in place of clusters."""
-    labeler = TrueLabels(data.labels)
-    return _fit(model, data, settings, seed, labeler=labeler, criterion=_criterion(settings, labeler.n_clusters))
+def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler:
+    return ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
 
 
-def _criterion(
-    settings: Settings, n_clusters: int, rotation_weight: float = 0, *, synthesis: bool = False, seed: int = 0
-) -> UDMLSSLoss:
+def _criterion(settings: Settings, n_clusters: int, *, synthesis: bool, seed: int) -> UDMLSSLoss:
     loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
     if synthesis:  # its anchor term would confirm what clusters have wrong
         ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0, seed=seed)
         miners = None if miner is None else [miner, None]
         loss, miner = MultipleLosses([loss, ranking], miners=miners, weights=[1, SYNTHESIS_WEIGHT]), None
-    return UDMLSSLoss(loss, miner=miner, rotation_weight=rotation_weight)
+    return UDMLSSLoss(loss, miner=miner, rotation_weight=settings.rotation_weight)
 
 
 def _fit(

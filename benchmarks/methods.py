@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from clustered import supervised, udml
+from clustered import udml
 from metric_losses import OTHERS
 from settings import Settings
 from setups import Data
@@ -34,6 +34,11 @@ PARTS: dict[str, dict[str, Any]] = {
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
 OWN_LOSS = {"frozen", "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # whatever loss the settings name
+RECIPE = {**PARTS["two-views"], **PARTS["averaged"]}
+SUPERVISED: dict[str, Method] = {
+    "supervised": partial(udml, true_labels=True),
+    "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **PARTS["from-features"]),
+}
 METHODS: dict[str, Method] = {
     "frozen": frozen,
     **WITHOUT_CLUSTERS,
@@ -46,8 +51,8 @@ METHODS: dict[str, Method] = {
     "udml-ss-ranking": partial(udml, rotate=True, ranking=True),
     "udml-ss-synthesis": partial(udml, rotate=True, synthesis=True),
     **{name: partial(udml, **part) for name, part in PARTS.items()},
-    "recipe": partial(udml, **PARTS["two-views"], **PARTS["averaged"]),
-    "recipe-from-features": partial(udml, **PARTS["two-views"], **PARTS["averaged"], **PARTS["from-features"]),
-    "supervised": supervised,
+    "recipe": partial(udml, **RECIPE),
+    "recipe-from-features": partial(udml, **RECIPE, **PARTS["from-features"]),
+    **SUPERVISED,
 }
 COMPARED = ("frozen", "instance", "udml", "udml-ss", "recipe", "supervised")

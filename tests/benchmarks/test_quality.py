@@ -200,7 +200,7 @@ def settings_of(flowers, options):
 
 @pytest.mark.parametrize(
     ("method", "loss"),
-    [(method, loss) for method in (clustered.udml, clustered.supervised) for loss in LOSSES]
+    [(method, loss) for method in (clustered.udml, methods.METHODS["supervised"]) for loss in LOSSES]
     + [(unclustered.instance, loss) for loss in LOSSES if loss not in NO_INSTANCE],
 )
 def test_every_loss_trains(flowers, settings_of, method, loss):
