@@ -20,6 +20,7 @@ from torch import Tensor
 from udmlss._checks import check_at_least, check_embeddings, check_within, refusal
 from udmlss.chunking import HELD, row_slices
 from udmlss.lloyd import far_apart, has_gpu, lloyd, sampled_start, train_faiss
+from udmlss.searching import import_faiss
 
 SEEDS = 2**31  # faiss takes an int of 32 bits
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
@@ -86,11 +87,9 @@ def k_means(
 
 
 def _import_faiss() -> ModuleType | None:
-    try:
-        import faiss  # noqa: PLC0415 (optional)
-    except ModuleNotFoundError:
+    faiss = import_faiss()
+    if faiss is None:
         _warn_of_missing_faiss()
-        return None
     return faiss
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from udmlss._checks import check_embeddings, check_labels, refusal
 from udmlss.chunking import row_slices
+from udmlss.searching import most_similar
 
 _CHUNK = 2**26  # similarities held at once: 256 MiB of float32
 
@@ -166,13 +167,10 @@ def _search(
         chunk = slice(begin, min(begin + step, len(asked)))
         directions, best = _unit(asked[chunk]), None
         for part in parts:
-            similarity = directions @ (_unit(embeddings[part]) if whole is None else whole).T
-            if queries is None:
-                similarity.diagonal(begin - part.start).fill_(-torch.inf)
-            best = _best(best, similarity, part.start, k)
-            del similarity  # before the next one is made
+            gallery = _unit(embeddings[part]) if whole is None else whole
+            best = _best(best, directions, gallery, part.start, k + (queries is None))
         if best is not None:
-            yield chunk, best[1]
+            yield chunk, best[1] if queries is not None else _without_own(best[1], begin)
 
 
 def _unit(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
@@ -180,16 +178,28 @@ def _unit(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
 
 
 def _best(
-    best: tuple[Tensor, Tensor] | None, similarity: Float32[Tensor, "q c"], begin: int, k: int
+    best: tuple[Tensor, Tensor] | None,
+    directions: Float32[Tensor, "q d"],
+    gallery: Float32[Tensor, "g d"],
+    begin: int,
+    k: int,
 ) -> tuple[Float32[Tensor, "q j"], Int64[Tensor, "q j"]]:
-    """Return the k highest similarities so far, and whose they are, after items from `begin` on."""
-    values, places = similarity.topk(min(k, similarity.shape[1]))
+    """Return the k highest similarities so far, and whose they are, after a gallery whose items count from `begin`."""
+    values, places = most_similar(directions, gallery, min(k, len(gallery)))
     places += begin
     if best is None:
         return values, places
     values, places = torch.cat([best[0], values], dim=1), torch.cat([best[1], places], dim=1)
     values, chosen = values.topk(min(k, values.shape[1]))
     return values, places.gather(1, chosen)
+
+
+def _without_own(places: Int64[Tensor, "q j"], begin: int) -> Int64[Tensor, "q k"]:
+    """Leave out the item that each query is, counted from `begin`, or the last of many exact duplicates of it."""
+    own = torch.arange(begin, begin + len(places), device=places.device)
+    others = places != own.unsqueeze(1)
+    others[:, -1] &= ~others.all(dim=1)
+    return places[others].view(len(places), -1)
 
 
 def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Tensor, " q"]:

@@ -104,6 +104,23 @@ def test_an_item_is_no_neighbour_of_its_own_and_its_exact_duplicate_is_one():
     assert metrics.nearest(embeddings, 1).flatten().tolist() == [1, 0, 3, 2]
 
 
+def test_many_exact_duplicates_leave_an_item_no_neighbour_of_its_own():
+    embeddings = torch.ones(9, 2)
+    found = metrics.nearest(embeddings, 3)
+    assert found.shape == (9, 3)
+    assert not (found == torch.arange(9).unsqueeze(1)).any()
+    assert all(len(row.unique()) == 3 for row in found)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_faiss_and_pytorch_find_the_same(apart, monkeypatch):
+    embeddings = torch.randn(60, 8)
+    queries = torch.randn(20, 8) if apart else None
+    found = metrics.nearest(embeddings, 7, queries=queries)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert torch.equal(metrics.nearest(embeddings, 7, queries=queries), found)
+
+
 def test_queries_apart_find_their_own_copy_in_the_gallery():
     embeddings, labels = torch.randn(8, 4), torch.arange(8)
     assert metrics.recall_at_k(embeddings, labels, (1,), queries=embeddings, query_labels=labels) == {1: 1.0}
