@@ -43,13 +43,16 @@ def check_dimension(loss: nn.Module, held: int, dimension: int | None) -> None:
 def move_proxies(loss: nn.Module, centroids: Float[Tensor, "k d"]) -> None:
     """Turn the loss's class weights to the centroids: each class's mean direction becomes its centroid's.
 
-    Each class is rotated as a whole: lengths are kept, and so are the angles between several centres of one class.
+    Directions are those from the mean of all centroids, as what all have in common tells none from another: the
+    embeddings of a pretrained network lie in a narrow cone, and so would their centroids. Each class is rotated as a
+    whole: lengths are kept, and so are the angles between several centres of one class.
     """
+    apart = centroids - centroids.mean(dim=0)
     for name, weight in _class_weights(loss):
         rows = weight.detach() if name in _BY_ROW else weight.detach().T
         centres = rows.reshape(len(centroids), -1, rows.shape[1])
         mean = functional.normalize(functional.normalize(centres, dim=2).mean(dim=1, keepdim=True), dim=2)
-        target = functional.normalize(centroids.to(rows)).unsqueeze(1)
+        target = functional.normalize(apart.to(rows)).unsqueeze(1)
         moved = _turned(centres, mean, target).flatten(0, 1)
         with torch.no_grad():
             weight.copy_(moved if name in _BY_ROW else moved.T)

@@ -108,8 +108,8 @@ class UDMLSSLoss(nn.Module):
         """Follow a new clustering: call it once after every `label`.
 
         A `CrossBatchMemory` is emptied, because its labels mean something else now. Proxies and classifier weights
-        are turned to the centroids, keeping their lengths and, where a cluster has several, their spread. A loss with
-        a method `follow_centroids` is told them.
+        are turned to where the centroids lie from the mean of all, keeping their lengths and, where a cluster has
+        several, their spread. A loss with a method `follow_centroids` is told the centroids.
 
         Args:
             pseudo: The new clusters, with centroids in the space of the embeddings.

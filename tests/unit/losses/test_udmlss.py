@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -522,9 +523,21 @@ def test_proxies_are_found_in_nested_losses():
     pseudo = pseudo_labels(labels, embeddings)
     inner = [make("ProxyAnchorLoss"), losses.MultipleLosses([make("NormalizedSoftmaxLoss")])]
     UDMLSSLoss(losses.MultipleLosses(inner)).start_round(pseudo)
-    expected = functional.normalize(pseudo.centroids)
+    expected = functional.normalize(pseudo.centroids - pseudo.centroids.mean(dim=0))
     torch.testing.assert_close(functional.normalize(inner[0].proxies), expected)
     torch.testing.assert_close(functional.normalize(inner[1].losses[0].W.T), expected)
+
+
+@pytest.mark.parametrize("name", WITH_DIRECTIONS)
+def test_what_all_clusters_have_in_common_moves_no_proxy(name):
+    embeddings, labels = separated_clusters()
+    pseudo = pseudo_labels(labels, embeddings)
+    criterion = UDMLSSLoss(make(name))
+    criterion.start_round(pseudo)
+    before = [parameter.clone() for parameter in criterion.parameters()]
+    criterion.start_round(replace(pseudo, centroids=pseudo.centroids + 5 * torch.ones(D)))
+    for parameter, old in zip(criterion.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter, old, rtol=1e-4, atol=1e-4)
 
 
 def test_a_module_of_ones_own_keeps_its_parameters():
