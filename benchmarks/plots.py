@@ -11,7 +11,11 @@ LINES = {"frozen": ":", "supervised": "--"}
 
 
 def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> None:
-    """Draw R@1 and MAP@R over the values, with error bars; frozen and supervised are horizontal lines."""
+    """Draw R@1 and MAP@R over the values, with error bars; frozen and supervised are horizontal lines.
+
+    Values are joined if they are numbers; those that are names stand aslant, for there may be many.
+    """
+    are_numbers = all(row.name in LINES or row.name.replace(".", "", 1).isdecimal() for row in rows)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, measure in zip(axes, ("R@1", "MAP@R"), strict=True):
         for scored, colour in COLOURS.items():
@@ -23,6 +27,7 @@ def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> No
                 [100 * row.spread.get(measure, 0) for row in swept],
                 color=colour,
                 marker="o",
+                linestyle="-" if are_numbers else "none",
                 capsize=4,
                 label=scored,
             )
@@ -33,6 +38,9 @@ def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> No
         axis.set(xlabel=label, ylabel=f"{measure} on unseen classes, percent")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
+        if not are_numbers:
+            axis.tick_params("x", rotation=45)
+            plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
     figure.suptitle(title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)
