@@ -182,7 +182,6 @@ def fit(
     )
     if keep == "best":
         preflight.check_choice_of_rounds(schedule.steps, schedule.every)
-    preflight.check_embeddings_folder(embeddings_folder, later_rounds)
     preflight.check_checkpointing(checkpoint, resume=resume, checkpoints_kept=checkpoints_kept)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -204,6 +203,7 @@ def fit(
     show = progress and is_first()
     with seeded(seed + rank(), device_of(model)), frozen, modes_kept(*modules.values()):
         with SameFate():
+            preflight.check_embeddings_folder(embeddings_folder, later_rounds)  # each machine has its own
             preflight.check_images(
                 images,
                 cluster_images,
