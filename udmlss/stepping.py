@@ -128,12 +128,14 @@ class Losses(nn.Module):
             auxiliary = self._auxiliary_loss(images)
         embeddings = gather(own)
         terms = self.criterion.terms(embeddings, gather(labels), logits, turns)
-        found = {"embeddings": embeddings, "loss": terms.total, "metric_loss": terms.metric}
+        total = terms.total + _zero_times_all_parameters(self.criterion)
+        found = {"embeddings": embeddings, "loss": total, "metric_loss": terms.metric}
         if logits is not None and turns is not None:
             found["rotation_loss"] = terms.rotation
             found["rotation_accuracy"] = torch.eq(logits.argmax(dim=1), turns).float().mean()
         if auxiliary is not None:
-            found |= {"loss": terms.total + auxiliary, "auxiliary_loss": auxiliary}
+            total = total + auxiliary + _zero_times_all_parameters(self.auxiliary)
+            found |= {"loss": total, "auxiliary_loss": auxiliary}
         return found
 
     def _see(
@@ -158,6 +160,16 @@ class Losses(nn.Module):
         if loss.ndim:
             raise refusal("`auxiliary` must return a scalar", f"shape {tuple(loss.shape)}", "Return its mean")
         return loss.float()
+
+
+def _zero_times_all_parameters(module: nn.Module | None) -> Tensor | float:
+    """Return zero, of which each parameter of the module is a part.
+
+    With it all take part in each step, as DistributedDataParallel's static graph asks: also those of a loss that finds
+    no triplet in this batch.
+    """
+    parameters = () if module is None else module.parameters()
+    return sum((0 * parameter.sum() for parameter in parameters if parameter.requires_grad), start=0.0)
 
 
 def shared(losses: Losses) -> nn.Module:

@@ -1,5 +1,6 @@
 """Rows to memory or to a file as they come, and the file as a tensor that memory need not hold."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,10 +65,13 @@ def room_for(n: int, d: int, folder: Path | None) -> Float[Tensor, "n d"]:
 
 def _reserve(file: int, size: int) -> None:
     """Give a file its length and, where the system can, its place on the disk: a full one would end the process."""
+    os.truncate(file, size)
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # what file systems that cannot do it answer
+                raise
 
 
 @contextmanager

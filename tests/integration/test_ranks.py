@@ -81,6 +81,25 @@ def trained(**changes):
     return outcome(model, arguments, fit(model, Noisy(), **(arguments | changes)))
 
 
+class FirstStepOnly(nn.Module):
+    """A metric loss whose parameter takes part in the first step alone, as those of a miner that finds nothing do."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, embeddings, labels):
+        self.calls += 1
+        loss = losses.MultiSimilarityLoss(2, 40, 0.5)(embeddings, labels)
+        return self.scale * loss if self.calls == 1 else loss
+
+
+def trained_by_a_loss_that_skips():
+    model, arguments = build(FirstStepOnly())
+    return outcome(model, arguments, fit(model, Noisy(), **arguments, progress=False))
+
+
 def gradients():
     """Return the gradients of one step, on this rank's share of a batch."""
     images, labels = joint_batch()
@@ -130,6 +149,7 @@ def main(folder, task):
                 "called": len(called),
                 "saved": trained(checkpoint=folder / "run", checkpoint_every=2, max_steps=5, progress=False),
                 "resumed": trained(checkpoint=folder / "run", resume=True, progress=False),
+                "skipping": trained_by_a_loss_that_skips(),
                 "remembered": trained(later_rounds="remembered", keep="last", progress=False),
                 "on a disk": trained(embeddings_folder=folder, first_round="embeddings", later_rounds="features"),
                 "held": trained(first_round="embeddings", later_rounds="features"),
@@ -159,7 +179,7 @@ def ranks(request, tmp_path_factory):
     return [one | {"printed": text} for one, (_, text) in zip(found, ended, strict=True)]
 
 
-@pytest.mark.parametrize("how", ["trained", "remembered"])
+@pytest.mark.parametrize("how", ["trained", "remembered", "skipping"])
 def test_all_ranks_have_the_same_labels_history_and_weights(ranks, how):
     first = ranks[0][how]
     assert len(first["labels"]) == N
