@@ -13,7 +13,7 @@ labels, ranks the runs, and how well R@1 on half of the test images ranks them f
 import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +34,7 @@ TITLES = ("rank correlation", "with MAP@R", "R@1 lost")
 
 def _score(run: Run, what: str) -> float:
     measured = run["label_free"][what]
-    return LabelFreeScores(*(measured[name] for name in ("self_retrieval", "consistency", "effective_rank"))).score
+    return LabelFreeScores(*(measured[field.name] for field in fields(LabelFreeScores))).score
 
 
 def _measure(name: str) -> Callable[[Run, str], float]:
@@ -48,10 +48,10 @@ def _mean(*names: str) -> Callable[[Run, str], float]:
 MEASURES: dict[str, Callable[[Run, str], float]] = {
     "score, as `fit` has it": _score,
     "self-retrieval": _measure("self_retrieval"),
+    "shared neighbours": _measure("shared_neighbors"),
     "consistency": _measure("consistency"),
     "consistency in the run's own k": _measure("own_consistency"),
-    "mean of both consistencies": _mean("consistency", "own_consistency"),
-    "mean of self-retrieval and both": _mean("self_retrieval", "consistency", "own_consistency"),
+    "mean of self-retrieval and consistency": _mean("self_retrieval", "consistency"),
     "effective rank": _measure("effective_rank"),
     "with labels: R@1 of the training images": lambda run, what: float(run["references"][what]["training_recall"]),
     "agreement of the last two rounds": lambda run, _what: float(run["history"][-1]["agreement"] or 0),
@@ -71,13 +71,13 @@ def gather(folder: Path) -> dict[str, Run]:
     """Return all runs that cluster from the folder and the folders in it, by where they lie.
 
     A sweep without rotation trains what the table's udml does: of runs with equal figures one is taken. Runs without
-    references are left out: their consistency is that of one clustering, and not the mean of three.
+    all measures are left out: they were made before these were taken.
     """
     found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"), reverse=True)}
     runs = {
         json.dumps([run["scores"], run["label_free"]]): (str(path.relative_to(folder).with_suffix("")), run)
         for path, run in found.items()
-        if run["method"] in CLUSTERING and "references" in run
+        if run["method"] in CLUSTERING and "shared_neighbors" in run["label_free"]["features"]
     }
     return dict(sorted(runs.values(), key=lambda named: named[0]))
 

@@ -1,6 +1,8 @@
 """A model to what it makes of images, how that looks without labels, and how far labels can be believed."""
 
 from dataclasses import asdict
+from math import isqrt
+from statistics import fmean
 
 import torch
 from setups import Data
@@ -36,12 +38,22 @@ def see_views(model: EmbeddingModel, data: Data) -> tuple[dict[str, Tensor], Ten
 
 
 def judge(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int) -> dict[str, float]:
-    """Return label-free measures: those of `fit`'s reports, and consistency in as many clusters as training used."""
+    """Return label-free measures: those of `fit`'s reports, and consistency, which was tried.
+
+    It is taken in as many clusters as the square root of the number of images, and in as many as training used.
+    """
     images, views = functional.normalize(images), functional.normalize(views)
-    clusters = k_means(images, n_clusters)
-    nearest = torch.cdist(views, cluster_means(images, clusters, n_clusters)).argmin(dim=1)
-    own = float((nearest == clusters[probe]).float().mean())
-    return asdict(judge_embeddings(images, views, probe)) | {"own_consistency": own}
+    return asdict(judge_embeddings(images, views, probe)) | {
+        "consistency": fmean(consistency(images, views, probe, isqrt(len(images)), seed) for seed in range(3)),
+        "own_consistency": consistency(images, views, probe, n_clusters, 0),
+    }
+
+
+def consistency(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int, seed: int) -> float:
+    """Return the share of views that fall into the cluster of the image they are of."""
+    clusters = k_means(images, n_clusters, seed=seed)
+    nearest = torch.cdist(views, cluster_means(images, clusters, int(clusters.max()) + 1)).argmin(dim=1)
+    return float((nearest == clusters[probe]).float().mean())
 
 
 def recall_of_halves(rows: Tensor, labels: Tensor) -> list[float]:

@@ -1,20 +1,16 @@
 """Embeddings to label-free scores: how good they look to someone who has no labels."""
 
-import warnings
-from math import isqrt
-from statistics import fmean
-
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from udmlss import metrics
 from udmlss._checks import check_embeddings, refusal
-from udmlss.clustering import cluster_means, k_means
+from udmlss.clustering import check_not_collapsed
 from udmlss.types import LabelFreeScores
 
-_JUDGED = 2**16  # most images that are clustered: with the square root of n clusters the work grows as n**1.5
-_CLUSTERINGS = 3  # of which consistency is the mean
+_NEIGHBORS = 20
+_JUDGED = 2**16  # most embeddings of which the effective rank is taken
 _CHUNK = 8192  # rows that are held in double precision at once
 
 
@@ -23,8 +19,8 @@ def judge_embeddings(
 ) -> LabelFreeScores:
     """Score embeddings by what a second, augmented view of some of the images gives.
 
-    Of more than 65,536 images, effective rank and consistency look at so many, drawn at random and always the same;
-    consistency also at those with a view. Self-retrieval searches all.
+    `LabelFreeScores` says what is measured. Of fewer than 41 images half of the others count as neighbours in place of
+    20. All images are searched; of more than 65,536 so many, always the same, have their effective rank taken.
 
     Args:
         embeddings: Embeddings of all images, of any floating type, in memory or mapped from a file.
@@ -42,40 +38,23 @@ def judge_embeddings(
         1.0
     """
     _check_views(embeddings, views, of)
+    check_not_collapsed(embeddings)
+    k = min(_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # of few images all would be shared
+    queries = torch.cat([embeddings[of].float(), views.to(embeddings.device).float()])
+    by_image, by_view = metrics.nearest(embeddings, k + 1, queries=queries).chunk(2)
     return LabelFreeScores(
-        self_retrieval=self_retrieval(embeddings, views, of),
-        consistency=consistency(embeddings, views, of),
+        self_retrieval=_mean(by_view[:, 0] == of),
+        shared_neighbors=_shared(metrics.without_own(by_image, of), metrics.without_own(by_view, of)),
         effective_rank=effective_rank(embeddings),
     )
 
 
-def self_retrieval(embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]) -> float:
-    """Return the share of views that are most similar, among all images, to the image they are of; in 0..1."""
-    return float((metrics.nearest(embeddings, 1, queries=views)[:, 0] == of).float().mean())
+def _shared(one: Int64[Tensor, "m k"], other: Int64[Tensor, "m k"]) -> float:
+    return _mean((one.unsqueeze(1) == other.unsqueeze(2)).any(dim=2))
 
 
-def consistency(embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]) -> float:
-    """Return the share of views that fall into the cluster of the image they are of; in 0..1, the mean of three.
-
-    The clusters are k-means' with k the square root of n, whatever k the training uses, so that runs with different
-    clusters compare, and from three starts, for one says more of its start than of the embeddings. Of more than 65,536
-    images so many, drawn at random, and those with a view count as all.
-    """
-    if len(embeddings) > _JUDGED:
-        rows = torch.cat([_drawn(len(embeddings)), of]).unique()
-        embeddings, of = embeddings[rows], torch.searchsorted(rows, of)
-    return fmean(_share_that_stay(embeddings, views, of, seed) for seed in range(_CLUSTERINGS))
-
-
-def _share_that_stay(
-    embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"], seed: int
-) -> float:
-    with warnings.catch_warnings():
-        # that fewer embeddings differ than there are clusters: nobody asked for so many
-        warnings.simplefilter("ignore")
-        labels = k_means(embeddings, max(2, isqrt(len(embeddings))), seed=seed)
-    centroids = cluster_means(embeddings, labels, int(labels.max()) + 1)
-    return float((torch.cdist(views.float(), centroids).argmin(dim=1) == labels[of]).float().mean())
+def _mean(right: Bool[Tensor, "..."]) -> float:
+    return float(right.float().mean())
 
 
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> float:

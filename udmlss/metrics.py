@@ -170,7 +170,8 @@ def _search(
             gallery = _unit(embeddings[part]) if whole is None else whole
             best = _best(best, directions, gallery, part.start, k + (queries is None))
         if best is not None:
-            yield chunk, best[1] if queries is not None else _without_own(best[1], begin)
+            own = torch.arange(begin, chunk.stop, device=asked.device)
+            yield chunk, best[1] if queries is not None else without_own(best[1], own)
 
 
 def _unit(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
@@ -194,9 +195,8 @@ def _best(
     return values, places.gather(1, chosen)
 
 
-def _without_own(places: Int64[Tensor, "q j"], begin: int) -> Int64[Tensor, "q k"]:
-    """Leave out the item that each query is, counted from `begin`, or the last of many exact duplicates of it."""
-    own = torch.arange(begin, begin + len(places), device=places.device)
+def without_own(places: Int64[Tensor, "q j"], own: Int64[Tensor, " q"]) -> Int64[Tensor, "q k"]:
+    """Leave out of the items found for each query its own one, or the last of many exact duplicates of it."""
     others = places != own.unsqueeze(1)
     others[:, -1] &= ~others.all(dim=1)
     return places[others].view(len(places), -1)

@@ -84,7 +84,7 @@ class Progress:
             words += _about_clusters(pseudo)
         if scores is not None:
             words.append(f"self-retrieval {scores.self_retrieval:.0%}")
-            words.append(f"consistency {scores.consistency:.0%}")
+            words.append(f"shared neighbours {scores.shared_neighbors:.0%}")
             words.append(f"rank {scores.effective_rank:.0f}")
         return ", ".join(words)
 

@@ -1,7 +1,7 @@
 """The frozen values that cross stages, and the protocols at the seams."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
@@ -79,20 +79,19 @@ class LabelFreeScores:
 
     Attributes:
         self_retrieval: Share of augmented views that find, among all images, the image they are of; in 0..1.
-        consistency: Share of augmented views that fall into the cluster of the image they are of, with as many
-            clusters as the square root of the number of images, of which 65,536 at most are clustered, whatever k
-            training uses; the mean of three clusterings, in 0..1.
+        shared_neighbors: Share of the 20 other images most similar to an image that are so to an augmented view of it
+            as well; in 0..1.
         effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
     """
 
     self_retrieval: float
-    consistency: float
+    shared_neighbors: float
     effective_rank: float
 
     @property
     def score(self) -> float:
-        """Self-retrieval and consistency together, in 0..1: what `fit` keeps weights and stops by."""
-        return (self.self_retrieval + self.consistency) / 2
+        """Geometric mean of self-retrieval and shared neighbours, in 0..1: what `fit` keeps weights and stops by."""
+        return sqrt(self.self_retrieval * self.shared_neighbors)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_every_round_and_the_start_are_scored():
     result = run(make_model())
     scores = [result.start, *(report.label_free for report in result.history)]
     assert len(scores) == 5
-    assert all(0 < one.self_retrieval <= 1 and 0 < one.consistency <= 1 for one in scores)
+    assert all(0 < one.self_retrieval <= 1 and 0 < one.shared_neighbors <= 1 for one in scores)
     assert all(1 < one.effective_rank <= 16 for one in scores)
 
 

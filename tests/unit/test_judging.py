@@ -3,40 +3,54 @@ import pytest
 import torch
 from torch.nn import functional
 
-from udmlss import judge_embeddings, judging
-from udmlss.clustering import k_means
-from udmlss.judging import consistency, effective_rank, self_retrieval
+from udmlss import LabelFreeScores, judge_embeddings, judging
+from udmlss.judging import effective_rank
 
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def ranked(query, embeddings):
+    """Return the indices of all embeddings, most similar first, by a loop."""
+    similar = [float(query.double() @ embedding.double()) for embedding in embeddings]
+    return sorted(range(len(similar)), key=lambda index: -similar[index])
+
+
+def seen_twice(n, of, strength, *, d=5):
+    """Return embeddings and views of some of them."""
+    embeddings = functional.normalize(noise(n, d))
+    return embeddings, functional.normalize(embeddings[of] + strength * noise(len(of), d, seed=1))
+
+
 def test_self_retrieval_counts_the_views_whose_most_similar_image_is_their_own():
-    embeddings = functional.normalize(noise(60, 5))
     of = torch.arange(0, 60, 2)
-    views = functional.normalize(embeddings[of] + 0.5 * noise(30, 5, seed=1))
-    found = 0
-    for view, own in zip(views.double(), of.tolist(), strict=True):
-        similar = [float(view @ embedding) for embedding in embeddings.double()]
-        found += similar.index(max(similar)) == own
+    embeddings, views = seen_twice(60, of, 0.5)
+    found = sum(ranked(view, embeddings)[0] == own for view, own in zip(views, of.tolist(), strict=True))
     assert 0 < found < 30
-    assert self_retrieval(embeddings, views, of) == pytest.approx(found / 30)
+    assert judge_embeddings(embeddings, views, of).self_retrieval == pytest.approx(found / 30)
 
 
-def test_consistency_counts_the_views_nearest_to_the_mean_of_their_image_s_cluster():
-    embeddings = functional.normalize(noise(100, 5))
-    of = torch.arange(50)
-    views = functional.normalize(embeddings[of] + 0.5 * noise(50, 5, seed=1))
-    found = [0, 0, 0]
-    for seed in range(3):
-        labels = k_means(embeddings, 10, seed=seed)
-        means = [embeddings[labels == cluster].mean(dim=0) for cluster in range(10)]
-        for view, own in zip(views, of.tolist(), strict=True):
-            distances = [float((view - mean).norm()) for mean in means]
-            found[seed] += distances.index(min(distances)) == int(labels[own])
-    assert 0 < min(found) < max(found) < 50
-    assert consistency(embeddings, views, of) == pytest.approx(sum(found) / 150)
+@pytest.mark.parametrize(("n", "neighbors"), [(100, 20), (41, 20), (40, 19), (9, 4), (3, 1)])
+def test_shared_neighbors_counts_the_images_similar_to_an_image_and_to_its_view_as_well(n, neighbors):
+    of = torch.arange(n).flip(0)[: max(2, n // 2)].repeat(2)  # in no order, and each twice
+    embeddings, views = seen_twice(n, of, 0.5)
+    shared = 0
+    for view, own in zip(views, of.tolist(), strict=True):
+        by_image, by_view = (
+            [index for index in ranked(query, embeddings) if index != own][:neighbors]
+            for query in (embeddings[own], view)
+        )
+        shared += len(set(by_image) & set(by_view))
+    assert 0 < shared < neighbors * len(of)
+    found = judge_embeddings(embeddings, views, of).shared_neighbors
+    assert found == pytest.approx(shared / (neighbors * len(of)))
+
+
+def test_the_score_is_the_geometric_mean():
+    scores = LabelFreeScores(0.4, 0.9, 5.0)
+    assert scores.score == pytest.approx(0.6)
+    assert LabelFreeScores(0.0, 0.9, 5.0).score == 0
 
 
 @pytest.mark.parametrize("directions", [1, 3, 8])
@@ -61,66 +75,29 @@ def test_effective_rank_counts_no_noise_where_there_are_more_dimensions_than_emb
     assert effective_rank(points) == pytest.approx(float(torch.special.entr(shares).sum().exp()), rel=1e-9)
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Consistency and effective rank look at 500 images at most."""
-    monkeypatch.setattr(judging, "_JUDGED", 500)
-
-
-@pytest.mark.usefixtures("few")
-def test_up_to_so_many_images_all_count():
-    embeddings, of = functional.normalize(noise(500, 5)), torch.arange(0, 500, 7)
-    views = functional.normalize(embeddings[of] + 0.3 * noise(len(of), 5, seed=1))
-    shares = []
-    for seed in range(3):
-        labels = k_means(embeddings, 22, seed=seed)
-        means = torch.stack([embeddings[labels == cluster].mean(dim=0) for cluster in range(22)])
-        shares.append(float((torch.cdist(views, means).argmin(dim=1) == labels[of]).float().mean()))
-    assert consistency(embeddings, views, of) == pytest.approx(sum(shares) / 3)
-
-
-def test_of_more_images_some_stand_for_all(monkeypatch):
-    groups = torch.arange(3000) % 20
-    embeddings = functional.normalize(noise(20, 16)[groups] + 0.1 * noise(3000, 16, seed=1))
-    of = torch.arange(2999, 0, -30).repeat(2)  # in no order, and each twice
-    views = functional.normalize(embeddings[of] + 0.1 * noise(len(of), 16, seed=2))
+def test_the_effective_rank_of_more_images_is_that_of_some(monkeypatch):
+    of = torch.arange(0, 3000, 30)
+    embeddings, views = seen_twice(3000, of, 0.1, d=16)
     whole = judge_embeddings(embeddings, views, of)
     monkeypatch.setattr(judging, "_JUDGED", 500)
     some = judge_embeddings(embeddings, views, of)
     assert some == judge_embeddings(embeddings, views, of)
-    assert some.self_retrieval == whole.self_retrieval
+    assert (some.self_retrieval, some.shared_neighbors) == (whole.self_retrieval, whole.shared_neighbors)
+    assert some.effective_rank != whole.effective_rank
     assert some.effective_rank == pytest.approx(whole.effective_rank, rel=0.02)
-    assert some.consistency > 0.5
-    assert judge_embeddings(embeddings, embeddings[of], of).consistency == 1
-    others = embeddings[(of + 1) % 3000]  # of another group each
-    assert judge_embeddings(embeddings, others, of).consistency == 0
-
-
-@pytest.mark.usefixtures("few")
-def test_of_more_images_those_with_a_view_are_clustered_too(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        judging, "k_means", lambda rows, k, seed: seen.append((len(rows), k)) or k_means(rows, k, seed=seed)
-    )
-    embeddings = functional.normalize(noise(2000, 8))
-    consistency(embeddings, embeddings[:1000], torch.arange(1000))
-    assert len(seen) == 3
-    ((rows, k),) = set(seen)
-    assert 1000 < rows < 1500
-    assert k == int(rows**0.5)
 
 
 def test_views_equal_to_their_images_score_fully():
     embeddings = functional.normalize(noise(50, 8))
     scores = judge_embeddings(embeddings, embeddings[:20], torch.arange(20))
-    assert (scores.self_retrieval, scores.consistency, scores.score) == (1, 1, 1)
+    assert (scores.self_retrieval, scores.shared_neighbors, scores.score) == (1, 1, 1)
 
 
 def test_views_of_anything_score_as_chance():
     embeddings, views = functional.normalize(noise(2500, 8)), functional.normalize(noise(1000, 8, seed=1))
     scores = judge_embeddings(embeddings, views, torch.arange(1000))
     assert scores.self_retrieval < 0.01
-    assert scores.consistency == pytest.approx(1 / 50, abs=0.02)
+    assert scores.shared_neighbors == pytest.approx(20 / 2500, abs=0.005)
 
 
 def test_turning_all_embeddings_alike_changes_no_score():
@@ -150,12 +127,20 @@ def test_views_that_do_not_fit_are_refused(views, of, message, monkeypatch):
         judge_embeddings(noise(9, 5), views, of)
 
 
-def test_images_that_are_equal_are_judged_without_a_warning():
-    embeddings = torch.tensor([[0.0, 3.0], [3.0, 0.0], [-3.0, 0.0]]).repeat(
-        20, 1
-    )  # fewer differ than clusters are tried
-    views = 0.4 * embeddings[:3]  # nearer to the origin than to their images, and their images are the nearest
-    assert consistency(embeddings, views, torch.arange(3)) == 1
+def test_a_view_far_from_its_image_shares_as_many_neighbors_as_it_finds():
+    first, second = torch.tensor([1.0, 0.1]).repeat(30, 1), torch.tensor([0.1, 1.0]).repeat(30, 1)
+    embeddings = torch.cat([first, second])  # exact duplicates, more than are looked at
+    scores = judge_embeddings(embeddings, embeddings[[40, 3]], torch.tensor([2, 3]))
+    assert scores.shared_neighbors == 0.5  # the first view shares none, the second all
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_embeddings_of_any_floating_type_are_judged(dtype):
+    of = torch.arange(20)
+    embeddings, views = seen_twice(200, of, 0.3)
+    expected = judge_embeddings(embeddings.half(), views, of)
+    found = judge_embeddings(embeddings.half().to(dtype), views, of)
+    assert (found.self_retrieval, found.shared_neighbors) == (expected.self_retrieval, expected.shared_neighbors)
 
 
 def test_collapsed_embeddings_are_refused():
