@@ -14,6 +14,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, replace
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,7 +53,10 @@ MEASURES: dict[str, Callable[[Run, str], float]] = {
     "consistency": _measure("consistency"),
     "consistency in the run's own k": _measure("own_consistency"),
     "mean of self-retrieval and consistency": _mean("self_retrieval", "consistency"),
-    "effective rank": _measure("effective_rank"),
+    "geometric mean of self-retrieval and shared neighbours": lambda run, what: sqrt(
+        run["label_free"][what]["self_retrieval"] * run["label_free"][what]["shared_neighbors"]
+    ),
+    "spread": _measure("spread"),
     "with labels: R@1 of the training images": lambda run, what: float(run["references"][what]["training_recall"]),
     "agreement of the last two rounds": lambda run, _what: float(run["history"][-1]["agreement"] or 0),
 }
@@ -77,7 +81,7 @@ def gather(folder: Path) -> dict[str, Run]:
     runs = {
         json.dumps([run["scores"], run["label_free"]]): (str(path.relative_to(folder).with_suffix("")), run)
         for path, run in found.items()
-        if run["method"] in CLUSTERING and "shared_neighbors" in run["label_free"]["features"]
+        if run["method"] in CLUSTERING and "spread" in run["label_free"]["features"]
     }
     return dict(sorted(runs.values(), key=lambda named: named[0]))
 

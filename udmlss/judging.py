@@ -1,5 +1,7 @@
 """Embeddings to label-free scores: how good they look to someone who has no labels."""
 
+from math import log
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -42,15 +44,22 @@ def judge_embeddings(
     k = min(_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # of few images all would be shared
     queries = torch.cat([embeddings[of].float(), views.to(embeddings.device).float()])
     by_image, by_view = metrics.nearest(embeddings, k + 1, queries=queries).chunk(2)
+    rank = effective_rank(embeddings)
     return LabelFreeScores(
         self_retrieval=_mean(by_view[:, 0] == of),
         shared_neighbors=_shared(metrics.without_own(by_image, of), metrics.without_own(by_view, of)),
-        effective_rank=effective_rank(embeddings),
+        effective_rank=rank,
+        spread=_spread(rank, min(embeddings.shape[1], len(embeddings) - 1)),
     )
 
 
 def _shared(one: Int64[Tensor, "m k"], other: Int64[Tensor, "m k"]) -> float:
     return _mean((one.unsqueeze(1) == other.unsqueeze(2)).any(dim=2))
+
+
+def _spread(effective_rank: float, highest: int) -> float:
+    """Return the share of the highest entropy; 0 where there is but one direction, and 1 at most for all rounding."""
+    return min(1.0, log(effective_rank) / log(max(2, highest)))
 
 
 def _mean(right: Bool[Tensor, "..."]) -> float:

@@ -1,7 +1,7 @@
 """The frozen values that cross stages, and the protocols at the seams."""
 
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
@@ -82,16 +82,27 @@ class LabelFreeScores:
         shared_neighbors: Share of the 20 other images most similar to an image that are so to an augmented view of it
             as well; in 0..1.
         effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
+        spread: How evenly they fill the directions there are: the logarithm of the effective rank over that of the
+            highest it could be, in 0..1.
     """
 
     self_retrieval: float
     shared_neighbors: float
     effective_rank: float
+    spread: float
 
     @property
     def score(self) -> float:
-        """Geometric mean of self-retrieval and shared neighbours, in 0..1: what `fit` keeps weights and stops by."""
-        return sqrt(self.self_retrieval * self.shared_neighbors)
+        """Mean of shared neighbours and spread, in 0..1: what `fit` keeps weights and stops by.
+
+        What is similar stays similar in another view, and not because all is: alignment and uniformity, of which
+        both are needed.
+
+        References:
+            Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere.
+            Wang, Isola. 2020. https://arxiv.org/abs/2005.10242. The two measures here are others.
+        """
+        return (self.shared_neighbors + self.spread) / 2
 
 
 @dataclass(frozen=True)

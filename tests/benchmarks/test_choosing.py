@@ -10,7 +10,7 @@ from udmlss.types import LabelFreeScores
 
 def made(shared, recall, precision=0.3):
     """A run by what the study reads of it; every measure that is not named is the same for all."""
-    label_free = {"self_retrieval": 0.5, "shared_neighbors": shared, "effective_rank": 9.0}
+    label_free = {"self_retrieval": 0.5, "shared_neighbors": shared, "effective_rank": 9.0, "spread": 0.4}
     label_free |= {"consistency": 0.5, "own_consistency": 0.5}
     return {
         "scores": {what: {"recall_at": {"1": recall}, "map_at_r": precision} for what in choosing.KINDS},
@@ -46,7 +46,7 @@ def test_what_is_lost_is_the_best_recall_less_that_of_the_run_with_the_highest_m
 
 def test_the_score_is_the_one_that_fit_chooses_by():
     run = made(0.9, 0.7)
-    assert choosing.MEASURES["score, as `fit` has it"](run, "features") == LabelFreeScores(0.5, 0.9, 9.0).score
+    assert choosing.MEASURES["score, as `fit` has it"](run, "features") == LabelFreeScores(0.5, 0.9, 9.0, 0.4).score
 
 
 def test_the_variants_differ_in_loss_and_length():
@@ -61,7 +61,7 @@ def test_runs_made_before_all_was_measured_are_left_out(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(made(0.5, recall) | {"method": "udml"}))
     found = made(0.5, 0.7) | {"method": "udml"}
     for measured in found["label_free"].values():
-        measured.pop("shared_neighbors", None)
+        measured.pop("spread", None)
     (tmp_path / "udml-2.json").write_text(json.dumps(found))
     assert list(choosing.gather(tmp_path)) == ["udml-0", "udml-1"]
 

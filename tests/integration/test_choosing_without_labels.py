@@ -164,7 +164,7 @@ def test_choosing_without_augmentations_is_refused(changes):
 
 
 def finished(score):
-    scores = None if score is None else LabelFreeScores(score, score, 5.0)
+    scores = None if score is None else LabelFreeScores(0.5, score, 5.0, score)
     return FitResult(history=(), pseudo_labels=None, ended="interrupt", start=scores, kept_step=0)
 
 

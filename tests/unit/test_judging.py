@@ -47,10 +47,25 @@ def test_shared_neighbors_counts_the_images_similar_to_an_image_and_to_its_view_
     assert found == pytest.approx(shared / (neighbors * len(of)))
 
 
-def test_the_score_is_the_geometric_mean():
-    scores = LabelFreeScores(0.4, 0.9, 5.0)
-    assert scores.score == pytest.approx(0.6)
-    assert LabelFreeScores(0.0, 0.9, 5.0).score == 0
+def test_the_score_is_the_mean_of_shared_neighbors_and_spread():
+    assert LabelFreeScores(0.1, 0.3, 5.0, 0.9).score == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "directions", "spread"), [(40, 8, 8, 1), (40, 8, 4, 2 / 3), (40, 8, 1, 0), (40, 1, 1, 0), (2, 8, 1, 0)]
+)
+def test_the_spread_is_the_share_of_the_highest_entropy(n, d, directions, spread):
+    corners = torch.eye(d)[:directions]
+    points = torch.cat([corners, -corners]).repeat(n // (2 * directions), 1)
+    scores = judge_embeddings(points, points[:2], torch.arange(2))
+    assert scores.spread == pytest.approx(spread, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 300), (300, 5)])
+def test_the_spread_is_at_most_one_and_reaches_it(n, d):
+    points = torch.linalg.qr(noise(max(n, d), min(n, d)))[0]
+    points = points.T if d > n else points
+    assert 0.99 < judge_embeddings(points, points[:2], torch.arange(2)).spread <= 1
 
 
 @pytest.mark.parametrize("directions", [1, 3, 8])
@@ -90,7 +105,7 @@ def test_the_effective_rank_of_more_images_is_that_of_some(monkeypatch):
 def test_views_equal_to_their_images_score_fully():
     embeddings = functional.normalize(noise(50, 8))
     scores = judge_embeddings(embeddings, embeddings[:20], torch.arange(20))
-    assert (scores.self_retrieval, scores.shared_neighbors, scores.score) == (1, 1, 1)
+    assert (scores.self_retrieval, scores.shared_neighbors) == (1, 1)
 
 
 def test_views_of_anything_score_as_chance():

@@ -12,7 +12,7 @@ def watch(scores, keep="best", patience=None):
     keeper = Keeper([part], keep, patience)
     for step, score in enumerate(scores):
         nn.init.constant_(part.weight, step)
-        keeper.see(step, LabelFreeScores(score, score, 1.0))
+        keeper.see(step, LabelFreeScores(0.5, score, 1.0, score))
     return part, keeper
 
 
