@@ -9,7 +9,7 @@ import torch
 
 from udmlss._checks import refusal
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, n_kept: int) -> Path:

@@ -193,7 +193,7 @@ def test_a_checkpoint_needs_no_code_to_be_read(tmp_path):
     model, arguments = build(scheduler=None, optimizer=adam, rotation_head=None, ema_decay=0.5, keep="best")
     fit(model, Noisy(), **arguments, checkpoint=tmp_path)
     found = torch.load(next(tmp_path.iterdir()), weights_only=True)
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert set(found["modules"]) == {"model", "criterion"}
 
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     save_one(tmp_path)
     for path in tmp_path.iterdir():
         torch.save(torch.load(path) | {"format": 99}, path)
-    with pytest.raises(ValueError, match="A checkpoint must have format 1; found 99 in"):
+    with pytest.raises(ValueError, match="A checkpoint must have format 2; found 99 in"):
         resume(tmp_path)
 
 
