@@ -94,21 +94,22 @@ def weigh(runs: Sequence[Run]) -> list[dict[str, Any]]:
         precisions = [run["scores"][what]["map_at_r"] for run in runs]
         for name, measure in MEASURES.items():
             values = [measure(run, what) for run in runs]
-            row = {"measure": name, "scored": what, "correlation": _rank_correlation(values, recalls)}
-            row |= {"map_at_r": _rank_correlation(values, precisions)}
+            row = {"measure": name, "scored": what, "correlation": rank_correlation(values, recalls)}
+            row |= {"map_at_r": rank_correlation(values, precisions)}
             rows.append(row | {"lost": max(recalls) - recalls[values.index(max(values))]})
     return rows
 
 
-def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return Spearman's; None where all of one side are equal."""
     if len(set(one)) == 1 or len(set(other)) == 1:
-        return None  # what is equal has no rank
+        return None
     return float(spearmanr(one, other).statistic)
 
 
 def _between_halves(runs: Iterable[Run], what: str) -> str:
     one, other = zip(*(run["references"][what]["recall_of_halves"] for run in runs), strict=True)
-    found = _rank_correlation(one, other)
+    found = rank_correlation(one, other)
     return "-" if found is None else f"{found:.2f}"
 
 

@@ -14,14 +14,13 @@ from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
     RotationPretextHead,
-    RoundReport,
     UDMLSSLoss,
     embed,
     embedder_from_features,
     fit,
 )
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
-from udmlss.types import Labeler
+from udmlss.types import FitResult, Labeler
 
 SYNTHESIS_WEIGHT = 0.23  # as released
 
@@ -39,7 +38,7 @@ def udml(
     from_features: bool = False,
     true_labels: bool = False,
     **parts: Any,  # noqa: ANN401
-) -> tuple[RoundReport, ...]:
+) -> FitResult:
     """Learn from clusters.
 
     Args:
@@ -100,7 +99,7 @@ def _fit(
     auxiliary: SelfSupervisedRanking | None = None,
     views: int = 1,
     **parts: Any,  # noqa: ANN401
-) -> tuple[RoundReport, ...]:
+) -> FitResult:
     result = fit(
         model,
         data.train,
@@ -124,4 +123,4 @@ def _fit(
     )
     if result.ended == "interrupt":  # half a training is no result
         raise KeyboardInterrupt
-    return result.history
+    return result

@@ -1,4 +1,4 @@
-"""The methods that are compared: each trains a model in place and returns the reports of its rounds, if it has any.
+"""The methods that are compared: each trains a model in place and returns what `fit` did, if it trains by that.
 
 Another method is another function in `METHODS`. All take the same steps on as many images, by the same optimiser.
 `PARTS` are settings of `fit` that were tried for the recipe, each beside `udml` alone.
@@ -14,14 +14,14 @@ from settings import Settings
 from setups import Data
 from unclustered import cbswr, instance, stml
 
-from udmlss import EmbeddingModel, RoundReport
+from udmlss import EmbeddingModel
+from udmlss.types import FitResult
 
-Method = Callable[[EmbeddingModel, Data, Settings, int], tuple[RoundReport, ...]]
+Method = Callable[..., FitResult | None]
 
 
-def frozen(_model: EmbeddingModel, _data: Data, _settings: Settings, _seed: int) -> tuple[()]:
+def frozen(_model: EmbeddingModel, _data: Data, _settings: Settings, _seed: int) -> None:
     """Leave the model as it is."""
-    return ()
 
 
 PARTS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,9 @@
 """Measured rows and runs to pictures."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 from tables import Row
@@ -63,5 +65,29 @@ def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
     figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def save_rounds(
+    path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], rows: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Draw R@1 over steps, a panel a run; a line stands where the label-free score kept the weights."""
+    across = min(3, len(runs))
+    shape = ceil(len(runs) / across), across
+    figure, axes = plt.subplots(*shape, figsize=(4.2 * across, 3 * shape[0]), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_axis_off()
+    for axis, (name, rounds) in zip(axes.flat, runs.items(), strict=False):
+        steps = [found["step"] for found in rounds]
+        for what, colour in COLOURS.items():
+            axis.plot(steps, [100 * found["recall"][what] for found in rounds], color=colour, marker=".", label=what)
+        axis.axvline(rows[name]["kept_step"], color="black", linestyle=":", label="kept without labels")
+        axis.set_title(name, fontsize="small")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.supxlabel("optimiser steps")
+    figure.supylabel("R@1 on unseen classes, percent")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -30,19 +30,24 @@ def ensure(folder: Path, method: str, seed: int, settings: Settings, data: Data)
     path = folder / f"{method}-{seed}.json"
     if path.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     found = run(method, seed, settings, data)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(found, indent=1) + "\n")
-    beside.replace(path)  # whole or not at all, for another command may be reading
+    write(path, found)
     recalls = ", ".join(f"{what} {scores['recall_at'][1]:.1%}" for what, scores in found["scores"].items())
     print(f"{path}: R@1 of {recalls}, {found['seconds']:.0f} s", flush=True)
+
+
+def write(path: Path, found: Run) -> None:
+    """Write a run to its file, whole or not at all, for another command may be reading."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(path)
 
 
 def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     model = build_model(settings, seed)
     started = time.perf_counter()
-    history = METHODS[method](model, data, settings, seed)
+    result = METHODS[method](model, data, settings, seed)
     seconds = time.perf_counter() - started
     test, train = see(model, data.test), see(model, data.plain)
     views, probe = see_views(model, data)
@@ -61,7 +66,7 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
             }
             for what in train
         },
-        "history": [asdict(report) for report in history],
+        "history": [] if result is None else [asdict(report) for report in result.history],
     }
 
 

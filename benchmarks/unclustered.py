@@ -19,26 +19,23 @@ from udmlss import EmbeddingModel
 TEACHER_SPAN = 0.23  # of the training, as published: 1,000 of 4,320 steps
 
 
-def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> tuple[()]:
+def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
     """Learn without clusters: each image is a class of its own, and two augmented views of it are its members."""
     loss, _ = build_loss(settings.loss, 1, settings.embedding_size)
     if type(loss).__name__ not in SelfSupervisedLoss.supported_losses():
         sys.exit(f"instance must have a loss that SelfSupervisedLoss takes; found {settings.loss}. Name another.")
     train_instances(model, _views(data, settings, seed), loss)
-    return ()
 
 
-def cbswr(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> tuple[()]:
+def cbswr(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
     """Learn clusters inside the batch; half of the second views are of the nearest neighbour."""
     train_cbswr(model, _views(data, settings, seed), settings.backbone)
-    return ()
 
 
-def stml(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> tuple[()]:
+def stml(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
     """Learn from a teacher, the average of the weights so far."""
     decay = max(0.0, 1 - 1 / (TEACHER_SPAN * settings.steps))
     train_stml(model, _views(data, settings, seed), decay=decay)
-    return ()
 
 
 def _views(data: Data, settings: Settings, seed: int) -> TwoViews:
