@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from leaving_out import LeavingOut
 from metric_losses import build_loss
 from optimizers import build_optimizer
 from pytorch_metric_learning.losses import MultipleLosses
@@ -74,8 +75,9 @@ def udml(
     )
 
 
-def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler:
-    return ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
+def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler | LeavingOut:
+    labeler = ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
+    return LeavingOut(labeler, settings.leave_out) if settings.leave_out else labeler
 
 
 def _criterion(settings: Settings, n_clusters: int, *, synthesis: bool, seed: int) -> UDMLSSLoss:

@@ -3,9 +3,11 @@
     python benchmarks/sweep.py --data cub100 --over k
     python benchmarks/sweep.py --data cub100 --over rotation
     python benchmarks/sweep.py --data cub100 --over loss
+    python benchmarks/sweep.py --data cub100 --over whitening --method recipe-from-features
 
 `k` goes from half to ten times the number of training classes, `rotation` is the weight of the rotation loss, `loss` is
-the metric loss. The
+the metric loss, `whitening` is to how many dimensions the first features are whitened, `left-out` is the share of each
+cluster that is left out because it lies far from the centroid, `pooling` is how the trunk's maps become features. The
 output folder is that of benchmarks/quality.py, the sweep a folder in it. Runs that the table there has with the same
 settings are taken from there, and so are `frozen` and `supervised` for comparison if they are there.
 """
@@ -22,10 +24,30 @@ from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 from tables import write
 
-FIELDS = {"k": "n_clusters", "rotation": "rotation_weight", "loss": "loss"}
-LABELS = {"k": "number of clusters k", "rotation": "weight of the rotation loss", "loss": "metric loss"}
+FIELDS = {
+    "k": "n_clusters",
+    "rotation": "rotation_weight",
+    "loss": "loss",
+    "whitening": "whiten_first",
+    "left-out": "leave_out",
+    "pooling": "pooling",
+}
+LABELS = {
+    "k": "number of clusters k",
+    "rotation": "weight of the rotation loss",
+    "loss": "metric loss",
+    "whitening": "dimensions to which the first features are whitened; 0: not",
+    "left-out": "share of each cluster that is left out",
+    "pooling": "pooling",
+}
+VALUES: dict[str, Sequence[float] | Sequence[str]] = {
+    "rotation": (0, 0.03, 0.1, 0.3, 1),
+    "loss": list(LOSSES),
+    "whitening": (0, 128),
+    "left-out": (0, 0.2),
+    "pooling": ("average", "average+maximum"),
+}
 TIMES_CLASSES = (0.5, 1, 2, 5, 10)
-WEIGHTS = (0, 0.03, 0.1, 0.3, 1)
 
 
 def cluster_counts(n_classes: int, n_images: int, settings: Settings) -> tuple[list[int], list[str]]:
@@ -39,15 +61,6 @@ def cluster_counts(n_classes: int, n_images: int, settings: Settings) -> tuple[l
     return [count for count in counts if count not in few + many], notes
 
 
-def values_of(
-    over: str, n_classes: int, n_images: int, settings: Settings
-) -> tuple[Sequence[int] | Sequence[float] | Sequence[str], list[str]]:
-    """Return what to try, and sentences on what cannot be."""
-    if over == "k":
-        return cluster_counts(n_classes, n_images, settings)
-    return (WEIGHTS, []) if over == "rotation" else (list(LOSSES), [])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--over", choices=FIELDS, required=True)
@@ -57,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--over loss needs a method that takes any loss; {args.method} has its own. Name another.")
     data = open_data(base, args.root)
     n_classes = len(data.labels.unique())
-    values, notes = values_of(args.over, n_classes, len(data.labels), base)
+    values, notes = VALUES.get(args.over, ()), []
+    if args.over == "k":
+        values, notes = cluster_counts(n_classes, len(data.labels), base)
     folder = args.out / args.over
     settings = {value: replace(base, **{FIELDS[args.over]: value}) for value in values}
     folders = {value: args.out if settings[value] == base else folder / _name(value) for value in values}

@@ -87,3 +87,21 @@ def test_no_losses_are_tried_with_a_method_that_has_its_own(flowers, options, tm
         sweep.main(["--data", str(flowers), "--over", "loss", "--method", method, "--out", str(tmp_path), *options])
     assert f"{method} has its own" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("over", ["whitening", "left-out"])
+def test_a_part_of_the_recipe_is_tried_beside_the_table_without_it(flowers, options, tmp_path, monkeypatch, over):
+    ran = []
+    monkeypatch.setattr(sweep, "ensure", lambda folder, _method, _seed, settings, _data: ran.append((folder, settings)))
+    monkeypatch.setattr(sweep, "write", lambda *_, **__: [])
+    monkeypatch.setattr(sweep, "save_sweep", lambda *_, **__: None)
+    sweep.main(["--data", str(flowers), "--over", over, "--seeds", "1", "--out", str(tmp_path), *options])
+    without, part = sweep.VALUES[over]
+    assert [folder for folder, _ in ran] == [tmp_path, tmp_path / over / f"{part:g}"]
+    assert [getattr(settings, sweep.FIELDS[over]) for _, settings in ran] == [without, part]
+
+
+def test_leaving_out_some_of_each_cluster_trains(flowers, options, tmp_path):
+    given = ["--methods", "udml", "--seeds", "1", "--out", str(tmp_path), *options, "--leave-out", "0.3"]
+    quality.main(["--data", str(flowers), *given])
+    assert all(report["n_left_out"] > 0 for report in json.loads((tmp_path / "udml-0.json").read_text())["history"])
