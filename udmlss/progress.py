@@ -84,13 +84,13 @@ class Progress:
             words += _about_clusters(pseudo)
         if scores is not None:
             words.append(f"self-retrieval {scores.self_retrieval:.0%}")
-            words.append(f"shared neighbours {scores.shared_neighbors:.0%}")
             words.append(f"rank {scores.effective_rank:.0f}")
+            words.append(f"score {scores.score:.3f}")
         return ", ".join(words)
 
 
 def _about_clusters(pseudo: PseudoLabels) -> list[str]:
-    words = [f"{pseudo.n_clusters} clusters"]
+    words = [f"{pseudo.n_clusters} clusters of {pseudo.sizes.min()} to {pseudo.sizes.max()}"]
     if pseudo.n_left_out:
         words.append(f"{pseudo.n_left_out} left out")
     if pseudo.agreement is not None:
