@@ -76,7 +76,12 @@ def udml(
 
 
 def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler | LeavingOut:
-    labeler = ClusterPseudoLabeler(settings.n_clusters, whiten_first=settings.whiten_first or None, seed=seed)
+    labeler = ClusterPseudoLabeler(
+        settings.n_clusters,
+        whiten_first=settings.whiten_first or None,
+        average_neighbors=settings.average_neighbors or None,
+        seed=seed,
+    )
     return LeavingOut(labeler, settings.leave_out) if settings.leave_out else labeler
 
 

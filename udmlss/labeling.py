@@ -4,14 +4,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, clone
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 from torch import Tensor
+from torch.nn import functional
 
+from udmlss import metrics
 from udmlss._checks import check_at_least, check_embeddings, refusal, type_refusal
+from udmlss.chunking import row_slices
 from udmlss.clustering import SEEDS, agreement, check_not_collapsed, check_seed, cluster_means, k_means, match_ids
 from udmlss.types import PseudoLabels
 
@@ -39,7 +42,10 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         n_iterations: Most iterations of k-means in a round.
         warm_start: Start k-means from the last round's clusters.
         whiten_first: Dimensions to which the first round's embeddings are reduced by PCA-whitening and scaled to
-            unit length before they are clustered; helps with a trunk's raw features. None leaves them as they are.
+            unit length before they are clustered. None leaves them as they are.
+        average_neighbors: In every round cluster, in place of each embedding, the direction of the sum of it and of
+            so many of those most similar to it, which a search of all among all finds: what lies between two groups
+            is drawn into one of them. None clusters the embeddings as they are.
         seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**31; a `clusterer` has its own.
 
     Raises:
@@ -56,6 +62,9 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         Unsupervised Deep Metric Learning via Auxiliary Rotation Loss. Cao, Chen, Lim. 2019.
         https://arxiv.org/abs/1911.07072. The released code starts from stale centroids and lets ids and noise be;
         here ids are matched, and a first round on features of another dimension warms up the next one too.
+
+        Averaging: Three things everyone should know to improve object retrieval. Arandjelovic, Zisserman. 2012.
+        https://doi.org/10.1109/CVPR.2012.6248018. There for the images of a data base, in weighted sums.
     """
 
     labels_: NDArray[np.int64]
@@ -68,16 +77,20 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         n_iterations: int = 25,
         warm_start: bool = True,
         whiten_first: int | None = None,
+        average_neighbors: int | None = None,
         seed: int = 0,
     ) -> None:
         _check_choice_of_clusterer(n_clusters, clusterer)
         check_at_least("n_iterations", n_iterations, 1)
+        if average_neighbors is not None:
+            check_at_least("average_neighbors", average_neighbors, 1)
         check_seed(seed)
         self.n_clusters = n_clusters
         self.clusterer = clusterer
         self.n_iterations = n_iterations
         self.warm_start = warm_start
         self.whiten_first = whiten_first
+        self.average_neighbors = average_neighbors
         self.seed = seed
         self._round = 0
         self._last: PseudoLabels | None = None
@@ -88,14 +101,14 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         Args:
             embeddings: Embeddings of all images, in the same order in every round; of any floating type, on any
                 device. k-means reads them where they are, also mapped from a file that is larger than memory;
-                `whiten_first` and a `clusterer` take a copy in float32.
+                `whiten_first`, `average_neighbors` and a `clusterer` take a copy in float32.
 
         Returns:
             The clusters, on the CPU, with ids and agreement in relation to the last round over as many images.
 
         Raises:
-            ValueError: Embeddings that are not finite, are all equal, are fewer than `n_clusters`, or fall into
-                fewer than two clusters.
+            ValueError: Embeddings that are not finite, are all equal, are fewer than `n_clusters` or than
+                `average_neighbors` needs, or fall into fewer than two clusters.
         """
         check_embeddings(embeddings)
         _check_choice_of_clusterer(self.n_clusters, self.clusterer)
@@ -103,7 +116,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         if len(embeddings) > 1:
             check_not_collapsed(embeddings)
         last = self._last if self._last is not None and len(self._last.labels) == len(embeddings) else None
-        labels = self._cluster(embeddings, last)
+        labels = self._cluster(self._prepared(embeddings), last)
         _check_clusters(labels)
         if last is not None:
             labels = match_ids(labels, last.labels)
@@ -132,9 +145,12 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         self._round = state["round"]
         self._last = None if state["last"] is None else PseudoLabels(**state["last"])
 
-    def _cluster(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Int64[Tensor, " n"]:
+    def _prepared(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
         if self.whiten_first is not None and self._round == 0:
             embeddings = _whiten(embeddings.cpu().float(), self.whiten_first, self.seed)
+        return embeddings if self.average_neighbors is None else _averaged(embeddings, self.average_neighbors)
+
+    def _cluster(self, embeddings: Float[Tensor, "n d"], last: PseudoLabels | None) -> Int64[Tensor, " n"]:
         if self.n_clusters is None:
             rows = embeddings.to("cpu", torch.float32, copy=True).numpy()
             found = clone(self.clusterer, safe=False).fit_predict(rows)
@@ -201,3 +217,20 @@ def _whiten(embeddings: Float[Tensor, "n d"], dimensions: int, seed: int) -> Flo
         )
     whitened = PCA(dimensions, whiten=True, random_state=seed).fit_transform(embeddings.numpy())
     return torch.from_numpy(normalize(np.nan_to_num(whitened)).astype(np.float32))
+
+
+def _averaged(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
+    """Return the directions of the sums of each embedding and its nearest neighbours, all of unit length."""
+    if n_neighbors >= len(embeddings):
+        raise refusal(
+            f"`average_neighbors={n_neighbors}` needs more images than that", len(embeddings), "Lower it, or add images"
+        )
+    directions = functional.normalize(embeddings.float())
+    found = metrics.nearest(directions, n_neighbors)
+    averaged = torch.empty_like(directions)
+    for rows in row_slices(directions):
+        total = directions[rows].clone()
+        for neighbor in found[rows].T:
+            total += directions[neighbor]
+        averaged[rows] = functional.normalize(total)
+    return averaged

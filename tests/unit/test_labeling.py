@@ -17,7 +17,7 @@ from sklearn.utils import all_estimators
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.nn import functional
 
-from udmlss import ClusterPseudoLabeler, labeling
+from udmlss import ClusterPseudoLabeler, chunking, labeling
 from udmlss.clustering import cluster_means, k_means
 
 
@@ -313,6 +313,66 @@ def test_more_dimensions_than_there_are_to_whiten_to_are_refused(dimensions):
     )
     with pytest.raises(ValueError, match=sentence):
         ClusterPseudoLabeler(3, whiten_first=dimensions).label(noise())
+
+
+def averaged_by_hand(embeddings, n_neighbors):
+    directions = functional.normalize(embeddings)
+    others = (directions @ directions.T).fill_diagonal_(-2)
+    return functional.normalize(
+        torch.stack(
+            [
+                row + directions[order[:n_neighbors]].sum(dim=0)
+                for row, order in zip(directions, others.argsort(descending=True), strict=True)
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 5, 119])
+def test_averages_with_neighbors_are_what_they_are_by_hand(n_neighbors, monkeypatch):
+    embeddings = noise() * 3
+    expected = averaged_by_hand(embeddings, n_neighbors)
+    torch.testing.assert_close(labeling._averaged(embeddings, n_neighbors), expected)
+    monkeypatch.setattr(chunking, "_ROWS", 7)
+    torch.testing.assert_close(labeling._averaged(embeddings, n_neighbors), expected)
+
+
+def test_every_round_clusters_averages_and_centroids_are_means_of_the_embeddings_themselves(starts):
+    first_embeddings, second_embeddings = functional.normalize(noise()), functional.normalize(noise(seed=1))
+    labeler = ClusterPseudoLabeler(6, average_neighbors=5, seed=2)
+    first, second = labeler.label(first_embeddings), labeler.label(second_embeddings)
+    averages = [averaged_by_hand(rows, 5) for rows in (first_embeddings, second_embeddings)]
+    assert adjusted_rand_score(first.labels, k_means(averages[0], 6, seed=2)) > 0.99
+    assert adjusted_rand_score(first.labels, k_means(first_embeddings, 6, seed=2)) < 0.9
+    torch.testing.assert_close(starts[1], cluster_means(averages[1], first.labels, 6))
+    assert adjusted_rand_score(second.labels, k_means(averages[1], 6, start=starts[1], seed=3)) > 0.99
+    for pseudo, rows in ((first, first_embeddings), (second, second_embeddings)):
+        assert_consistent(pseudo, rows)
+
+
+def test_a_clusterer_sees_averages_too():
+    stub = Stub([0, 1] * 60)
+    seen = []
+    stub.fit_predict = lambda rows: seen.append(torch.from_numpy(rows)) or np.array([0, 1] * 60)
+    embeddings = noise()
+    labeler = ClusterPseudoLabeler(clusterer=stub, average_neighbors=3)
+    labeler._cluster(labeler._prepared(embeddings), None)
+    torch.testing.assert_close(seen[0], averaged_by_hand(embeddings, 3))
+
+
+def test_averages_find_groups_that_noise_hides():
+    draws = torch.Generator().manual_seed(3)
+    group = torch.arange(600) % 6
+    embeddings = functional.normalize(torch.eye(6, 40)[group] + 0.28 * torch.randn(600, 40, generator=draws))
+    plain, averaged = (ClusterPseudoLabeler(6, average_neighbors=count).label(embeddings).labels for count in (None, 5))
+    assert adjusted_rand_score(averaged, group) > adjusted_rand_score(plain, group)
+
+
+def test_as_many_neighbors_as_images_are_refused():
+    with pytest.raises(ValueError, match=r"`average_neighbors=120` needs more images than that; found 120\. Lower it"):
+        ClusterPseudoLabeler(3, average_neighbors=120).label(noise())
+    with pytest.raises(ValueError, match="`average_neighbors` must be at least 1; found 0"):
+        ClusterPseudoLabeler(3, average_neighbors=0)
 
 
 NAN = noise()
