@@ -37,6 +37,7 @@ def udml(
     ranking: bool = False,
     synthesis: bool = False,
     from_features: bool = False,
+    average_neighbors: int | None = None,
     true_labels: bool = False,
     **parts: Any,  # noqa: ANN401
 ) -> FitResult:
@@ -52,11 +53,12 @@ def udml(
         ranking: Keep distorted versions of images in order as well.
         synthesis: Keep synthetic embeddings in order as well.
         from_features: Begin with an embedder that keeps the features' cosines, and train it as slowly as the trunk.
+        average_neighbors: Average each embedding with so many others before it is clustered.
         true_labels: Learn from the labels of the training classes in place of clusters.
         parts: Further settings of `fit`.
     """
     settings = replace(settings, loss=loss or settings.loss)
-    labeler = TrueLabels(data.labels) if true_labels else _clusters(settings, seed)
+    labeler = TrueLabels(data.labels) if true_labels else _clusters(settings, average_neighbors, seed)
     n_features = model.embedder.in_features
     if from_features:
         found = embed(model, data.plain, what="features", channels_last=True)
@@ -75,11 +77,11 @@ def udml(
     )
 
 
-def _clusters(settings: Settings, seed: int) -> ClusterPseudoLabeler | LeavingOut:
+def _clusters(settings: Settings, average_neighbors: int | None, seed: int) -> ClusterPseudoLabeler | LeavingOut:
     labeler = ClusterPseudoLabeler(
         settings.n_clusters,
         whiten_first=settings.whiten_first or None,
-        average_neighbors=settings.average_neighbors or None,
+        average_neighbors=average_neighbors,
         seed=seed,
     )
     return LeavingOut(labeler, settings.leave_out) if settings.leave_out else labeler

@@ -30,6 +30,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "features": {"later_rounds": "features"},
     "remembered": {"later_rounds": "remembered"},
     "from-features": {"from_features": True},
+    "neighbours": {"average_neighbors": 5},
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
@@ -53,6 +54,8 @@ METHODS: dict[str, Method] = {
     **{name: partial(udml, **part) for name, part in PARTS.items()},
     "recipe": partial(udml, **RECIPE),
     "recipe-from-features": partial(udml, **RECIPE, **PARTS["from-features"]),
+    "recipe-neighbours": partial(udml, **RECIPE, **PARTS["neighbours"]),
+    "recommended": partial(udml, **RECIPE, **PARTS["from-features"], **PARTS["neighbours"]),
     **SUPERVISED,
 }
 COMPARED = ("frozen", "instance", "udml", "udml-ss", "recipe", "supervised")

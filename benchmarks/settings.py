@@ -40,7 +40,6 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     whiten_first: int = 0  # 0 leaves the first features as they are
-    average_neighbors: int = 0  # 0 clusters embeddings as they are
     leave_out: float = 0  # share of each cluster, farthest from its centroid
     pooling: Literal["average", "average+maximum", "maximum"] = "average"
     workers: int = 0

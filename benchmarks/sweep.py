@@ -6,11 +6,10 @@
     python benchmarks/sweep.py --data cub100 --over whitening --method recipe-from-features
 
 `k` goes from half to ten times the number of training classes, `rotation` is the weight of the rotation loss, `loss` is
-the metric loss, `whitening` is to how many dimensions the first features are whitened, `neighbours` is with how many
-neighbours each embedding is averaged before it is clustered, `left-out` is the share of each cluster that is left out
-because it lies far from the centroid, `pooling` is how the trunk's maps become features. The output folder is that of
-benchmarks/quality.py, the sweep a folder in it. Runs that the table there has with the same settings are taken from
-there, and so are `frozen` and `supervised` for comparison if they are there.
+the metric loss, `whitening` is to how many dimensions the first features are whitened, `left-out` is the share of each
+cluster that is left out because it lies far from the centroid, `pooling` is how the trunk's maps become features. The
+output folder is that of benchmarks/quality.py, the sweep a folder in it. Runs that the table there has with the same
+settings are taken from there, and so are `frozen` and `supervised` for comparison if they are there.
 """
 
 import shlex
@@ -30,7 +29,6 @@ FIELDS = {
     "rotation": "rotation_weight",
     "loss": "loss",
     "whitening": "whiten_first",
-    "neighbours": "average_neighbors",
     "left-out": "leave_out",
     "pooling": "pooling",
 }
@@ -39,7 +37,6 @@ LABELS = {
     "rotation": "weight of the rotation loss",
     "loss": "metric loss",
     "whitening": "dimensions to which the first features are whitened; 0: not",
-    "neighbours": "nearest neighbours that each embedding is averaged with before it is clustered",
     "left-out": "share of each cluster that is left out",
     "pooling": "pooling",
 }
@@ -47,7 +44,6 @@ VALUES: dict[str, Sequence[float] | Sequence[str]] = {
     "rotation": (0, 0.03, 0.1, 0.3, 1),
     "loss": list(LOSSES),
     "whitening": (0, 128),
-    "neighbours": (0, 5),
     "left-out": (0, 0.2),
     "pooling": ("average", "average+maximum"),
 }

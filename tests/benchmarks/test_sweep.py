@@ -89,7 +89,7 @@ def test_no_losses_are_tried_with_a_method_that_has_its_own(flowers, options, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("over", ["whitening", "neighbours", "left-out"])
+@pytest.mark.parametrize("over", ["whitening", "left-out"])
 def test_a_part_of_the_recipe_is_tried_beside_the_table_without_it(flowers, options, tmp_path, monkeypatch, over):
     ran = []
     monkeypatch.setattr(sweep, "ensure", lambda folder, _method, _seed, settings, _data: ran.append((folder, settings)))
