@@ -44,8 +44,8 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         whiten_first: Dimensions to which the first round's embeddings are reduced by PCA-whitening and scaled to
             unit length before they are clustered. None leaves them as they are.
         average_neighbors: In every round cluster, in place of each embedding, the direction of the sum of it and of
-            so many of those most similar to it, which a search of all among all finds: what lies between two groups
-            is drawn into one of them. None clusters the embeddings as they are.
+            so many of those most similar to it, the farther the less: what lies between two groups is drawn into one
+            of them. A search of all among all finds them. None clusters the embeddings as they are.
         seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**31; a `clusterer` has its own.
 
     Raises:
@@ -64,7 +64,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         here ids are matched, and a first round on features of another dimension warms up the next one too.
 
         Averaging: Three things everyone should know to improve object retrieval. Arandjelovic, Zisserman. 2012.
-        https://doi.org/10.1109/CVPR.2012.6248018. There for the images of a data base, in weighted sums.
+        https://doi.org/10.1109/CVPR.2012.6248018. There for the images of a data base that is searched.
     """
 
     labels_: NDArray[np.int64]
@@ -220,7 +220,10 @@ def _whiten(embeddings: Float[Tensor, "n d"], dimensions: int, seed: int) -> Flo
 
 
 def _averaged(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
-    """Return the directions of the sums of each embedding and its nearest neighbours, all of unit length."""
+    """Return the directions of weighted sums of each embedding and its nearest neighbours, all of unit length.
+
+    The weights fall from 1 for itself in even steps, so that no two that are each other's neighbours become equal.
+    """
     if n_neighbors >= len(embeddings):
         raise refusal(
             f"`average_neighbors={n_neighbors}` needs more images than that", len(embeddings), "Lower it, or add images"
@@ -230,7 +233,7 @@ def _averaged(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Ten
     averaged = torch.empty_like(directions)
     for rows in row_slices(directions):
         total = directions[rows].clone()
-        for neighbor in found[rows].T:
-            total += directions[neighbor]
+        for place, neighbor in enumerate(found[rows].T, start=1):
+            total += (1 - place / (n_neighbors + 1)) * directions[neighbor]
         averaged[rows] = functional.normalize(total)
     return averaged

@@ -317,15 +317,10 @@ def test_more_dimensions_than_there_are_to_whiten_to_are_refused(dimensions):
 
 def averaged_by_hand(embeddings, n_neighbors):
     directions = functional.normalize(embeddings)
-    others = (directions @ directions.T).fill_diagonal_(-2)
-    return functional.normalize(
-        torch.stack(
-            [
-                row + directions[order[:n_neighbors]].sum(dim=0)
-                for row, order in zip(directions, others.argsort(descending=True), strict=True)
-            ]
-        )
-    )
+    similarity = (directions @ directions.T).fill_diagonal_(2)  # itself first
+    weights = torch.linspace(1, 0, n_neighbors + 2)
+    order = similarity.argsort(dim=1, descending=True)[:, : n_neighbors + 1]
+    return functional.normalize(torch.einsum("m,nmd->nd", weights[:-1], directions[order]))
 
 
 @pytest.mark.parametrize("n_neighbors", [1, 5, 119])
@@ -366,6 +361,11 @@ def test_averages_find_groups_that_noise_hides():
     embeddings = functional.normalize(torch.eye(6, 40)[group] + 0.28 * torch.randn(600, 40, generator=draws))
     plain, averaged = (ClusterPseudoLabeler(6, average_neighbors=count).label(embeddings).labels for count in (None, 5))
     assert adjusted_rand_score(averaged, group) > adjusted_rand_score(plain, group)
+
+
+def test_images_that_are_all_each_others_neighbors_stay_apart():
+    averaged = labeling._averaged(functional.normalize(noise(6)), 5)
+    assert torch.cdist(averaged, averaged).fill_diagonal_(1).min() > 1e-3
 
 
 def test_as_many_neighbors_as_images_are_refused():
