@@ -26,7 +26,14 @@ from speed_rounds import lines_of_growth, lines_of_round, lines_of_warm_start
 from speed_scale import lines_of_evaluate, lines_of_k_means, lines_of_sampler
 from speed_sizes import Sizes, add_options, chosen
 from speed_tables import markdown, save
-from speed_training import lines_of_fit, lines_of_gpu, lines_of_metric_loss, lines_of_ranking, lines_of_rotation
+from speed_training import (
+    lines_of_fit,
+    lines_of_gpu,
+    lines_of_metric_loss,
+    lines_of_ranking,
+    lines_of_remembered,
+    lines_of_rotation,
+)
 
 LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "fit": lines_of_fit,
@@ -34,6 +41,7 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "cpu": lines_of_cpu,
     "round": lines_of_round,
     "warm-start": lines_of_warm_start,
+    "remembered": lines_of_remembered,
     "rotation": lines_of_rotation,
     "ranking": lines_of_ranking,
     "metric-loss": lines_of_metric_loss,

@@ -28,6 +28,7 @@ from udmlss import (
 from udmlss.batch_norm import frozen_batch_norm
 from udmlss.data import glyphs
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.types import LaterRounds
 
 P, K, TURNED, DIMENSIONS = 16, 5, 16, 128
 
@@ -111,6 +112,7 @@ def _fit(
     labeler: ClusterPseudoLabeler,
     sizes: Sizes,
     *,
+    later_rounds: LaterRounds = "embeddings",
     bfloat16: bool = False,
     channels_last: bool = False,
 ) -> None:
@@ -124,6 +126,7 @@ def _fit(
         optimizer=AdamW(parameter_groups(model, criterion, head)),
         max_steps=sizes.steps,
         relabel_every=sizes.relabel_every,
+        later_rounds=later_rounds,
         freeze_batch_norm=False,
         precision="bfloat16" if bfloat16 else "float32",
         channels_last=channels_last,
@@ -185,6 +188,21 @@ def seconds_per_step(
         progress=False,
     )
     return median(late - early for early, late in pairwise(clock.ticks[1:]))  # the first tick is before the start
+
+
+def lines_of_remembered(sizes: Sizes) -> list[Row]:
+    """Train by clusters of the embeddings that the steps remember, and by those of a look at all images."""
+    trunk, embedder = build(sizes)
+    model, head = EmbeddingModel(trunk, embedder), RotationPretextHead(features_of(sizes))
+    run = partial(_fit, model, head, images_of(sizes), sizes=sizes)
+    n_clusters = clusters_of(sizes)
+    ours, theirs = in_turn(
+        sizes.pairs,
+        _seconds_from_start([model, head], lambda: run(ClusterPseudoLabeler(n_clusters), later_rounds="remembered")),
+        _seconds_from_start([model, head], lambda: run(ClusterPseudoLabeler(n_clusters))),
+    )
+    note = f"a round draws {sizes.relabel_every * P * K} images, a look is at {sizes.images}, some of them twice"
+    return [Row("remembered", "`fit` with remembered embeddings", "`fit`", ours, theirs, note=note)]
 
 
 def lines_of_rotation(sizes: Sizes) -> list[Row]:
