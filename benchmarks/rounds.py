@@ -46,7 +46,8 @@ def follow(method: str, seed: int, settings: Settings, data: Data) -> Run:
         for path in sorted(Path(folder).glob("step-*.pt")):
             _load(model, path)
             recalls.append(_recalls(model, data))
-    looks = [(0, result.start), *((report.step, report.label_free) for report in result.history)]
+    looks = [(0, result.start, None)]
+    looks += [(report.step, report.label_free, report.agreement) for report in result.history]
     return {
         "method": method,
         "seed": seed,
@@ -54,8 +55,8 @@ def follow(method: str, seed: int, settings: Settings, data: Data) -> Run:
         "versions": versions(),
         "seconds": seconds,
         "rounds": [
-            {"step": step, "label_free": asdict(scores), "recall": recall}
-            for (step, scores), recall in zip(looks, recalls, strict=True)
+            {"step": step, "label_free": asdict(scores), "agreement": agreement, "recall": recall}
+            for (step, scores, agreement), recall in zip(looks, recalls, strict=True)
         ],
     }
 
