@@ -1,7 +1,7 @@
 """Train without labels on a folder in CUB_200_2011's layout, and score on the classes that were not seen.
 
     python examples/cub_resnet50.py CUB_200_2011
-    python examples/cub_resnet50.py FOLDER --backbone efficientnet_lite0 --image-size 112 --from-features --lr 3e-5
+    python examples/cub_resnet50.py FOLDER --from-features --average-neighbors 5 --rotation-weight 0 --lr 3e-5
     torchrun --nproc-per-node 4 examples/cub_resnet50.py CUB_200_2011 --checkpoint run
 
 The first half of the classes trains, the rest tests; labels are used for scoring alone. Defaults are the published
@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--embedding-size", type=int, default=512)
     parser.add_argument("--n-clusters", type=int, default=100)
     parser.add_argument("--whiten-first", type=int, help="PCA-whiten the first features to so many dimensions")
+    parser.add_argument("--average-neighbors", type=int, help="average with so many neighbours before clustering")
     parser.add_argument("--clusters-per-batch", type=int, default=16)
     parser.add_argument("--samples-per-cluster", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3600)
@@ -110,6 +111,12 @@ def embedder_of(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
         progress=True,
     )
     return embedder_from_features(features, args.embedding_size)
+
+
+def labeler_of(args: argparse.Namespace) -> ClusterPseudoLabeler:
+    return ClusterPseudoLabeler(
+        args.n_clusters, whiten_first=args.whiten_first, average_neighbors=args.average_neighbors, seed=args.seed
+    )
 
 
 def build_transforms(
@@ -192,7 +199,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         score(args, model, "frozen features   ", "features")
         if args.from_features:
             model.embedder = embedder_of(args, model).to(device)
-        train(args, model, ClusterPseudoLabeler(args.n_clusters, whiten_first=args.whiten_first, seed=args.seed))
+        train(args, model, labeler_of(args))
     score(args, model, "trained features  ", "features")
     score(args, model, "trained embeddings", "embeddings")
     if args.save and is_first():

@@ -77,7 +77,7 @@ def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
     tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
     short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2]
-    new = ["--from-features", "--embedding-size", 64, "--save", "m.pt"]
+    new = ["--from-features", "--average-neighbors", 3, "--embedding-size", 64, "--save", "m.pt"]
     trained = run("examples/cub_resnet50.py", birds, *tiny, *short, *new, cwd=tmp_path)
     scored = run("examples/cub_resnet50.py", birds, "--evaluate", "m.pt", cwd=tmp_path)
     ours, theirs = ([line for line in out.splitlines() if line.startswith("trained")] for out in (trained, scored))
