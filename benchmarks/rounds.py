@@ -1,11 +1,11 @@
-"""How recall goes from round to round of one training, and what `keep="best"` makes of it.
+"""How recall goes from round to round of one training, and what choosing a round without labels makes of it.
 
     python benchmarks/rounds.py --data glyphs --methods udml,supervised --steps 2408
     python benchmarks/rounds.py --data cub100 --trunk-lr 3e-4 --lr 3e-3 --relabel-every 10
 
 After each round the test images are scored with the weights of that time, by labels that `fit` never sees. What
-`keep="best"` would have kept is the round with the highest score that `fit` gave itself. Runs of other settings lie in
-other folders; the table is made of all.
+`keep="best"` would have kept is the round with the highest score that `fit` gave itself; with `StopWhenSettled`, of the
+rounds until that ends the training. Runs of other settings lie in other folders; the table is made of all.
 """
 
 import json
@@ -27,13 +27,14 @@ from settings import Settings, build_parser, options_of, parse
 from setups import Data, build_model, open_data
 from views import see
 
-from udmlss import EmbeddingModel, metrics
+from udmlss import EmbeddingModel, StopWhenSettled, metrics
 from udmlss.types import LabelFreeScores
 
 KINDS = ("embeddings", "features")
-TITLES = ("start", "last", "best", "kept", "lost")
+TITLES = ("start", "last", "best", "kept", "settled")
 LEGEND = """R@1 in percent on classes that training never saw. kept: after the round with the highest label-free score
-of embeddings, the start among them; lost: what the best round has more."""
+of embeddings, the start among them; settled: likewise, of the rounds until `StopWhenSettled()` would have ended the
+training. Both are chosen by embeddings, also where features are scored."""
 
 
 def follow(method: str, seed: int, settings: Settings, data: Data) -> Run:
@@ -48,12 +49,15 @@ def follow(method: str, seed: int, settings: Settings, data: Data) -> Run:
             recalls.append(_recalls(model, data))
     looks = [(0, result.start, None)]
     looks += [(report.step, report.label_free, report.agreement) for report in result.history]
+    stop = StopWhenSettled()
+    ends = [report.step for report in result.history if stop(report)]
     return {
         "method": method,
         "seed": seed,
         "settings": asdict(settings),
         "versions": versions(),
         "seconds": seconds,
+        "settled": ends[0] if ends else settings.steps,
         "rounds": [
             {"step": step, "label_free": asdict(scores), "agreement": agreement, "recall": recall}
             for (step, scores, agreement), recall in zip(looks, recalls, strict=True)
@@ -78,14 +82,17 @@ def _recalls(model: EmbeddingModel, data: Data) -> dict[str, float]:
 
 
 def weigh(run: Run) -> dict[str, Any]:
-    """Return a run's R@1 before training, after the last, the best and the kept round, and what keeping lost."""
-    scores = [LabelFreeScores(**found["label_free"]).score for found in run["rounds"]]
-    kept = scores.index(max(scores))
-    row: dict[str, Any] = {"rounds": len(scores) - 1, "kept_step": run["rounds"][kept]["step"]}
+    """Return a run's R@1 before training, after the last, the best and the chosen rounds, and which these are."""
+    rounds = run["rounds"]
+    scores = [LabelFreeScores(**found["label_free"]).score for found in rounds]
+    until = [score for score, found in zip(scores, rounds, strict=True) if found["step"] <= run["settled"]]
+    kept, settled = scores.index(max(scores)), until.index(max(until))
+    row: dict[str, Any] = {"rounds": len(rounds) - 1}
+    row |= {"kept_step": rounds[kept]["step"], "settled_step": rounds[settled]["step"]}
     for what in KINDS:
-        recalls = [found["recall"][what] for found in run["rounds"]]
-        chosen = {"start": recalls[0], "last": recalls[-1], "best": max(recalls), "kept": recalls[kept]}
-        row[what] = chosen | {"lost": max(recalls) - recalls[kept]}
+        recalls = [found["recall"][what] for found in rounds]
+        row[what] = {"start": recalls[0], "last": recalls[-1], "best": max(recalls)}
+        row[what] |= {"kept": recalls[kept], "settled": recalls[settled]}
         row[what]["correlation"] = rank_correlation(scores, recalls)
     return row
 
@@ -98,10 +105,10 @@ def gather(folder: Path) -> dict[str, Run]:
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
     titles = [f"{title}, {what}" for what in KINDS for title in (*TITLES, "rank correlation")]
-    lines = [["run", "rounds", "kept after step", *titles], ["---"] * (3 + len(titles))]
+    lines = [["run", "rounds", "kept after step", "settled", *titles], ["---"] * (4 + len(titles))]
     for name, row in rows.items():
         cells = [cell for what in KINDS for cell in _cells(row[what])]
-        lines.append([name, str(row["rounds"]), str(row["kept_step"]), *cells])
+        lines.append([name, *(str(row[title]) for title in ("rounds", "kept_step", "settled_step")), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -135,23 +142,22 @@ def save(folder: Path, runs: dict[str, Run]) -> None:
     rows = {name: weigh(run) for name, run in runs.items()}
     table = markdown(rows)
     clustering = [rows[name] for name, run in runs.items() if run["method"] not in SUPERVISED]
-    means = [
-        f"{what}: {100 * fmean(row[what]['lost'] for row in clustering):.1f} less than the best round, "
-        f"{100 * fmean(row[what]['kept'] - row[what]['last'] for row in clustering):+.1f} beside the last, "
-        f"{100 * fmean(row[what]['kept'] - row[what]['start'] for row in clustering):+.1f} beside the start"
-        for what in KINDS
-        if clustering
-    ]
+    means = [_means(clustering, what, chosen) for chosen in TITLES[3:] for what in KINDS if clustering]
     text = [
         table,
         LEGEND,
-        *([f"What is kept, mean over the runs that cluster. {'; '.join(means)}."] if means else []),
+        *([f"Mean over the runs that cluster. {'; '.join(means)}."] if means else []),
         "\n".join(["```", *dict.fromkeys(_command(run) for run in runs.values()), "```"]),
     ]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     (folder / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     save_rounds(folder / "plot.png", {name: run["rounds"] for name, run in runs.items()}, rows)
     print(f"\n{table}\n\nSaved {folder / 'table.md'} and {folder / 'plot.png'}")
+
+
+def _means(rows: Sequence[dict[str, Any]], what: str, chosen: str) -> str:
+    gains = {other: 100 * fmean(row[what][chosen] - row[what][other] for row in rows) for other in TITLES[:3]}
+    return f"{chosen}, {what}: {', '.join(f'{gain:+.1f} beside the {other}' for other, gain in gains.items())}"
 
 
 def _command(run: Run) -> str:

@@ -17,15 +17,21 @@ def looked(step, shared, recall):
     return {"step": step, "label_free": measured, "recall": dict.fromkeys(rounds.KINDS, recall)}
 
 
-def test_what_is_kept_is_the_round_with_the_highest_score_and_lost_is_what_the_best_has_more():
-    row = rounds.weigh(
-        {"rounds": [looked(0, 0.1, 0.5), looked(5, 0.4, 0.6), looked(10, 0.3, 0.8), looked(15, 0.2, 0.4)]}
-    )
-    assert (row["rounds"], row["kept_step"]) == (3, 5)
+def test_what_is_kept_is_the_round_with_the_highest_score():
+    run = [looked(0, 0.1, 0.5), looked(5, 0.4, 0.6), looked(10, 0.3, 0.8), looked(15, 0.2, 0.4)]
+    row = rounds.weigh({"rounds": run, "settled": 15})
+    assert (row["rounds"], row["kept_step"], row["settled_step"]) == (3, 5, 5)
     found = row["embeddings"]
-    assert [found[name] for name in ("start", "last", "best", "kept")] == [0.5, 0.4, 0.8, 0.6]
-    assert found["lost"] == pytest.approx(0.2)
+    assert [found[name] for name in rounds.TITLES] == [0.5, 0.4, 0.8, 0.6, 0.6]
     assert found["correlation"] == pytest.approx(0.6)  # ranks 1 4 3 2 and 2 3 4 1
+
+
+def test_rounds_after_the_clusters_settled_are_not_looked_at():
+    run = [looked(10 * number, 0.1 * number, 0.9 - 0.1 * number) for number in range(9)]
+    row = rounds.weigh({"rounds": run, "settled": 60})
+    assert (row["kept_step"], row["settled_step"]) == (80, 60)
+    assert row["features"]["settled"] == pytest.approx(0.3)
+    assert "+20.0 beside the last" in rounds._means([row, row], "features", "settled")
 
 
 def given(flowers, options, out, *more):
@@ -40,8 +46,11 @@ def test_the_rounds_of_a_run_are_scored_with_the_weights_of_their_time(flowers, 
     monkeypatch.setattr(
         rounds, "_recalls", lambda model, _data: seen.append(see(model, data.test)) or {"at": len(seen)}
     )
-    found = rounds.follow(method, 0, settings, data)["rounds"]
+    run = rounds.follow(method, 0, settings, data)
+    found = run["rounds"]
+    assert run["settled"] == 3  # three rounds in a row must agree with those before, and the first has none
     assert [look["step"] for look in found] == [0, 1, 2, 3]
+    assert found[0]["agreement"] is None
     assert [look["recall"]["at"] for look in found] == [1, 2, 3, 4]
     for steps, expected in zip((2, 3), seen[2:], strict=True):
         model = build_model(settings, 0)
@@ -68,7 +77,7 @@ def test_runs_of_several_settings_share_a_table_and_a_plot(flowers, options, tmp
     assert sorted(row["rounds"] for row in rows.values()) == [2, 2, 3]
     text = (tmp_path / "rounds/table.md").read_text()
     assert text.count("python benchmarks/rounds.py --data flowers --methods udml") == 2
-    assert "mean over the runs that cluster" in text
+    assert "Mean over the runs that cluster" in text
     with Image.open(tmp_path / "rounds/plot.png") as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 50
 
