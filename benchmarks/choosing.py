@@ -75,13 +75,13 @@ def gather(folder: Path) -> dict[str, Run]:
     """Return all runs that cluster from the folder and the folders in it, by where they lie.
 
     A sweep without rotation trains what the table's udml does: of runs with equal figures one is taken. Runs without
-    all measures are left out: they were made before these were taken.
+    all measures are left out: they were made before these were taken, or for benchmarks/rounds.py.
     """
     found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*-*.json"), reverse=True)}
     runs = {
         json.dumps([run["scores"], run["label_free"]]): (str(path.relative_to(folder).with_suffix("")), run)
         for path, run in found.items()
-        if run["method"] in CLUSTERING and "spread" in run["label_free"]["features"]
+        if run["method"] in CLUSTERING and "spread" in run.get("label_free", {}).get("features", {})
     }
     return dict(sorted(runs.values(), key=lambda named: named[0]))
 

@@ -58,4 +58,4 @@ METHODS: dict[str, Method] = {
     "recommended": partial(udml, **RECIPE, **PARTS["from-features"], **PARTS["neighbours"]),
     **SUPERVISED,
 }
-COMPARED = ("frozen", "instance", "udml", "udml-ss", "recipe", "supervised")
+COMPARED = ("frozen", "instance", "udml", "udml-ss", "recommended", "supervised")

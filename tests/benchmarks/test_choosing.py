@@ -63,6 +63,8 @@ def test_runs_made_before_all_was_measured_are_left_out(tmp_path):
     for measured in found["label_free"].values():
         measured.pop("spread", None)
     (tmp_path / "udml-2.json").write_text(json.dumps(found))
+    (tmp_path / "rounds/preset").mkdir(parents=True)
+    (tmp_path / "rounds/preset/udml-0.json").write_text(json.dumps({"method": "udml", "rounds": []}))
     assert list(choosing.gather(tmp_path)) == ["udml-0", "udml-1"]
 
 
