@@ -6,8 +6,8 @@
 Every method trains the same model on as many images; docs/guides/methods-side-by-side.md says what each one is. Only
 `supervised` sees labels, those of the training classes, as the upper bound; `frozen` is the model before training and
 always there. `recommended` is `udml` with `two-views`, weights `averaged`, an embedder `from-features` and averages of
-`neighbours`, which are methods of their own as well; `recipe` has the first two. Each run is a file in the output folder
-and is not run again; the table is made of all that are there, so two commands may share the work.
+`neighbours`, which are methods of their own as well; `recipe` has the first two. Each run is a file in the output
+folder and is not run again; the table is made of all that are there, so two commands may share the work.
 """
 
 import shlex
