@@ -72,22 +72,24 @@ def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]
 def save_rounds(
     path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], rows: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Draw R@1 over steps, a panel a run; a line stands where the label-free score kept the weights."""
+    """Draw R@1 over steps, a panel a run; lines stand where the weights were kept, with settled clusters or without."""
     across = min(3, len(runs))
-    shape = ceil(len(runs) / across), across
-    figure, axes = plt.subplots(*shape, figsize=(4.2 * across, 3 * shape[0]), layout="constrained", squeeze=False)
+    down = ceil(len(runs) / across)
+    size = (max(7, 4.2 * across), 0.7 + 3 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for axis in axes.flat[len(runs) :]:
         axis.set_axis_off()
     for axis, (name, rounds) in zip(axes.flat, runs.items(), strict=False):
         steps = [found["step"] for found in rounds]
         for what, colour in COLOURS.items():
             axis.plot(steps, [100 * found["recall"][what] for found in rounds], color=colour, marker=".", label=what)
-        axis.axvline(rows[name]["kept_step"], color="black", linestyle=":", label="kept without labels")
+        for kept, style, label in (("kept", "--", "kept without labels"), ("settled", ":", "once clusters settled")):
+            axis.axvline(rows[name][f"{kept}_step"], color="black", linestyle=style, label=label)
         axis.set_title(name, fontsize="small")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    figure.supxlabel("optimiser steps")
-    figure.supylabel("R@1 on unseen classes, percent")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel("optimiser steps", fontsize="medium")
+    figure.supylabel("R@1 on unseen classes, percent", fontsize="medium")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
