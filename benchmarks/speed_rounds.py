@@ -159,6 +159,7 @@ def prepare_growth(n: int) -> Callable[[], dict[str, float]]:
     labeler.label(embeddings)
     probe = torch.randperm(n)[:PROBE]
     views = functional.normalize(embeddings[probe] + 0.02 * torch.randn(len(probe), GROWTH_DIMENSIONS))
+    judge_embeddings(embeddings, views, probe)  # as at the start of a run: the first time libraries set themselves up
 
     def a_round() -> dict[str, float]:
         begun = now()
