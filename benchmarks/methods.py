@@ -54,7 +54,6 @@ METHODS: dict[str, Method] = {
     **{name: partial(udml, **part) for name, part in PARTS.items()},
     "recipe": partial(udml, **RECIPE),
     "recipe-from-features": partial(udml, **RECIPE, **PARTS["from-features"]),
-    "recipe-neighbours": partial(udml, **RECIPE, **PARTS["neighbours"]),
     "recommended": partial(udml, **RECIPE, **PARTS["from-features"], **PARTS["neighbours"]),
     **SUPERVISED,
 }

@@ -22,7 +22,7 @@ import torch
 from choosing import rank_correlation
 from methods import METHODS, SUPERVISED, WITHOUT_CLUSTERS
 from plots import save_rounds
-from runs import Run, read, versions, write
+from runs import Run, read, record, write
 from settings import Settings, build_parser, options_of, parse
 from setups import Data, build_model, open_data
 from views import see
@@ -51,12 +51,7 @@ def follow(method: str, seed: int, settings: Settings, data: Data) -> Run:
     looks += [(report.step, report.label_free, report.agreement) for report in result.history]
     stop = StopWhenSettled()
     ends = [report.step for report in result.history if stop(report)]
-    return {
-        "method": method,
-        "seed": seed,
-        "settings": asdict(settings),
-        "versions": versions(),
-        "seconds": seconds,
+    return record(method, seed, settings, seconds) | {
         "settled": ends[0] if ends else settings.steps,
         "rounds": [
             {"step": step, "label_free": asdict(scores), "agreement": agreement, "recall": recall}

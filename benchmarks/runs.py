@@ -51,12 +51,7 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     seconds = time.perf_counter() - started
     test, train = see(model, data.test), see(model, data.plain)
     views, probe = see_views(model, data)
-    return {
-        "method": method,
-        "seed": seed,
-        "settings": asdict(settings),
-        "versions": versions(),
-        "seconds": seconds,
+    return record(method, seed, settings, seconds) | {
         "scores": {what: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for what, rows in test.items()},
         "label_free": {what: judge(train[what], views[what], probe, settings.n_clusters) for what in train},
         "references": {
@@ -67,6 +62,17 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
             for what in train
         },
         "history": [] if result is None else [asdict(report) for report in result.history],
+    }
+
+
+def record(method: str, seed: int, settings: Settings, seconds: float) -> Run:
+    """Return what every run says of itself; what was measured comes after it."""
+    return {
+        "method": method,
+        "seed": seed,
+        "settings": asdict(settings),
+        "versions": versions(),
+        "seconds": seconds,
     }
 
 
