@@ -26,9 +26,9 @@ class Sizes:
     default_rows: int = 4000  # beside pytorch-metric-learning's default, whose memory grows with their square; 0: not
     evaluations: int = 3
     with_peer: int = 1  # 0 leaves out what pytorch-metric-learning needs for the same evaluation
-    sop: tuple[int, ...] = (59_551, 512, 11_318, 2)
-    million: tuple[int, ...] = (1_000_000, 128, 10_000, 1)
-    cold: tuple[int, ...] = (15_000, 512, 2_800, 2)
+    sop: tuple[int, ...] = (59_551, 512, 11_318, 25)
+    million: tuple[int, ...] = (1_000_000, 128, 10_000, 5)
+    cold: tuple[int, ...] = (15_000, 512, 2_800, 25)
     loss_batches: tuple[int, ...] = (80, 240)
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 

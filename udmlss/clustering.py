@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, eye_array, hstack
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from udmlss._checks import check_at_least, check_embeddings, check_within, refusal
-from udmlss.chunking import HELD, row_slices
-from udmlss.lloyd import far_apart, has_gpu, lloyd, sampled_start, train_faiss
+from udmlss.chunking import row_slices
+from udmlss.lloyd import lloyd
 from udmlss.searching import import_faiss
+from udmlss.starting import start_of
 
 SEEDS = 2**31  # faiss takes an int of 32 bits
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
@@ -37,20 +36,18 @@ def k_means(
 ) -> Int64[Tensor, " n"]:
     """Assign each embedding to one of k clusters by Lloyd's k-means, on every row and with no cluster empty.
 
-    Runs in faiss, or in scikit-learn where faiss is not installed. A cluster that ends empty is given the embedding
-    farthest from its centroid. Only where fewer than k embeddings differ are there fewer clusters, with a warning.
-
-    Up to 2**28 numbers (1 GiB of float32) are held in memory. More are read a part at a time in each iteration, of
-    any floating type, in memory or mapped from a file; the start is then made from 64 embeddings per cluster. So it
-    goes, whatever the size, on a GPU, which is used where faiss and PyTorch both have it. Iterations end when no
-    embedding moves.
+    Centroids are searched by faiss, or by scikit-learn where faiss is not installed, on a GPU where faiss and PyTorch
+    both have it. Embeddings are read a part at a time, of any floating type, in memory or mapped from a file.
+    Iterations end when no embedding moves. A cluster that ends empty is given the embedding farthest from its
+    centroid. Only where fewer than k embeddings differ are there fewer clusters, with a warning.
 
     Args:
         embeddings: Points, compared by Euclidean distance.
         n_clusters: Number of clusters k, at least 2 and at most n.
         start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
             k-means++ draws embeddings far from each other, so that groups far apart are each begun in; of more than
-            1,024, several at once.
+            1,024, several at once. Of more than 2**28 numbers (1 GiB of float32) it draws from a sample of 64
+            embeddings per cluster, and starts from the centroids of k-means on these.
         n_iterations: Most iterations.
         seed: Seed of what is drawn at the start, from 0 and below 2**31.
 
@@ -72,17 +69,12 @@ def k_means(
     check_count(n_clusters, len(embeddings))
     check_seed(seed)
     check_not_collapsed(embeddings)
-    points = embeddings.detach()
-    first = None if start is None else _filled(start, points, n_clusters, seed)
-    faiss = _import_faiss()
-    if points.numel() > HELD or has_gpu(faiss):
-        first = sampled_start(points, n_clusters, n_iterations, seed, faiss) if first is None else first
-        labels, _ = lloyd(points, first, n_iterations, faiss)
+    points, faiss = embeddings.detach(), _import_faiss()
+    if start is None:
+        first = start_of(points, n_clusters, n_iterations, seed, faiss)
     else:
-        held = np.ascontiguousarray(points.float().numpy(force=True))
-        begin = far_apart(held, n_clusters, seed, faiss) if first is None else first.numpy()
-        k_means_of = _sklearn_k_means if faiss is None else _faiss_k_means
-        labels = torch.from_numpy(k_means_of(held, n_clusters, begin, n_iterations, seed))
+        first = _filled(start, points, n_clusters, seed)
+    labels, _ = lloyd(points, first, n_iterations, faiss)
     return _without_empty(points, labels, n_clusters)
 
 
@@ -136,25 +128,6 @@ def _filled(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> F
         raise refusal(f"`start` must have shape {most} or fewer rows", found, "Pass the centroids of these clusters")
     drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[: k - len(start)])
     return torch.cat([start.detach().cpu().float(), points[drawn.to(points.device)].cpu().float()])
-
-
-def _faiss_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
-) -> NDArray[np.int64]:
-    import faiss  # noqa: PLC0415 (optional)
-
-    trained = train_faiss(points, k, start=start, n_iterations=n_iterations, seed=seed, faiss=faiss)
-    labels: NDArray[np.int64] = trained.assign(points)[1]
-    return labels
-
-
-def _sklearn_k_means(
-    points: NDArray[np.float32], k: int, start: NDArray[np.float32], n_iterations: int, seed: int
-) -> NDArray[np.int64]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than k: said by _without_empty
-        labels = KMeans(k, init=start, n_init=1, max_iter=n_iterations, random_state=seed).fit_predict(points)
-    return np.asarray(labels, dtype=np.int64)
 
 
 def _without_empty(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:

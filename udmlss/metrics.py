@@ -1,11 +1,17 @@
 """Embeddings and true labels to scores; cosine similarity throughout, an item never its own neighbour."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from scipy.special import gammaln
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.nn import functional
 
@@ -101,9 +107,36 @@ def nmi(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
 
 
 def ami(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
-    """Return the mutual information of classes and clusters adjusted for chance: 0 for chance, 1 for equality."""
+    """Return the mutual information of classes and clusters adjusted for chance: 0 for chance, 1 for equality.
+
+    References:
+        Information Theoretic Measures for Clusterings Comparison. Vinh, Epps, Bailey. 2010.
+        https://jmlr.org/papers/v11/vinh10a.html
+    """
     _check_pair(labels, clusters)
-    return float(adjusted_mutual_info_score(labels.numpy(force=True), clusters.numpy(force=True)))
+    counts = contingency_matrix(labels.numpy(force=True), clusters.numpy(force=True), sparse=True)
+    sizes = [each.unique(return_counts=True)[1].tolist() for each in (labels, clusters)]
+    chance = _mutual_information_by_chance(*sizes)
+    found = mutual_info_score(None, None, contingency=counts) - chance
+    most = sum(map(entropy, sizes)) / 2 - chance
+    return float(found / most) if abs(most) > np.finfo(float).eps else 1.0  # nothing is split, or everything in both
+
+
+def _mutual_information_by_chance(sizes: list[int], others: list[int]) -> float:
+    """Return the expected mutual information of two random groupings with groups of these sizes.
+
+    Two groups share as many items as a hypergeometric draw does. That depends on their sizes alone, so each pair of
+    sizes is looked at once, where scikit-learn looks at each pair of groups.
+    """
+    n, expected = sum(sizes), 0.0
+    log_factorial = gammaln(np.arange(n + 1) + 1)
+    for (a, n_a), (b, n_b) in product(Counter(sizes).items(), Counter(others).items()):
+        shared = np.arange(max(1, a + b - n), min(a, b) + 1)
+        log_ways = log_factorial[[a, b, n - a, n - b]].sum() - log_factorial[n]
+        log_taken = sum(log_factorial[rest] for rest in (shared, a - shared, b - shared, n - a - b + shared))
+        gain = shared / n * np.log(n * shared / (a * b))
+        expected += n_a * n_b * float((gain * np.exp(log_ways - log_taken)).sum())
+    return expected
 
 
 def _check_pair(labels: Tensor, clusters: Tensor) -> None:

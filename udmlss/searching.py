@@ -1,10 +1,17 @@
-"""The most similar rows of a matrix: by faiss on the CPU where it is installed, by PyTorch otherwise."""
+"""The nearest rows of a matrix: by faiss where it is installed, by PyTorch or scikit-learn otherwise."""
 
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from jaxtyping import Float32, Int64
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+
+Found = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]
+Closest = Callable[[Float32[Tensor, "q d"], Float32[Tensor, "g d"], int], Found]
 
 
 def import_faiss() -> ModuleType | None:
@@ -16,14 +23,36 @@ def import_faiss() -> ModuleType | None:
     return faiss
 
 
-def most_similar(
-    queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"], k: int
-) -> tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]:
+def has_gpu(faiss: ModuleType | None) -> bool:
+    """Return whether this faiss runs on a GPU, and PyTorch too."""
+    return faiss is not None and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
+
+
+def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"], k: int) -> Found:
     """Return for each query its k highest inner products, best first, and the rows of the gallery that have them."""
     faiss = import_faiss()
     if faiss is None or gallery.device.type != "cpu":
         values, places = (queries @ gallery.T).topk(k)
         return values, places
-    metric = faiss.METRIC_INNER_PRODUCT
+    return _by_faiss(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
+
+
+def searcher(faiss: ModuleType | None) -> tuple[torch.device, Closest]:
+    """Return a device, and what finds there the k smallest squared distances of each query and whose they are."""
+    if faiss is None:
+        return torch.device("cpu"), _by_sklearn
+    if not has_gpu(faiss):
+        return torch.device("cpu"), partial(_by_faiss, faiss, faiss.METRIC_L2)
+    import_module("faiss.contrib.torch_utils")  # with it faiss takes tensors where they are
+    return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
+
+
+def _by_faiss(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, k: int) -> Found:
     values, places = faiss.knn(queries.numpy(force=True), gallery.numpy(force=True), k, metric=metric)
     return torch.from_numpy(values), torch.from_numpy(places)
+
+
+def _by_sklearn(queries: Tensor, gallery: Tensor, k: int) -> Found:
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(gallery.numpy())
+    distances, places = search.kneighbors(queries.numpy())
+    return torch.from_numpy(distances).float().square(), torch.from_numpy(places)

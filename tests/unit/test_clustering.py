@@ -173,7 +173,7 @@ def test_a_start_that_is_not_finite_is_refused(monkeypatch, value):
 
 def test_a_cluster_that_ends_empty_is_given_a_row(monkeypatch):
     points = torch.tensor([[0.0], [0.1], [5.0], [0.3]])
-    monkeypatch.setattr(clustering, "_faiss_k_means", lambda *_: np.array([0, 0, 0, 2]))
+    monkeypatch.setattr(clustering, "lloyd", lambda *_: (torch.tensor([0, 0, 0, 2]), None))
     assert k_means(points, 3).tolist() == [0, 0, 1, 2]
 
 

@@ -4,27 +4,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from points import blobs, noise, objective
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from udmlss import ClusterPseudoLabeler, chunking, clustering, judge_embeddings, judging, lloyd
+from udmlss import ClusterPseudoLabeler, chunking, clustering, judge_embeddings, judging, lloyd, starting
 from udmlss.clustering import cluster_means, k_means
-from udmlss.lloyd import far_apart, has_gpu, sampled_start
+from udmlss.searching import has_gpu, searcher
 
 faiss = pytest.importorskip("faiss")
-
-
-def noise(n=300, d=8, seed=3):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def blobs(k=12, each=40, d=6, apart=20):
-    centers, group = apart * noise(k, d, seed=1), torch.arange(k).repeat(each)
-    return centers[group] + noise(len(group), d), group
-
-
-def objective(points, labels):
-    members = [points[labels == each].double() for each in labels.unique()]
-    return sum(float((mine - mine.mean(dim=0)).square().sum()) for mine in members)
 
 
 def lloyd_by_hand(points, centroids, n_iterations):
@@ -42,7 +29,7 @@ def lloyd_by_hand(points, centroids, n_iterations):
 def parts(monkeypatch):
     """Whatever is read is read in parts of 64 rows, by k-means as well."""
     monkeypatch.setattr(chunking, "_ROWS", 64)
-    monkeypatch.setattr(clustering, "HELD", 0)
+    monkeypatch.setattr(starting, "HELD", 1024)
 
 
 @pytest.fixture(params=["faiss", "scikit-learn"])
@@ -55,20 +42,78 @@ def visits(monkeypatch):
     """The number of labels that changed in each pass over the points."""
     noted, visit = [], lloyd._visit
 
-    def spy(*args):
-        sums, n_moved = visit(*args)
-        noted.append(n_moved)
-        return sums, n_moved
+    def spy(*args, **keywords):
+        noted.append(visit(*args, **keywords))
+        return noted[-1]
 
     monkeypatch.setattr(lloyd, "_visit", spy)
     return noted
 
 
-@pytest.mark.parametrize("n_iterations", [0, 1, 4])
-def test_the_clusters_are_those_of_lloyd_by_hand(backend, n_iterations):
+@pytest.mark.parametrize("k", [2, 3, 4, 7, 40])
+@pytest.mark.parametrize("n_iterations", [0, 1, 4, 20])
+def test_the_clusters_are_those_of_lloyd_by_hand(backend, k, n_iterations):
     points = noise(150, 4)
-    labels, _ = lloyd.lloyd(points, points[:7], n_iterations, backend)
-    assert labels.tolist() == lloyd_by_hand(points, points[:7], n_iterations)
+    labels, _ = lloyd.lloyd(points, points[:k], n_iterations, backend)
+    assert labels.tolist() == lloyd_by_hand(points, points[:k], n_iterations)
+
+
+class Searching:
+    """Counts the distances that a search computes."""
+
+    def __init__(self, monkeypatch):
+        self.distances = []
+        monkeypatch.setattr(lloyd, "searcher", self.searcher)
+
+    def searcher(self, module):
+        device, closest = searcher(module)
+
+        def counted(rows, centroids, k):
+            self.distances.append(len(rows) * len(centroids))
+            return closest(rows, centroids, k)
+
+        return device, counted
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("k", "d"), [(30, 2), (100, 6), (300, 16)])
+def test_leaving_out_centroids_that_stayed_changes_no_cluster_and_saves_distances(backend, monkeypatch, k, d, seed):
+    points = noise(900, d, seed)
+    searching = Searching(monkeypatch)
+    found, centroids = lloyd.lloyd(points, points[:k], 40, backend)
+    saved = sum(searching.distances)
+    monkeypatch.setattr(
+        lloyd, "_among", lambda points, centroids, _, __, closest: among_all(points, centroids, closest)
+    )
+    among_all = lloyd._among_all
+    searching.distances.clear()
+    expected, means = lloyd.lloyd(points, points[:k], 40, backend)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(centroids, means)
+    assert saved < 0.75 * sum(searching.distances)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_known_of_points_is_true_after_each_pass(backend, monkeypatch, seed):
+    points, visit, partial = noise(400, 3, seed), lloyd._visit, []
+
+    def checked(points, centroids, moved, known, sums, **keywords):
+        n_changed = visit(points, centroids, moved, known, sums, **keywords)
+        squares = torch.cdist(points, centroids).square()
+        nearest, labels = squares.min(dim=1)
+        assert torch.equal(known.labels, labels)
+        torch.testing.assert_close(known.nearest, nearest, rtol=1e-4, atol=1e-4)
+        others = squares.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+        assert (known.others <= others + 1e-4).all()
+        members = torch.nn.functional.one_hot(labels, len(centroids)).T.double()
+        torch.testing.assert_close(sums, members @ points.double())
+        partial.append(2 * int(moved.sum()) <= len(moved))
+        return n_changed
+
+    monkeypatch.setattr(lloyd, "_visit", checked)
+    lloyd.lloyd(points, points[:60], 30, backend)
+    assert any(partial)
+    assert not all(partial)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.bfloat16])
@@ -77,7 +122,8 @@ def test_the_clusters_are_those_of_lloyd_by_hand(backend, n_iterations):
 def test_the_objective_is_that_of_faiss_from_the_same_start(dtype, n_iterations):
     points = noise(900).to(dtype)
     held = points.float().numpy()
-    theirs = lloyd.train_faiss(held, 20, start=held[:20], n_iterations=n_iterations, seed=0, faiss=faiss)
+    theirs = faiss.Kmeans(8, 20, niter=n_iterations)
+    theirs.train(held, init_centroids=held[:20])
     expected = objective(points, torch.from_numpy(theirs.assign(held)[1]))
     found = k_means(points, 20, start=points[:20].float(), n_iterations=n_iterations)
     assert objective(points, found) == pytest.approx(expected, rel=1e-6)
@@ -106,76 +152,6 @@ def test_a_mapped_file_is_clustered_as_the_same_numbers_in_memory(tmp_path, dtyp
     assert np.array_equal(np.load(tmp_path / "rows.npy"), array)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.usefixtures("parts")
-def test_groups_far_apart_are_found_from_a_sample(backend, monkeypatch, seed):
-    monkeypatch.setattr(lloyd, "_SAMPLED", 20)
-    monkeypatch.setattr(clustering, "_import_faiss", lambda: backend)
-    points, group = blobs()
-    pairs = set(zip(k_means(points, 12, seed=seed).tolist(), group.tolist(), strict=True))
-    assert len(pairs) == 12
-
-
-@pytest.mark.parametrize(("sampled", "size"), [(3, 30), (64, 300)])
-def test_the_start_is_made_from_a_sample_or_drawn_from_all(backend, monkeypatch, sampled, size):
-    drawn_from = []
-    draw = lloyd.far_apart
-    monkeypatch.setattr(lloyd, "_SAMPLED", sampled)
-    monkeypatch.setattr(lloyd, "far_apart", lambda *args: drawn_from.append(args[0]) or draw(*args))
-    points = noise()
-    start = sampled_start(points, 10, 5, 0, backend)
-    assert start.shape == (10, 8)
-    assert len(drawn_from[0]) == size
-    assert {tuple(row) for row in drawn_from[0].tolist()} <= {tuple(row) for row in points.tolist()}
-    assert (size == 300) == ({tuple(row) for row in start.tolist()} <= {tuple(row) for row in points.tolist()})
-
-
-@pytest.fixture
-def many(monkeypatch):
-    """More than 16 points are many, so that they are drawn several at once."""
-    monkeypatch.setattr(lloyd, "_ONE_BY_ONE", 16)
-
-
-@pytest.mark.usefixtures("many")
-@pytest.mark.parametrize("seed", range(3))
-def test_points_drawn_several_at_once_are_in_nearly_all_groups(backend, seed):
-    points, group = blobs(k=200, each=5, apart=200)
-    of = dict(zip(map(tuple, points.tolist()), group.tolist(), strict=True))
-    drawn = far_apart(points.numpy(), 200, seed, backend)
-    assert len({of[tuple(row)] for row in drawn.tolist()}) >= 195
-
-
-@pytest.mark.usefixtures("many")
-@pytest.mark.parametrize("k", [17, 40, 300])
-def test_no_point_is_drawn_twice_and_as_many_as_are_asked_for(backend, k):
-    drawn = far_apart(noise().numpy(), k, 0, backend)
-    assert len({tuple(row) for row in drawn.tolist()}) == len(drawn) == k
-
-
-@pytest.mark.usefixtures("many")
-def test_of_few_points_that_differ_all_are_drawn_and_equal_ones_fill_up(backend):
-    points = noise(20).repeat(3, 1)
-    drawn = far_apart(points.numpy(), 40, 0, backend)
-    assert len(drawn) == 40
-    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in points.tolist()}
-
-
-@pytest.mark.usefixtures("many")
-def test_few_looks_at_all_points_draw_many(monkeypatch):
-    looks, squares = [], lloyd._squares
-    monkeypatch.setattr(lloyd, "_squares", lambda *args: looks.append(len(args[1])) or squares(*args))
-    far_apart(noise(3000).numpy(), 2000, 0, faiss)
-    assert len(looks) < 200
-    assert sum(looks) < 2000
-    assert 50 < max(looks) <= 62  # a sixteenth of half
-
-
-def test_another_seed_draws_another_start(backend):
-    starts = [sampled_start(noise(), 10, 5, seed, backend) for seed in (0, 0, 1)]
-    assert torch.equal(starts[0], starts[1])
-    assert not torch.equal(starts[0], starts[2])
-
-
 def test_iterations_end_when_no_point_moves(backend, visits):
     points, group = blobs()
     labels, centroids = lloyd.lloyd(points, cluster_means(points, group, 12), 100, backend)
@@ -184,9 +160,9 @@ def test_iterations_end_when_no_point_moves(backend, visits):
     torch.testing.assert_close(centroids, cluster_means(points, group, 12))
 
 
-@pytest.mark.parametrize("held", [lloyd.HELD, 0], ids=["faiss's own", "in parts"])
+@pytest.mark.parametrize("held", [starting.HELD, 4096], ids=["started from all", "from a sample"])
 def test_a_round_from_good_centroids_needs_at_most_half_the_iterations(monkeypatch, held):
-    monkeypatch.setattr(clustering, "HELD", held)
+    monkeypatch.setattr(starting, "HELD", held)
     points, k = blobs(k=40, each=50, d=8, apart=1)[0], 40
     later = points + 0.1 * noise(2000, seed=5)
     good = cluster_means(later, k_means(points, k), k)
@@ -281,22 +257,25 @@ def on_gpu(monkeypatch):
 
 def test_a_gpu_is_used_where_faiss_and_torch_have_one(on_gpu, monkeypatch):
     assert has_gpu(on_gpu)
-    device, nearest = lloyd._search(on_gpu)
+    device, closest = searcher(on_gpu)
     assert device.type == "cuda"
-    found = nearest(noise(), noise(9))
-    assert torch.equal(found, torch.cdist(noise(), noise(9)).argmin(dim=1))
+    _, found = closest(noise(), noise(9), 1)
+    assert torch.equal(found.flatten(), torch.cdist(noise(), noise(9)).argmin(dim=1))
     assert not has_gpu(None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not has_gpu(on_gpu)
 
 
-def test_a_gpu_clusters_part_by_part_whatever_the_size(on_gpu, monkeypatch):
-    search = lloyd._search
-    monkeypatch.setattr(lloyd, "_search", lambda module: (torch.device("cpu"), search(module)[1]))
+@pytest.mark.parametrize("one_by_one", [1024, 4])
+def test_a_gpu_draws_the_start_and_clusters(on_gpu, monkeypatch, one_by_one):
+    for module in (lloyd, starting):
+        monkeypatch.setattr(module, "searcher", lambda module: (torch.device("cpu"), searcher(module)[1]))
+    monkeypatch.setattr(starting, "_ONE_BY_ONE", one_by_one)
     points, group = blobs()
     pairs = set(zip(k_means(points, 12).tolist(), group.tolist(), strict=True))
     assert len(pairs) == 12
     assert set(on_gpu.searches) == {len(points)}
+    assert (len(on_gpu.searches) > 10) == (one_by_one == 4)
 
 
 @pytest.mark.skipif(not has_gpu(faiss), reason="needs a GPU and faiss-gpu")

@@ -224,6 +224,21 @@ def test_nmi_and_ami_are_those_of_scikit_learn_whatever_the_clusters_are_called(
     assert ours(labels, 5 * labels) == pytest.approx(1)
 
 
+groupings = st.integers(1, 60).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 8), min_size=n, max_size=n)] * 2))
+
+
+@given(groupings)
+def test_ami_is_that_of_scikit_learn_for_any_two_groupings(pair):
+    labels, clusters = map(torch.tensor, pair)
+    assert metrics.ami(labels, clusters) == pytest.approx(adjusted_mutual_info_score(*pair), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 100_000])
+def test_items_all_alone_in_both_agree(n):
+    alone = torch.arange(n)
+    assert metrics.ami(alone, alone.flip(0)) == 1
+
+
 def test_many_clusters_by_chance_have_a_high_nmi_and_an_ami_of_0():
     labels, clusters = torch.randint(0, 200, (2, 1000))
     assert metrics.nmi(labels, clusters) > 0.6
