@@ -113,9 +113,13 @@ def embedder_of(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
     return embedder_from_features(features, args.embedding_size)
 
 
-def labeler_of(args: argparse.Namespace) -> ClusterPseudoLabeler:
+def labeler_of(args: argparse.Namespace, device: torch.device) -> ClusterPseudoLabeler:
     return ClusterPseudoLabeler(
-        args.n_clusters, whiten_first=args.whiten_first, average_neighbors=args.average_neighbors, seed=args.seed
+        args.n_clusters,
+        whiten_first=args.whiten_first,
+        average_neighbors=args.average_neighbors,
+        device=device,
+        seed=args.seed,
     )
 
 
@@ -199,7 +203,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         score(args, model, "frozen features   ", "features")
         if args.from_features:
             model.embedder = embedder_of(args, model).to(device)
-        train(args, model, labeler_of(args))
+        train(args, model, labeler_of(args, device))
     score(args, model, "trained features  ", "features")
     score(args, model, "trained embeddings", "embeddings")
     if args.save and is_first():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 HELD = 2**28  # numbers that are held whole as float32: 1 GiB
+PAIRS = 2**26  # pairs of rows compared at once: 256 MiB of float32
 _ROWS, _NUMBERS = 2**16, 2**25  # of one part: at most 128 MiB as float32
 
 

@@ -36,10 +36,11 @@ def k_means(
 ) -> Int64[Tensor, " n"]:
     """Assign each embedding to one of k clusters by Lloyd's k-means, on every row and with no cluster empty.
 
-    Centroids are searched by faiss, or by scikit-learn where faiss is not installed, on a GPU where faiss and PyTorch
-    both have it. Embeddings are read a part at a time, of any floating type, in memory or mapped from a file.
-    Iterations end when no embedding moves. A cluster that ends empty is given the embedding farthest from its
-    centroid. Only where fewer than k embeddings differ are there fewer clusters, with a warning.
+    Runs in faiss, on a GPU where faiss and PyTorch both have it; without faiss-gpu in PyTorch for embeddings on a GPU,
+    and without faiss in scikit-learn for others. Embeddings are read a part at a time, of any floating type, in
+    memory or mapped from a file. Iterations end when no embedding moves. A cluster that ends empty is given the
+    embedding farthest from its centroid. Only where fewer than k embeddings differ are there fewer clusters, with a
+    warning.
 
     Args:
         embeddings: Points, compared by Euclidean distance.
@@ -69,7 +70,7 @@ def k_means(
     check_count(n_clusters, len(embeddings))
     check_seed(seed)
     check_not_collapsed(embeddings)
-    points, faiss = embeddings.detach(), _import_faiss()
+    points, faiss = embeddings.detach(), _import_faiss(embeddings.device)
     if start is None:
         first = start_of(points, n_clusters, n_iterations, seed, faiss)
     else:
@@ -78,9 +79,9 @@ def k_means(
     return _without_empty(points, labels, n_clusters)
 
 
-def _import_faiss() -> ModuleType | None:
+def _import_faiss(device: torch.device) -> ModuleType | None:
     faiss = import_faiss()
-    if faiss is None:
+    if faiss is None and device.type == "cpu":
         _warn_of_missing_faiss()
     return faiss
 

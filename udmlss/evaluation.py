@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from udmlss import metrics
 from udmlss._checks import refusal
 from udmlss.clustering import check_seed, k_means
-from udmlss.embedding import embed
+from udmlss.embedding import device_of, embed
 from udmlss.types import Images, Precision, Scores, What
 
 
@@ -29,6 +29,8 @@ def evaluate(
     progress: bool = False,
 ) -> Scores:
     """Embed labelled images and score how well the embeddings retrieve and group their classes.
+
+    Scores are computed on the CPU, or on the model's GPU with CUDA.
 
     Args:
         model: An `EmbeddingModel`, or any module from images to embeddings if `what` is "embeddings".
@@ -56,9 +58,10 @@ def evaluate(
         >>> sorted(evaluate(nn.Flatten(), images, labels, ks=(1, 2)).recall_at)
         [1, 2]
     """
+    device = device_of(model)
 
     def run(dataset: Images) -> Float[Tensor, "n d"]:
-        return embed(
+        found = embed(
             model,
             dataset,
             what=what,
@@ -68,6 +71,7 @@ def evaluate(
             channels_last=channels_last,
             progress=progress,
         )
+        return found.to(device) if device.type == "cuda" else found  # other GPUs know no float64
 
     check_seed(seed)
     asked = None if queries is None else run(queries)
@@ -85,7 +89,8 @@ def evaluate_embeddings(
 ) -> Scores:
     """Score embeddings: `metrics.retrieval`, and NMI and AMI of k-means with as many clusters as classes.
 
-    Similarity is the cosine. k-means runs on the embeddings as they are; its figures depend on the seed.
+    Similarity is the cosine. k-means runs on the embeddings as they are; its figures depend on the seed. Both run where
+    the embeddings lie.
 
     Args:
         embeddings: Embeddings of the images searched.

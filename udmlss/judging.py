@@ -42,7 +42,8 @@ def judge_embeddings(
     _check_views(embeddings, views, of)
     check_not_collapsed(embeddings)
     k = min(_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # of few images all would be shared
-    queries = torch.cat([embeddings[of].float(), views.to(embeddings.device).float()])
+    views, of = views.to(embeddings.device), of.to(embeddings.device)
+    queries = torch.cat([embeddings[of].float(), views.float()])
     by_image, by_view = metrics.nearest(embeddings, k + 1, queries=queries).chunk(2)
     rank = effective_rank(embeddings)
     return LabelFreeScores(

@@ -46,6 +46,8 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         average_neighbors: In every round cluster, in place of each embedding, the direction of the sum of it and of
             so many of those most similar to it, the farther the less: what lies between two groups is drawn into one
             of them. A search of all among all finds them. None clusters the embeddings as they are.
+        device: Where to cluster: all embeddings are moved there, to "cuda" say. None is where they are; `fit` has them
+            on the CPU.
         seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**31; a `clusterer` has its own.
 
     Raises:
@@ -78,6 +80,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         warm_start: bool = True,
         whiten_first: int | None = None,
         average_neighbors: int | None = None,
+        device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
         _check_choice_of_clusterer(n_clusters, clusterer)
@@ -91,6 +94,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         self.warm_start = warm_start
         self.whiten_first = whiten_first
         self.average_neighbors = average_neighbors
+        self.device = device
         self.seed = seed
         self._round = 0
         self._last: PseudoLabels | None = None
@@ -112,7 +116,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
         """
         check_embeddings(embeddings)
         _check_choice_of_clusterer(self.n_clusters, self.clusterer)
-        embeddings = embeddings.detach()
+        embeddings = embeddings.detach() if self.device is None else embeddings.detach().to(self.device)
         if len(embeddings) > 1:
             check_not_collapsed(embeddings)
         last = self._last if self._last is not None and len(self._last.labels) == len(embeddings) else None

@@ -41,9 +41,10 @@ def lloyd(
         points: Points of any floating type, in memory, on a GPU or mapped from a file.
         centroids: Where to start; at least two.
         n_iterations: Most iterations.
-        faiss: Finds the nearest centroids, on a GPU if it can. Without it scikit-learn does.
+        faiss: Finds the nearest centroids, on a GPU if it can. Without it PyTorch does for points on a GPU, and
+            scikit-learn for others.
     """
-    device, closest = searcher(faiss)
+    device, closest = searcher(faiss, points.device)
     centroids = centroids.to(device, torch.float32)
     moved = torch.ones(len(centroids), dtype=torch.bool, device=device)
     sums = torch.zeros_like(centroids, dtype=torch.float64)

@@ -10,6 +10,8 @@ from jaxtyping import Float32, Int64
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from udmlss.chunking import PAIRS
+
 Found = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]
 Closest = Callable[[Float32[Tensor, "q d"], Float32[Tensor, "g d"], int], Found]
 
@@ -37,19 +39,27 @@ def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"
     return _by_faiss(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
 
 
-def searcher(faiss: ModuleType | None) -> tuple[torch.device, Closest]:
-    """Return a device, and what finds there the k smallest squared distances of each query and whose they are."""
-    if faiss is None:
-        return torch.device("cpu"), _by_sklearn
-    if not has_gpu(faiss):
-        return torch.device("cpu"), partial(_by_faiss, faiss, faiss.METRIC_L2)
-    import_module("faiss.contrib.torch_utils")  # with it faiss takes tensors where they are
-    return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
+def searcher(faiss: ModuleType | None, device: torch.device) -> tuple[torch.device, Closest]:
+    """Return where points of a device are searched, and what finds the k smallest squared distances and whose."""
+    if faiss is not None and has_gpu(faiss):
+        import_module("faiss.contrib.torch_utils")  # with it faiss takes tensors where they are
+        return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
+    if device.type != "cpu":
+        return device, _by_torch
+    return device, _by_sklearn if faiss is None else partial(_by_faiss, faiss, faiss.METRIC_L2)
 
 
 def _by_faiss(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, k: int) -> Found:
     values, places = faiss.knn(queries.numpy(force=True), gallery.numpy(force=True), k, metric=metric)
     return torch.from_numpy(values), torch.from_numpy(places)
+
+
+def _by_torch(queries: Tensor, gallery: Tensor, k: int) -> Found:
+    found = []
+    for part in queries.split(max(1, PAIRS // len(gallery))):
+        squares = torch.addmm(gallery.square().sum(dim=1), part, gallery.T, alpha=-2)
+        found.append(squares.add_(part.square().sum(dim=1, keepdim=True)).topk(k, largest=False))
+    return torch.cat([each.values for each in found]).clamp(min=0), torch.cat([each.indices for each in found])
 
 
 def _by_sklearn(queries: Tensor, gallery: Tensor, k: int) -> Found:

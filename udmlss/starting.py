@@ -33,14 +33,14 @@ def start_of(
 def far_apart(
     points: Float32[Tensor, "n d"], n_clusters: int, seed: int, faiss: ModuleType | None
 ) -> Float32[Tensor, "k d"]:
-    """Return points that k-means++ draws; more than 1,024 of them several at once.
+    """Return points that k-means++ draws; more than 1,024 of them, and on a GPU, several at once.
 
     A point's chance is its squared distance to the nearest that was drawn before. With thousands of clusters k-means
     itself takes less time than to look at all points after each draw.
     """
-    if n_clusters <= _ONE_BY_ONE:
+    device, closest = searcher(faiss, points.device)
+    if n_clusters <= _ONE_BY_ONE and device.type == "cpu":
         return _one_by_one(points, n_clusters, seed, faiss)
-    device, closest = searcher(faiss)
     points = points.to(device).contiguous()
     draws = np.random.default_rng(seed)
     chosen = drawn = draws.integers(len(points), size=1)

@@ -65,8 +65,8 @@ class Searching:
         self.distances = []
         monkeypatch.setattr(lloyd, "searcher", self.searcher)
 
-    def searcher(self, module):
-        device, closest = searcher(module)
+    def searcher(self, module, device):
+        device, closest = searcher(module, device)
 
         def counted(rows, centroids, k):
             self.distances.append(len(rows) * len(centroids))
@@ -251,13 +251,13 @@ def on_gpu(monkeypatch):
     fake.knn_gpu = knn_gpu
     monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(clustering, "_import_faiss", lambda: fake)
+    monkeypatch.setattr(clustering, "_import_faiss", lambda _: fake)
     return fake
 
 
 def test_a_gpu_is_used_where_faiss_and_torch_have_one(on_gpu, monkeypatch):
     assert has_gpu(on_gpu)
-    device, closest = searcher(on_gpu)
+    device, closest = searcher(on_gpu, torch.device("cpu"))
     assert device.type == "cuda"
     _, found = closest(noise(), noise(9), 1)
     assert torch.equal(found.flatten(), torch.cdist(noise(), noise(9)).argmin(dim=1))
@@ -269,7 +269,7 @@ def test_a_gpu_is_used_where_faiss_and_torch_have_one(on_gpu, monkeypatch):
 @pytest.mark.parametrize("one_by_one", [1024, 4])
 def test_a_gpu_draws_the_start_and_clusters(on_gpu, monkeypatch, one_by_one):
     for module in (lloyd, starting):
-        monkeypatch.setattr(module, "searcher", lambda module: (torch.device("cpu"), searcher(module)[1]))
+        monkeypatch.setattr(module, "searcher", lambda module, device: (device, searcher(module, device)[1]))
     monkeypatch.setattr(starting, "_ONE_BY_ONE", one_by_one)
     points, group = blobs()
     pairs = set(zip(k_means(points, 12).tolist(), group.tolist(), strict=True))

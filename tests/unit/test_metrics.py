@@ -152,7 +152,7 @@ def test_searching_in_chunks_changes_nothing(search, chunk):
     whole = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
     nearest = metrics.nearest(embeddings, 5, queries=queries)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CHUNK", chunk)
+        patch.setattr(metrics, "PAIRS", chunk)
         parts = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
         assert torch.equal(metrics.nearest(embeddings, 5, queries=queries), nearest)
     assert as_tuple(parts) == pytest.approx(as_tuple(whole), abs=1e-12)
@@ -345,6 +345,6 @@ def test_the_size_of_what_is_read_at_once_changes_no_score(monkeypatch, rows, ch
     whole = metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)
     order = metrics.nearest(embeddings, 30, queries=asked.get("queries"))
     monkeypatch.setattr(chunking, "_ROWS", rows)
-    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    monkeypatch.setattr(metrics, "PAIRS", chunk)
     assert as_tuple(metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)) == pytest.approx(as_tuple(whole))
     assert torch.equal(metrics.nearest(embeddings, 30, queries=asked.get("queries")), order)

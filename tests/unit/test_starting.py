@@ -19,7 +19,7 @@ def backend(request):
 def test_groups_far_apart_are_found_from_a_sample(backend, monkeypatch, seed):
     monkeypatch.setattr(starting, "HELD", 2000)
     monkeypatch.setattr(starting, "_SAMPLED", 20)
-    monkeypatch.setattr(clustering, "_import_faiss", lambda: backend)
+    monkeypatch.setattr(clustering, "_import_faiss", lambda _: backend)
     points, group = blobs()
     pairs = set(zip(k_means(points, 12, seed=seed).tolist(), group.tolist(), strict=True))
     assert len(pairs) == 12
@@ -72,9 +72,9 @@ def test_of_few_points_that_differ_all_are_drawn_and_equal_ones_fill_up(backend)
 
 @pytest.mark.usefixtures("many")
 def test_few_looks_at_all_points_draw_many(monkeypatch):
-    looks, (device, closest) = [], searcher(faiss)
+    looks, (device, closest) = [], searcher(faiss, torch.device("cpu"))
     looking = lambda points, drawn, k: looks.append(len(drawn)) or closest(points, drawn, k)  # noqa: E731
-    monkeypatch.setattr(starting, "searcher", lambda _: (device, looking))
+    monkeypatch.setattr(starting, "searcher", lambda *_: (device, looking))
     far_apart(noise(3000), 2000, 0, faiss)
     assert len(looks) < 200
     assert sum(looks) < 2000
