@@ -27,7 +27,7 @@ class Sizes:
     evaluations: int = 3
     with_peer: int = 1  # 0 leaves out what pytorch-metric-learning needs for the same evaluation
     sop: tuple[int, ...] = (59_551, 512, 11_318, 25)
-    million: tuple[int, ...] = (1_000_000, 128, 10_000, 5)
+    million: tuple[int, ...] = (1_000_000, 128, 10_000, 3)
     cold: tuple[int, ...] = (15_000, 512, 2_800, 25)
     loss_batches: tuple[int, ...] = (80, 240)
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)

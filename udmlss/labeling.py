@@ -223,15 +223,18 @@ def _whiten(embeddings: Float[Tensor, "n d"], dimensions: int, seed: int) -> Flo
     return torch.from_numpy(normalize(np.nan_to_num(whitened)).astype(np.float32))
 
 
+def check_neighbors(n_neighbors: int, n: int) -> None:
+    """Refuse to average with more images than there are others."""
+    if n_neighbors >= n:
+        raise refusal(f"`average_neighbors={n_neighbors}` needs more images than that", n, "Lower it, or add images")
+
+
 def _averaged(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
     """Return the directions of weighted sums of each embedding and its nearest neighbours, all of unit length.
 
     The weights fall from 1 for itself in even steps, so that no two that are each other's neighbours become equal.
     """
-    if n_neighbors >= len(embeddings):
-        raise refusal(
-            f"`average_neighbors={n_neighbors}` needs more images than that", len(embeddings), "Lower it, or add images"
-        )
+    check_neighbors(n_neighbors, len(embeddings))
     directions = functional.normalize(embeddings.float())
     found = metrics.nearest(directions, n_neighbors)
     averaged = torch.empty_like(directions)

@@ -11,7 +11,7 @@ from udmlss._checks import check_at_least, check_choice, refusal, type_refusal
 from udmlss.clustering import check_count
 from udmlss.embedding import EmbeddingModel, device_of, evaluating
 from udmlss.indexing import IndexedImages
-from udmlss.labeling import ClusterPseudoLabeler
+from udmlss.labeling import ClusterPseudoLabeler, check_neighbors
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss, UDMLSSLoss
 from udmlss.optimizing import check_complete
 from udmlss.rotation import RotationPretextHead, check_square
@@ -61,6 +61,8 @@ def check_sizes(
     n_clusters = _fixed_clusters(labeler)
     if n_clusters is not None:
         check_count(n_clusters, n_images)
+    if isinstance(labeler, ClusterPseudoLabeler) and labeler.average_neighbors is not None:
+        check_neighbors(labeler.average_neighbors, n_images)
     if n_clusters is not None and n_clusters < clusters_per_batch:
         raise refusal(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",

@@ -127,6 +127,11 @@ REFUSALS = {
         ValueError,
         ("`n_clusters=25` needs at least as many images", "found 24", "Lower it"),
     ),
+    "as many neighbours as images": (
+        value(labeler=ClusterPseudoLabeler(K, average_neighbors=N)),
+        ValueError,
+        ("`average_neighbors=24` needs more images than that", "found 24", "Lower it"),
+    ),
     "fewer clusters than in a batch": (
         value(clusters_per_batch=K + 1),
         ValueError,

@@ -78,14 +78,11 @@ class Searching:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("k", "d"), [(30, 2), (100, 6), (300, 16)])
 def test_leaving_out_centroids_that_stayed_changes_no_cluster_and_saves_distances(backend, monkeypatch, k, d, seed):
-    points = noise(900, d, seed)
-    searching = Searching(monkeypatch)
+    points, searching = noise(900, d, seed), Searching(monkeypatch)
+    closest = searching.searcher(backend, torch.device("cpu"))[1]
     found, centroids = lloyd.lloyd(points, points[:k], 40, backend)
     saved = sum(searching.distances)
-    monkeypatch.setattr(
-        lloyd, "_among", lambda points, centroids, _, __, closest: among_all(points, centroids, closest)
-    )
-    among_all = lloyd._among_all
+    monkeypatch.setattr(lloyd, "_among", lambda points, centroids, *_: lloyd._among_all(points, centroids, 1, closest))
     searching.distances.clear()
     expected, means = lloyd.lloyd(points, points[:k], 40, backend)
     assert torch.equal(found, expected)
