@@ -48,8 +48,11 @@ def lloyd(
     centroids = centroids.to(device, torch.float32)
     moved = torch.ones(len(centroids), dtype=torch.bool, device=device)
     sums = torch.zeros_like(centroids, dtype=torch.float64)
-    apart = torch.zeros(len(points), device=device)
-    known = _Known(torch.full_like(apart, -1, dtype=torch.int64), apart, apart.clone())
+    known = _Known(
+        labels=torch.full((len(points),), -1, device=device),
+        nearest=torch.zeros(len(points), device=device),
+        others=torch.zeros(len(points), device=device),
+    )
     for _ in range(n_iterations + 1):  # the last one assigns only
         if not _visit(points, centroids, moved, known, sums, closest=closest):
             break
