@@ -76,7 +76,7 @@ def _visit(
     for rows in row_slices(points):
         part, before = points[rows].to(centroids.device, torch.float32).contiguous(), known[rows]
         if 2 * len(compared) > len(centroids):
-            found = _among_all(part, centroids, 1, closest)  # the second nearest takes half as long again
+            found = _among_all(part, centroids, 1, closest)
         else:
             found = _among(part, centroids, compared, before, closest)
             unsure = (found.nearest > found.others).nonzero().flatten()
