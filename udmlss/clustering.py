@@ -46,9 +46,9 @@ def k_means(
         embeddings: Points, compared by Euclidean distance.
         n_clusters: Number of clusters k, at least 2 and at most n.
         start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
-            k-means++ draws embeddings far from each other, so that groups far apart are each begun in; of more than
-            1,024, several at once. Of more than 2**28 numbers (1 GiB of float32) it draws from a sample of 64
-            embeddings per cluster, and starts from the centroids of k-means on these.
+            k-means++ draws embeddings far from each other, so that groups far apart are each begun in. Of more than
+            2**28 numbers (1 GiB of float32) it draws from a sample of 64 embeddings per cluster, and k-means starts
+            from the centroids of k-means on these.
         n_iterations: Most iterations.
         seed: Seed of what is drawn at the start, from 0 and below 2**31.
 
@@ -72,10 +72,10 @@ def k_means(
     check_not_collapsed(embeddings)
     points, faiss = embeddings.detach(), _import_faiss(embeddings.device)
     if start is None:
-        first = start_of(points, n_clusters, n_iterations, seed, faiss)
+        first, known = start_of(points, n_clusters, n_iterations, seed, faiss)
     else:
-        first = _filled(start, points, n_clusters, seed)
-    labels, _ = lloyd(points, first, n_iterations, faiss)
+        first, known = _filled(start, points, n_clusters, seed), None
+    labels, _ = lloyd(points, first, n_iterations, faiss, known)
     return _without_empty(points, labels, n_clusters)
 
 

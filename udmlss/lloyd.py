@@ -14,22 +14,49 @@ _APART = 1 / 1024  # share by which the halves of a split cluster start from its
 
 
 @dataclass
-class _Known:
+class Known:
     """What is known of points: the centroid nearest to each, and two squared distances."""
 
     labels: Int64[Tensor, " n"]  # -1 before the first look
     nearest: Float32[Tensor, " n"]  # to the point's centroid
     others: Float32[Tensor, " n"]  # no other centroid is nearer than this
 
-    def __getitem__(self, rows: slice | Tensor) -> "_Known":
-        return _Known(self.labels[rows], self.nearest[rows], self.others[rows])
+    def __getitem__(self, rows: slice | Tensor) -> "Known":
+        return Known(self.labels[rows], self.nearest[rows], self.others[rows])
 
-    def __setitem__(self, rows: slice | Tensor, new: "_Known") -> None:
+    def __setitem__(self, rows: slice | Tensor, new: "Known") -> None:
         self.labels[rows], self.nearest[rows], self.others[rows] = new.labels, new.nearest, new.others
 
 
+@dataclass
+class _Sums:
+    """The sum of the points of each cluster, in float64, and in whose sum each point is."""
+
+    of: Float64[Tensor, "k d"]
+    holding: Int64[Tensor, " n"]  # -1 for none
+
+    def hold(self, rows: slice, points: Float32[Tensor, "c d"], labels: Int64[Tensor, " c"]) -> int:
+        """Put points into the sums of these clusters, out of those they were in; return how many were not there."""
+        changed = (labels != self.holding[rows]).nonzero().flatten()
+        old, new = self.holding[rows][changed], labels[changed]
+        self.of.index_add_(0, old[old >= 0], points[changed[old >= 0]].double(), alpha=-1)
+        self.of.index_add_(0, new, points[changed].double())
+        self.holding[rows] = labels
+        return len(changed)
+
+
+def nothing_known(n: int, device: torch.device) -> Known:
+    """Return what is known of points before the first look."""
+    far = torch.full((n,), torch.inf, device=device)
+    return Known(torch.full((n,), -1, device=device), far, far.clone())
+
+
 def lloyd(
-    points: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"], n_iterations: int, faiss: ModuleType | None
+    points: Float[Tensor, "n d"],
+    centroids: Float[Tensor, "k d"],
+    n_iterations: int,
+    faiss: ModuleType | None,
+    known: Known | None = None,
 ) -> tuple[Int64[Tensor, " n"], Float32[Tensor, "k d"]]:
     """Return the points' clusters and the centroids after so many iterations, or fewer if no point moves any more.
 
@@ -43,20 +70,17 @@ def lloyd(
         n_iterations: Most iterations.
         faiss: Finds the nearest centroids, on a GPU if it can. Without it PyTorch does for points on a GPU, and
             scikit-learn for others.
+        known: What is known of the points and these centroids; it saves the first look and is changed.
     """
     device, closest = searcher(faiss, points.device)
     centroids = centroids.to(device, torch.float32)
-    moved = torch.ones(len(centroids), dtype=torch.bool, device=device)
-    sums = torch.zeros_like(centroids, dtype=torch.float64)
-    known = _Known(
-        labels=torch.full((len(points),), -1, device=device),
-        nearest=torch.zeros(len(points), device=device),
-        others=torch.zeros(len(points), device=device),
-    )
+    moved = torch.full((len(centroids),), known is None, device=device)
+    known = nothing_known(len(points), device) if known is None else known
+    sums = _Sums(torch.zeros_like(centroids, dtype=torch.float64), torch.full((len(points),), -1, device=device))
     for _ in range(n_iterations + 1):  # the last one assigns only
         if not _visit(points, centroids, moved, known, sums, closest=closest):
             break
-        before, centroids = centroids, _moved(centroids, sums, known.labels.bincount(minlength=len(centroids)))
+        before, centroids = centroids, _moved(centroids, sums.of, known.labels.bincount(minlength=len(centroids)))
         moved = (centroids != before).any(dim=1)
     return known.labels.cpu(), centroids
 
@@ -65,12 +89,12 @@ def _visit(
     points: Float[Tensor, "n d"],
     centroids: Float32[Tensor, "k d"],
     moved: Bool[Tensor, " k"],
-    known: _Known,
-    sums: Float64[Tensor, "k d"],
+    known: Known,
+    sums: _Sums,
     *,
     closest: Closest,
 ) -> int:
-    """Bring up to date what is known of the points and the sums of the clusters; return how many labels changed."""
+    """Bring up to date what is known of the points, and the sums; return how many points were in another sum."""
     compared = moved.int().topk(max(2, int(moved.sum()))).indices  # two at least, for there to be a second nearest
     n_changed = 0
     for rows in row_slices(points):
@@ -82,30 +106,26 @@ def _visit(
             unsure = (found.nearest > found.others).nonzero().flatten()
             if len(unsure):
                 found[unsure] = _among_all(part[unsure], centroids, 2, closest)
-        changed = (found.labels != before.labels).nonzero().flatten()
-        left = changed[before.labels[changed] >= 0]
-        sums.index_add_(0, before.labels[left], part[left].double(), alpha=-1)
-        sums.index_add_(0, found.labels[changed], part[changed].double())
         known[rows] = found
-        n_changed += len(changed)
+        n_changed += sums.hold(rows, part, found.labels)
     return n_changed
 
 
 def _among_all(
     points: Float32[Tensor, "c d"], centroids: Float32[Tensor, "k d"], n_nearest: int, closest: Closest
-) -> _Known:
+) -> Known:
     """Return what the one or two nearest of all centroids tell: of one, that no other is nearer than it."""
     distances, places = closest(points, centroids, n_nearest)
-    return _Known(places[:, 0], distances[:, 0], distances[:, -1])
+    return Known(places[:, 0], distances[:, 0], distances[:, -1])
 
 
 def _among(
     points: Float32[Tensor, "c d"],
     centroids: Float32[Tensor, "k d"],
     compared: Int64[Tensor, " m"],
-    known: _Known,
+    known: Known,
     closest: Closest,
-) -> _Known:
+) -> Known:
     """Return what is known once the points are compared with the centroids that moved, and not with the others."""
     distances, places = closest(points, centroids[compared], 2)
     places = compared[places]
@@ -114,7 +134,7 @@ def _among(
     own = known.nearest.where(torch.isin(known.labels, compared, invert=True), own)
     rival = distances[:, 0].where(~is_own[:, 0], distances[:, 1])
     others = torch.stack([known.others, torch.maximum(own, rival), distances[:, 1]]).amin(dim=0)
-    return _Known(places[:, 0].where(rival < own, known.labels), torch.minimum(own, rival), others)
+    return Known(places[:, 0].where(rival < own, known.labels), torch.minimum(own, rival), others)
 
 
 def _moved(

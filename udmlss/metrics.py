@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from udmlss._checks import check_embeddings, check_labels, refusal
-from udmlss.chunking import PAIRS, row_slices
+from udmlss.chunking import row_slices
 from udmlss.searching import most_similar
+
+_ASKED = 2**13  # queries searched for at once
+_FOUND = 2**24  # neighbours held at once: 128 MiB of int64
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def _search(
     asked = embeddings if queries is None else queries.to(embeddings)
     parts = list(row_slices(embeddings))
     whole = _unit(embeddings) if len(parts) == 1 else None  # or every chunk would make it anew
-    step = max(1, PAIRS // parts[0].stop)
+    step = max(1, min(_ASKED, _FOUND // k))
     for begin in range(0, len(asked), step):
         chunk = slice(begin, min(begin + step, len(asked)))
         directions, best = _unit(asked[chunk]), None

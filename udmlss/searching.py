@@ -34,8 +34,7 @@ def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"
     """Return for each query its k highest inner products, best first, and the rows of the gallery that have them."""
     faiss = import_faiss()
     if faiss is None or gallery.device.type != "cpu":
-        values, places = (queries @ gallery.T).topk(k)
-        return values, places
+        return _highest(queries, gallery, gallery.new_zeros(len(gallery)), k)
     return _by_faiss(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
 
 
@@ -55,11 +54,15 @@ def _by_faiss(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, 
 
 
 def _by_torch(queries: Tensor, gallery: Tensor, k: int) -> Found:
-    found = []
-    for part in queries.split(max(1, PAIRS // len(gallery))):
-        squares = torch.addmm(gallery.square().sum(dim=1), part, gallery.T, alpha=-2)
-        found.append(squares.add_(part.square().sum(dim=1, keepdim=True)).topk(k, largest=False))
-    return torch.cat([each.values for each in found]).clamp(min=0), torch.cat([each.indices for each in found])
+    products, places = _highest(queries, gallery, -gallery.square().sum(dim=1) / 2, k)
+    return (queries.square().sum(dim=1, keepdim=True) - 2 * products).clamp(min=0), places
+
+
+def _highest(queries: Tensor, gallery: Tensor, added: Tensor, k: int) -> Found:
+    """Return each query's k highest inner products, a number for each row of the gallery added to them."""
+    few = queries.split(max(1, PAIRS // len(gallery)))
+    found = [torch.addmm(added, part, gallery.T).topk(k) for part in few]
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
 def _by_sklearn(queries: Tensor, gallery: Tensor, k: int) -> Found:

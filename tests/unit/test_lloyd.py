@@ -99,11 +99,12 @@ def test_what_is_known_of_points_is_true_after_each_pass(backend, monkeypatch, s
         squares = torch.cdist(points, centroids).square()
         nearest, labels = squares.min(dim=1)
         assert torch.equal(known.labels, labels)
+        assert torch.equal(sums.holding, labels)
         torch.testing.assert_close(known.nearest, nearest, rtol=1e-4, atol=1e-4)
         others = squares.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
         assert (known.others <= others + 1e-4).all()
         members = torch.nn.functional.one_hot(labels, len(centroids)).T.double()
-        torch.testing.assert_close(sums, members @ points.double())
+        torch.testing.assert_close(sums.of, members @ points.double())
         partial.append(2 * int(moved.sum()) <= len(moved))
         return n_changed
 
@@ -167,8 +168,10 @@ def test_a_round_from_good_centroids_needs_at_most_half_the_iterations(monkeypat
     def reached(n_iterations, start):
         return objective(later, k_means(later, k, start=start, n_iterations=n_iterations))
 
-    enough = 1.0005 * reached(25, None)
+    ends = reached(25, None), reached(25, good)
+    enough = 1.0005 * max(ends)  # they may end in two minima
     cold = next(n for n in range(1, 26) if reached(n, None) <= enough)
+    assert max(ends) < 1.02 * min(ends)
     assert reached(cold // 2, good) <= enough
 
 
@@ -263,16 +266,13 @@ def test_a_gpu_is_used_where_faiss_and_torch_have_one(on_gpu, monkeypatch):
     assert not has_gpu(on_gpu)
 
 
-@pytest.mark.parametrize("one_by_one", [1024, 4])
-def test_a_gpu_draws_the_start_and_clusters(on_gpu, monkeypatch, one_by_one):
+def test_a_gpu_draws_the_start_and_clusters(on_gpu, monkeypatch):
     for module in (lloyd, starting):
         monkeypatch.setattr(module, "searcher", lambda module, device: (device, searcher(module, device)[1]))
-    monkeypatch.setattr(starting, "_ONE_BY_ONE", one_by_one)
     points, group = blobs()
     pairs = set(zip(k_means(points, 12).tolist(), group.tolist(), strict=True))
     assert len(pairs) == 12
     assert set(on_gpu.searches) == {len(points)}
-    assert (len(on_gpu.searches) > 10) == (one_by_one == 4)
 
 
 @pytest.mark.skipif(not has_gpu(faiss), reason="needs a GPU and faiss-gpu")

@@ -152,7 +152,7 @@ def test_searching_in_chunks_changes_nothing(search, chunk):
     whole = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
     nearest = metrics.nearest(embeddings, 5, queries=queries)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "PAIRS", chunk)
+        patch.setattr(metrics, "_ASKED", chunk)
         parts = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
         assert torch.equal(metrics.nearest(embeddings, 5, queries=queries), nearest)
     assert as_tuple(parts) == pytest.approx(as_tuple(whole), abs=1e-12)
@@ -337,14 +337,14 @@ def test_classes_that_are_no_labels_are_refused(score, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [4, 9, 40])
-@pytest.mark.parametrize("chunk", [1, 90, 10_000])
+@pytest.mark.parametrize(("limit", "most"), [("_ASKED", 1), ("_ASKED", 9), ("_FOUND", 1), ("_FOUND", 90)])
 @pytest.mark.parametrize("apart", [False, True])
-def test_the_size_of_what_is_read_at_once_changes_no_score(monkeypatch, rows, chunk, apart):
+def test_the_size_of_what_is_read_at_once_changes_no_score(monkeypatch, rows, limit, most, apart):
     embeddings, labels = torch.randn(40, 5), torch.arange(40) % 6
     asked = {"queries": torch.randn(7, 5), "query_labels": torch.arange(7) % 6} if apart else {}
     whole = metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)
     order = metrics.nearest(embeddings, 30, queries=asked.get("queries"))
     monkeypatch.setattr(chunking, "_ROWS", rows)
-    monkeypatch.setattr(metrics, "PAIRS", chunk)
+    monkeypatch.setattr(metrics, limit, most)
     assert as_tuple(metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)) == pytest.approx(as_tuple(whole))
     assert torch.equal(metrics.nearest(embeddings, 30, queries=asked.get("queries")), order)
