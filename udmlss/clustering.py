@@ -21,7 +21,7 @@ from udmlss.lloyd import lloyd
 from udmlss.searching import import_faiss
 from udmlss.starting import start_of
 
-SEEDS = 2**31  # faiss takes an int of 32 bits
+SEEDS = 2**32  # scikit-learn takes so many
 _SAME = 1e-5  # rows closer than this share of their norm are equal to float32's rounding
 _TABLE = 2**24  # counts in the largest table that is filled out: 4,096 clusters by as many, 128 MiB
 
@@ -50,7 +50,7 @@ def k_means(
             2**28 numbers (1 GiB of float32) it draws from a sample of 64 embeddings per cluster, and k-means starts
             from the centroids of k-means on these.
         n_iterations: Most iterations.
-        seed: Seed of what is drawn at the start, from 0 and below 2**31.
+        seed: Seed of what is drawn at the start, from 0 and below 2**32.
 
     Returns:
         The cluster of each embedding, 0..k-1, every one of them used, on the CPU.
@@ -102,7 +102,7 @@ def check_count(n_clusters: int, n: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that faiss cannot take."""
+    """Refuse a seed that scikit-learn, for PCA, would not take."""
     check_within("seed", seed, 0, SEEDS - 1)
 
 

@@ -48,7 +48,7 @@ class ClusterPseudoLabeler(ClusterMixin, BaseEstimator):  # type: ignore[misc] #
             of them. A search of all among all finds them. None clusters the embeddings as they are.
         device: Where to cluster: all embeddings are moved there, to "cuda" say. None is where they are; `fit` has them
             on the CPU.
-        seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**31; a `clusterer` has its own.
+        seed: Seed of what k-means++ draws and of PCA, from 0 and below 2**32; a `clusterer` has its own.
 
     Raises:
         ValueError: Neither or both of `n_clusters` and `clusterer` are given; `n_clusters` below 2; another seed.

@@ -252,14 +252,14 @@ def test_whole_numbers_are_refused(monkeypatch):
         k_means(torch.arange(6).view(6, 1), 2)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**31, 2**40])
-def test_a_seed_that_faiss_cannot_take_is_refused(seed):
-    with pytest.raises(ValueError, match=rf"`seed` must lie in 0\.\.2147483647; found {seed}\. Choose a number in"):
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40])
+def test_a_seed_of_more_than_32_bits_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"`seed` must lie in 0\.\.4294967295; found {seed}\. Choose a number in"):
         k_means(noise(), 10, seed=seed)
 
 
 def test_the_largest_seed_is_taken(cluster):
-    assert len(cluster(noise(), 10, seed=2**31 - 1)) == 300
+    assert len(cluster(noise(), 10, seed=2**32 - 1)) == 300
 
 
 def test_rows_equal_to_rounding_are_equal_and_rows_a_thousandth_apart_are_not():

@@ -126,5 +126,5 @@ def test_embedding_of_the_model_gives_the_same_scores(model):
 
 
 def test_a_seed_that_k_means_cannot_take_is_refused_before_any_image_is_embedded():
-    with pytest.raises(ValueError, match=r"`seed` must lie in 0\.\.2147483647; found -1\."):
+    with pytest.raises(ValueError, match=r"`seed` must lie in 0\.\.4294967295; found -1\."):
         evaluate(nn.Identity(), [None], LABELS, seed=-1)

@@ -88,7 +88,7 @@ def test_the_first_round_is_k_means_with_the_labelers_seed():
 
 
 def test_rounds_go_on_from_the_largest_seed():
-    labeler = ClusterPseudoLabeler(9, warm_start=False, seed=2**31 - 1)
+    labeler = ClusterPseudoLabeler(9, warm_start=False, seed=2**32 - 1)
     labeler.label(noise())
     assert torch.equal(labeler.label(noise()).labels.unique(), torch.arange(9))
 
@@ -470,9 +470,9 @@ def test_a_round_that_was_refused_leaves_the_rounds_before_as_they_were():
         (
             {"n_clusters": 3, "seed": -1},
             ValueError,
-            r"`seed` must lie in 0\.\.2147483647; found -1\. Choose a number in",
+            r"`seed` must lie in 0\.\.4294967295; found -1\. Choose a number in",
         ),
-        ({"n_clusters": 3, "seed": 2**31}, ValueError, r"`seed` must lie in 0\.\.2147483647; found 2147483648\. Ch"),
+        ({"n_clusters": 3, "seed": 2**32}, ValueError, r"`seed` must lie in 0\.\.4294967295; found 4294967296\. Ch"),
         (
             {"clusterer": PCA()},
             TypeError,
