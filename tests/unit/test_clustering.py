@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from points import blobs, noise, objective
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -17,26 +18,6 @@ from udmlss.clustering import _fill_empty, agreement, check_not_collapsed, clust
 
 BACKENDS = ("faiss", "scikit-learn")
 FEWER = r"`n_clusters=50` needs as many embeddings that differ; going on with 30 clusters"
-
-
-def blobs(n_clusters=6, each=15, d=4, apart=20.0):
-    """Groups of points around corners far apart, in shuffled order, with the group of each."""
-    draws = torch.Generator().manual_seed(7)
-    centers = apart * torch.randn(n_clusters, d, generator=draws)
-    group = torch.arange(n_clusters).repeat_interleave(each)[torch.randperm(n_clusters * each, generator=draws)]
-    return centers[group] + 0.1 * torch.randn(len(group), d, generator=draws), group
-
-
-def noise(n=300, d=8):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(3))
-
-
-def objective(points, labels):
-    total = 0.0
-    for cluster in labels.unique():
-        members = points[labels == cluster].double()
-        total += float((members - members.mean(dim=0)).square().sum())
-    return total
 
 
 def same_groups(labels, groups):
@@ -65,7 +46,7 @@ def cluster(request, monkeypatch):
 
 
 INPUTS = {
-    "blobs": (blobs()[0], 6),
+    "blobs": (blobs(6, 15)[0], 6),
     "noise": (noise(), 10),
     "one dimension": (noise(200, 1), 7),
     "as many clusters as rows": (noise(12, 3), 12),
@@ -93,12 +74,12 @@ def test_every_row_gets_a_cluster_and_every_cluster_a_row(cluster, name):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_groups_far_apart_are_the_clusters_whatever_the_seed(cluster, seed):
-    points, group = blobs()
+    points, group = blobs(6, 15)
     assert normalized_mutual_info_score(group, cluster(points, 6, seed=seed)) == pytest.approx(1)
 
 
 def test_groups_far_apart_are_the_clusters_when_started_from_one_row_of_each(cluster):
-    points, group = blobs()
+    points, group = blobs(6, 15)
     start = torch.stack([points[group == each][0] for each in range(6)])
     assert torch.equal(cluster(points, 6, start=start), group)
 
@@ -146,7 +127,7 @@ def test_a_start_far_from_every_row_leaves_no_cluster_empty(cluster):
 
 @pytest.mark.parametrize("rows", [1, 3, 6])
 def test_a_start_may_have_fewer_rows_than_clusters(cluster, rows):
-    points, group = blobs()
+    points, group = blobs(6, 15)
     start = torch.stack([points[group == each].mean(dim=0) for each in range(rows)])
     labels = cluster(points, 6, start=start)
     assert labels.unique().tolist() == list(range(6))
@@ -159,16 +140,16 @@ def test_a_start_of_another_shape_is_refused(monkeypatch, shape):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signature refuse some, too
     sentence = rf"`start` must have shape \(6, 4\) or fewer rows; found \({shape[0]}, {shape[1]}\)\. Pass the centroids"
     with pytest.raises(ValueError, match=sentence):
-        k_means(blobs()[0], 6, start=torch.zeros(shape))
+        k_means(noise(90, 4), 6, start=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_start_that_is_not_finite_is_refused(monkeypatch, value):
     monkeypatch.setitem(sys.modules, "faiss", None)  # faiss would end the process
-    start = blobs()[0][:6].clone()
+    start = blobs(6, 15)[0][:6].clone()
     start[2, 1] = value
     with pytest.raises(ValueError, match=r"`start` must be finite; found 1 of 6 rows .* the first is row 2"):
-        k_means(blobs()[0], 6, start=start)
+        k_means(blobs(6, 15)[0], 6, start=start)
 
 
 def test_a_cluster_that_ends_empty_is_given_a_row(monkeypatch):
