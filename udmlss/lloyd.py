@@ -47,7 +47,7 @@ class _Sums:
 
 def nothing_known(n: int, device: torch.device) -> Known:
     """Return what is known of points before the first look."""
-    far = torch.full((n,), torch.inf, device=device)
+    far = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
     return Known(torch.full((n,), -1, device=device), far, far.clone())
 
 
@@ -58,7 +58,7 @@ def lloyd(
     faiss: ModuleType | None,
     known: Known | None = None,
 ) -> tuple[Int64[Tensor, " n"], Float32[Tensor, "k d"]]:
-    """Return the points' clusters and the centroids after so many iterations, or fewer if no point moves any more.
+    """Return the points' clusters after so many iterations, or fewer if no point moves any more, and their means.
 
     Each iteration reads the points once, a part at a time, and sums in float64 those that moved. Once most centroids
     stay where they are, a point is compared with those that moved, and with all only where another may be nearer:
@@ -146,7 +146,7 @@ def _moved(
     largest = sizes.argsort(descending=True)[: len(empty)]
     largest = largest[sizes[largest] > 1]
     empty = empty[: len(largest)]
-    apart = torch.full((centroids.shape[1],), _APART, device=centroids.device)
+    apart = torch.full((centroids.shape[1],), _APART, dtype=torch.float32, device=centroids.device)
     apart[1::2] *= -1
     centroids[empty] = centroids[largest] * (1 + apart)
     centroids[largest] *= 1 - apart

@@ -55,7 +55,7 @@ def _by_faiss(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, 
 
 def _by_torch(queries: Tensor, gallery: Tensor, k: int) -> Found:
     products, places = _highest(queries, gallery, -gallery.square().sum(dim=1) / 2, k)
-    return (queries.square().sum(dim=1, keepdim=True) - 2 * products).clamp(min=0), places
+    return (queries.norm(dim=1, keepdim=True).square() - 2 * products).clamp(min=0), places
 
 
 def _highest(queries: Tensor, gallery: Tensor, added: Tensor, k: int) -> Found:

@@ -12,8 +12,10 @@ from udmlss.lloyd import Known, lloyd, nothing_known
 from udmlss.searching import Found, searcher
 
 _SAMPLED = 64  # points a cluster from which the start is made: with 1,000 clusters of 10,000,000 points, 1 in 156
-_CANDIDATES = 1024  # most points that are drawn between two looks at all points
-_TINY = torch.finfo(torch.float32).tiny  # least chance: where fewer points differ than are drawn, equal ones fill up
+_CANDIDATES = 1024  # most points that are looked at more closely after a look at all
+_LEFT = 0.6  # share of their chance that these have left, on average, when all points are looked at again
+_GREEDY = 1024  # most clusters for which so many candidates tell which of a few points is the best to draw
+_SAME = 1e-6  # share of the largest squared distance to the first point drawn that is rounding
 
 
 def start_of(
@@ -38,24 +40,28 @@ def far_apart(
 ) -> tuple[Float32[Tensor, "k d"], Known]:
     """Return points that k-means++ draws, each by its squared distance to the nearest drawn before, and what is known.
 
-    To look at all points after each draw would take longer than k-means itself. So many candidates are drawn by one
-    look, and each is taken with the share of its chance that those taken since have left: as if drawn one by one.
+    To look at all points after each draw would take longer than k-means itself. So candidates are drawn by one look,
+    and from them points, one after the other, by what those before have left of their chance. Of up to 1,024 clusters
+    each is the best of a few, as in scikit-learn: the one that leaves the candidates the least chance.
 
     References:
-        k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007.
+        k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007, with its greedy variant.
         https://dl.acm.org/doi/10.5555/1283383.1283494
-        Fast and Accurate k-means++ via Rejection Sampling. Cohen-Addad et al. 2020. https://arxiv.org/abs/2012.11891
     """
     device, closest = searcher(faiss, points.device)
     points = points.to(device).contiguous()
     random = np.random.default_rng(seed)
+    n_trials = 2 + int(np.log(n_clusters)) if n_clusters <= _GREEDY else 1
     known = nothing_known(len(points), device)
     chosen = drawn = torch.from_numpy(random.integers(len(points), size=1)).to(device)
     _look(known, closest(points, points[drawn], 1), begin=0)
+    least = max(_SAME * float(known.nearest.max()), torch.finfo(torch.float32).tiny)  # equal points fill up
     while len(chosen) < n_clusters:
-        chances = known.nearest.clamp(min=_TINY)
+        chances = known.nearest.clamp(min=least)
         chances[chosen] = 0
-        drawn = _draw(points, chances, min(len(chosen), _CANDIDATES), random)[: n_clusters - len(chosen)]
+        candidates = _candidates(chances, random)
+        kept = _kept(points[candidates], candidates, chances[candidates], least)
+        drawn = candidates[_drawn(kept, n_clusters - len(chosen), n_trials, random).to(device)]
         _look(known, closest(points, points[drawn], 1), begin=len(chosen))
         chosen = torch.cat([chosen, drawn])
     known.others = known.nearest.clone()
@@ -69,19 +75,30 @@ def _look(known: Known, found: Found, begin: int) -> None:
     known.labels, known.nearest = places.where(nearer, known.labels), distances.where(nearer, known.nearest)
 
 
-def _draw(
-    points: Float32[Tensor, "n d"], chances: Float32[Tensor, " n"], count: int, random: np.random.Generator
-) -> Int64[Tensor, " m"]:
-    """Return which of `count` candidates are taken, at least one, in the order of their drawing."""
+def _candidates(chances: Float32[Tensor, " n"], random: np.random.Generator) -> Int64[Tensor, " m"]:
     held = chances.double().numpy(force=True)
-    candidates = random.choice(len(points), count, p=held / held.sum())
-    drawn = points[torch.from_numpy(candidates).to(points.device)].cpu()
-    between = torch.cdist(drawn, drawn).square().clamp(min=_TINY).numpy()
-    between[candidates == candidates[:, None]] = 0  # none is drawn twice
-    left, taken = held[candidates], []
-    bars = random.random(count) * left
-    for each in range(count):
-        if bars[each] < left[each]:
-            taken.append(each)
-            left = np.minimum(left, between[each])
-    return torch.from_numpy(candidates[taken]).to(points.device)
+    drawn = random.choice(len(held), min(_CANDIDATES, len(held)), p=held / held.sum())
+    return torch.from_numpy(drawn).to(chances.device)
+
+
+def _kept(
+    points: Float32[Tensor, "m d"], candidates: Int64[Tensor, " m"], chances: Float32[Tensor, " m"], least: float
+) -> Float32[Tensor, "m m"]:
+    """Return the share of its chance that the second candidate keeps once the first is drawn."""
+    points = (points - points.mean(dim=0)).cpu()  # rounding grows with the distance to the origin
+    between = torch.cdist(points, points).square().clamp(min=least)
+    between[(candidates == candidates.unsqueeze(1)).cpu()] = 0  # none is drawn twice
+    return (between / chances.cpu()).clamp(max=1)
+
+
+def _drawn(kept: Float32[Tensor, "m m"], most: int, n_trials: int, random: np.random.Generator) -> Int64[Tensor, " j"]:
+    """Return which candidates are drawn, at least one, each the best of a few trials."""
+    shares = kept.numpy()
+    left, drawn = np.ones(len(shares)), list[int]()
+    while len(drawn) < most and left.mean() > _LEFT:
+        trials = random.choice(len(left), n_trials, p=left / left.sum())
+        after = np.minimum(left, shares[trials])
+        best = after.sum(axis=1).argmin()
+        drawn.append(trials[best])
+        left = after[best]
+    return torch.from_numpy(np.array(drawn))

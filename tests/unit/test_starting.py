@@ -1,14 +1,13 @@
 from collections import Counter
-from itertools import permutations
+from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 from points import blobs, noise
-from scipy.stats import chisquare
 
-from udmlss import clustering, starting
+from udmlss import clustering, lloyd, starting
 from udmlss.clustering import k_means
-from udmlss.lloyd import lloyd
 from udmlss.searching import searcher
 from udmlss.starting import far_apart, start_of
 
@@ -46,31 +45,41 @@ def test_the_start_is_drawn_from_all_points_or_made_from_a_sample(backend, monke
     assert (known_then is None) == (held < 2400)
 
 
-def chances_by_hand(points, k):
-    """Return how likely each sequence of k points is when each is drawn by its squared distance to those before."""
-    squares = torch.cdist(points, points).square().tolist()
-    chances = {}
-    for drawn in permutations(range(len(points)), k):
-        chances[drawn] = 1 / len(points)
-        for place in range(1, k):
-            apart = [min(squares[each][other] for other in drawn[:place]) for each in range(len(points))]
-            chances[drawn] *= apart[drawn[place]] / sum(apart)
-    return chances
+def potential(points, drawn):
+    """Return the sum of squared distances to the nearest point drawn."""
+    return float(torch.cdist(points.double(), drawn.double()).square().amin(dim=1).sum())
 
 
-def test_candidates_of_one_look_are_drawn_as_if_one_by_one():
-    points, counts, n = torch.tensor([[0.0], [3.0], [4.0], [6.0], [7.0], [10.0]]), Counter(), 4000
-    places = {value: place for place, value in enumerate(points.flatten().tolist())}
-    for seed in range(n):
-        drawn = [places[value] for value in far_apart(points, 4, seed, faiss)[0].flatten().tolist()]
-        counts[frozenset(drawn[:2]), drawn[2], drawn[3]] += 1  # the last two by one look
-    expected = Counter()
-    for drawn, chance in chances_by_hand(points, 4).items():
-        expected[frozenset(drawn[:2]), drawn[2], drawn[3]] += n * chance
-    frequent = [drawn for drawn in expected if expected[drawn] > 10]
-    observed, likely = ([count[drawn] for drawn in frequent] for count in (counts, expected))
-    assert sum(likely) > 0.9 * n
-    assert chisquare([*observed, n - sum(observed)], [*likely, n - sum(likely)]).pvalue > 0.001
+def one_by_one(points, k, seed, n_trials):
+    """Draw by squared distance, looking at all points after each draw, of some trials the one that leaves least."""
+    random, squares = np.random.default_rng(seed), torch.cdist(points.double(), points.double()).square().numpy()
+    drawn = [random.integers(len(points))]
+    while len(drawn) < k:
+        apart = squares[drawn].min(axis=0)
+        trials = random.choice(len(points), n_trials, p=apart / apart.sum())
+        drawn.append(min(trials, key=lambda each: np.minimum(apart, squares[each]).sum()))
+    return points[drawn]
+
+
+@pytest.mark.parametrize(("k", "spread"), [(8, 0.5), (60, 0.3), (100, 0.4)])
+def test_the_start_is_nearly_as_good_as_that_of_a_greedy_draw_one_by_one(backend, k, spread):
+    ours, theirs, plain = [], [], []
+    for seed in range(6):
+        points = blobs(k, 2000 // k, 16, apart=1 / spread)[0]
+        ours.append(potential(points, far_apart(points, k, seed, backend)[0]))
+        theirs.append(potential(points, one_by_one(points, k, seed, 2 + int(np.log(k)))))
+        plain.append(potential(points, one_by_one(points, k, seed, 1)))
+    assert fmean(ours) < 0.9 * fmean(plain)
+    assert fmean(ours) < 1.05 * fmean(theirs)
+
+
+@pytest.mark.parametrize("k", [8, 60, 300])
+def test_the_start_of_many_clusters_is_as_good_as_that_of_a_draw_one_by_one(backend, monkeypatch, k):
+    monkeypatch.setattr(starting, "_GREEDY", 1)
+    points = blobs(k, 2000 // k, 16, apart=2)[0]
+    ours = [potential(points, far_apart(points, k, seed, backend)[0]) for seed in range(12)]
+    theirs = [potential(points, one_by_one(points, k, seed, 1)) for seed in range(12)]
+    assert fmean(ours) == pytest.approx(fmean(theirs), rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,21 +121,41 @@ def test_what_is_known_then_is_which_of_the_points_drawn_is_nearest(backend, k):
 def test_k_means_gives_the_same_clusters_whether_or_not_it_is_told(backend, k, n_iterations):
     points = noise()
     drawn, known = far_apart(points, k, 0, backend)
-    told, centroids = lloyd(points, drawn, n_iterations, backend, known)
-    found, means = lloyd(points, drawn, n_iterations, backend)
+    told, centroids = lloyd.lloyd(points, drawn, n_iterations, backend, known)
+    found, means = lloyd.lloyd(points, drawn, n_iterations, backend)
     assert torch.equal(told, found)
     torch.testing.assert_close(centroids, means)
 
 
-@pytest.mark.parametrize("differing", [5000, 100])
-def test_few_looks_at_all_points_draw_many(monkeypatch, differing):
-    looks, (device, closest) = [], searcher(faiss, torch.device("cpu"))
-    looking = lambda points, drawn, k: looks.append(len(drawn)) or closest(points, drawn, k)  # noqa: E731
-    monkeypatch.setattr(starting, "searcher", lambda *_: (device, looking))
-    far_apart(noise(differing).repeat(5000 // differing, 1), 4000, 0, faiss)
-    assert sum(looks) == 4000
-    assert 500 < max(looks) <= 1024
-    assert len(looks) < 30
+class Looks:
+    """Notes how many points are compared with how many by each search."""
+
+    def __init__(self, monkeypatch, backend, *modules):
+        self.sizes = []
+        device, closest = searcher(backend, torch.device("cpu"))
+        looking = lambda rows, drawn, k: self.sizes.append((len(rows), len(drawn))) or closest(rows, drawn, k)  # noqa: E731
+        for module in modules:
+            monkeypatch.setattr(module, "searcher", lambda *_: (device, looking))
+
+
+@pytest.mark.parametrize("d", [8, 64])
+@pytest.mark.parametrize("differing", [5000, 100, 10])
+def test_few_looks_at_all_points_draw_many(backend, monkeypatch, differing, d):
+    looks = Looks(monkeypatch, backend, starting)
+    far_apart(noise(differing, d).repeat(5000 // differing, 1), 2000, 0, backend)
+    assert sum(drawn for _, drawn in looks.sizes) == 2000
+    assert len(looks.sizes) < 30
+
+
+@pytest.mark.parametrize("held", [2**28, 2400])
+def test_k_means_begins_with_what_is_known(backend, monkeypatch, held):
+    monkeypatch.setattr(clustering, "_import_faiss", lambda _: backend)
+    monkeypatch.setattr(starting, "HELD", held)
+    looks = Looks(monkeypatch, backend, starting, lloyd)
+    k_means(noise(600), 20, n_iterations=0)
+    compared = sum(rows * drawn for rows, drawn in looks.sizes)
+    known = 600 * 20 + 600 * 2 if held == 2**28 else 300 * 20 + 300 * 2 + 600 * 20
+    assert compared == known
 
 
 def test_another_seed_draws_another_start(backend):
