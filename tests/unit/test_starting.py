@@ -82,6 +82,14 @@ def test_the_start_of_many_clusters_is_as_good_as_that_of_a_draw_one_by_one(back
     assert fmean(ours) == pytest.approx(fmean(theirs), rel=0.05)
 
 
+def test_what_candidates_keep_of_their_chance_does_not_depend_on_where_the_origin_is():
+    points, candidates, chances = noise(200, 32), torch.arange(200), torch.full((200,), 64.0)
+    near, far = (starting._kept(points + offset, candidates, chances, 1e-6) for offset in (0, 3000))
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-3)
+    expected = torch.cdist(points.double(), points.double()).square() / 64
+    torch.testing.assert_close(near, expected.clamp(max=1).float())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_points_drawn_are_in_nearly_all_groups(backend, seed):
     points, group = blobs(k=200, each=5, apart=200)
