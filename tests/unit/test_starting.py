@@ -166,6 +166,19 @@ def test_k_means_begins_with_what_is_known(backend, monkeypatch, held):
     assert compared == known
 
 
+@pytest.mark.parametrize("k", [3, 40])
+def test_another_default_type_changes_nothing(backend, k):
+    points = noise()
+    expected = lloyd.lloyd(points, start_of(points, k, 5, 0, backend)[0], 5, backend)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        first, known = start_of(points, k, 5, 0, backend)
+        found = lloyd.lloyd(points, first, 5, backend, known)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_another_seed_draws_another_start(backend):
     starts = [start_of(noise(), 10, 5, seed, backend)[0] for seed in (0, 0, 1)]
     assert torch.equal(starts[0], starts[1])
