@@ -15,7 +15,7 @@ _SAMPLED = 64  # points a cluster from which the start is made: with 1,000 clust
 _CANDIDATES = 1024  # most points that are looked at more closely after a look at all
 _LEFT = 0.6  # share of their chance that these have left, on average, when all points are looked at again
 _GREEDY = 1024  # most clusters for which so many candidates tell which of a few points is the best to draw
-_SAME = 1e-6  # share of the largest squared distance to the first point drawn that is rounding
+_ROUNDING = 1e-6  # share of the largest squared distance to the first point drawn that is rounding
 
 
 def start_of(
@@ -55,7 +55,7 @@ def far_apart(
     known = nothing_known(len(points), device)
     chosen = drawn = torch.from_numpy(random.integers(len(points), size=1)).to(device)
     _look(known, closest(points, points[drawn], 1), begin=0)
-    least = max(_SAME * float(known.nearest.max()), torch.finfo(torch.float32).tiny)  # equal points fill up
+    least = max(_ROUNDING * float(known.nearest.max()), torch.finfo(torch.float32).tiny)  # equal points fill up
     while len(chosen) < n_clusters:
         chances = known.nearest.clamp(min=least)
         chances[chosen] = 0
