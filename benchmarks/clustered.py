@@ -61,7 +61,7 @@ def udml(
     labeler = TrueLabels(data.labels) if true_labels else _clusters(settings, average_neighbors, seed)
     n_features = model.embedder.in_features
     if from_features:
-        found = embed(model, data.plain, what="features", channels_last=True)
+        found = embed(model, data.plain, output="features", channels_last=True)
         model.embedder.load_state_dict(embedder_from_features(found, settings.embedding_size).state_dict())
         settings = replace(settings, lr=settings.trunk_lr)
     return _fit(

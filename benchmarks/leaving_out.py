@@ -25,9 +25,9 @@ class LeavingOut:
     def label(self, embeddings: Tensor) -> PseudoLabels:
         pseudo = self.labeler.label(embeddings)
         labels, sizes = pseudo.labels.clone(), pseudo.sizes
-        distance = (embeddings.cpu() - pseudo.centroids[labels]).norm(dim=1)
+        distance = (embeddings.cpu() - pseudo.centers[labels]).norm(dim=1)
         order = torch.from_numpy(np.lexsort((-distance.numpy(), labels.numpy())))  # cluster by cluster, the far first
-        place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
-        n_left_out = (self.share * sizes).long()
-        labels[order[place < n_left_out[labels[order]]]] = -1
-        return replace(pseudo, labels=labels, sizes=sizes - n_left_out)
+        to_device = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+        n_unassigned = (self.share * sizes).long()
+        labels[order[to_device < n_unassigned[labels[order]]]] = -1
+        return replace(pseudo, labels=labels, sizes=sizes - n_unassigned)

@@ -39,17 +39,17 @@ def write_blobs(path: Path, rows: int, dimensions: int, clusters: int, dtype: st
 def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, judge: bool) -> None:
     import torch  # noqa: PLC0415 (the process that writes does without)
 
-    from udmlss import ClusterPseudoLabeler, judge_embeddings  # noqa: PLC0415
+    from udmlss import ClusterPseudoLabeler, label_free_scores  # noqa: PLC0415
 
     embeddings = torch.from_numpy(np.load(path, mmap_mode="r+"))
-    labeler = ClusterPseudoLabeler(clusters, n_iterations=iterations)
+    labeler = ClusterPseudoLabeler(clusters, max_iter=iterations)
     report("imports")
     for number in range(rounds):
         pseudo = labeler.label(embeddings)
         report(f"round {number}, {pseudo.n_clusters} clusters")
     if judge:
         of = torch.arange(0, len(embeddings), max(1, len(embeddings) // 1000))[:1000]
-        judge_embeddings(embeddings, embeddings[of].float(), of)
+        label_free_scores(embeddings, embeddings[of].float(), of)
         report("judging")
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         WATCH.start()
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             where = Path(folder) if args.fit == "disk" else None
-            labels = {"n_clusters": args.clusters, "n_iterations": args.iterations}
+            labels = {"n_clusters": args.clusters, "max_iter": args.iterations}
             train(args.rows, args.dimensions, labels, args.rounds, where)
         return
     if args.file is not None:

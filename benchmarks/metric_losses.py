@@ -9,7 +9,7 @@ from functools import partial
 from pytorch_metric_learning import distances, losses, miners
 from torch import Tensor, nn
 
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss
 
 AS_LONG = {"normalize_embeddings": False}  # PML's distances take unit length otherwise
 

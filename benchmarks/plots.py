@@ -58,8 +58,8 @@ def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]
         shares = [(100 * point["score"], 100 * point["recall"]) for point in points]
         axis.scatter(*zip(*shares, strict=True), color=colour, alpha=0.6, label="a run")
         for point, marker, label in ((best, "^", "the best"), (chosen, "s", "chosen without labels")):
-            place = (100 * point["score"], 100 * point["recall"])
-            axis.plot(*place, marker, mfc="none", mec="black", ms=12, label=label)
+            to_device = (100 * point["score"], 100 * point["recall"])
+            axis.plot(*to_device, marker, mfc="none", mec="black", ms=12, label=label)
         axis.set(xlabel=f"label-free score of {scored}, training images", ylabel="R@1 on unseen classes, percent")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, settings = parse(parser, arguments)
     methods = list(dict.fromkeys(["frozen", *args.methods.split(",")]))
     if unknown := [method for method in methods if method not in METHODS]:
-        parser.error(f"--methods must be among {', '.join(METHODS)}; found {', '.join(unknown)}")
+        parser.error(f"--methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
     read(args.out, settings)  # refuses runs with other settings before any work
     data = open_data(settings, args.root)
     for seed in range(args.seeds):

@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = args.methods.split(",")
     known = [method for method in METHODS if method not in {"frozen", "remembered", *WITHOUT_CLUSTERS}]
     if unknown := [method for method in methods if method not in known]:
-        parser.error(f"--methods must be among {', '.join(known)}; found {', '.join(unknown)}")
+        parser.error(f"--methods must be among {', '.join(known)}, got {', '.join(unknown)}")
     folder = args.out / "rounds"
     where = folder / ("-".join(option.lstrip("-") for option in options_of(settings)) or "preset")
     read(where, settings)  # refuses runs with other settings before any work

@@ -82,7 +82,7 @@ def read(folder: Path, settings: Settings) -> list[Run]:
     stale = [path for path, found in runs.items() if _settings_of(found) != settings]
     if stale:
         sys.exit(
-            f"The runs in {folder} must have these settings; found {len(stale)} with others, {stale[0].name} with "
+            f"The runs in {folder} must have these settings, got {len(stale)} with others, {stale[0].name} with "
             f"{_differences(_settings_of(runs[stale[0]]), settings)}. Give another --out, or take them away."
         )
     return list(runs.values())

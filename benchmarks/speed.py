@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     names = args.only.split(",")
     if unknown := set(names) - set(LINES):
-        parser.error(f"--only must name lines of {', '.join(LINES)}; found {', '.join(sorted(unknown))}")
+        parser.error(f"--only must name lines of {', '.join(LINES)}, got {', '.join(sorted(unknown))}")
     os.environ[CHOICE] = args.clock
     sizes, out = chosen(args), args.out
     if out is None and not args.quick:

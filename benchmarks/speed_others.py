@@ -17,7 +17,7 @@ PROBE = 1000
 def faiss_k_means(
     rows: NDArray[np.float32],
     k: int,
-    n_iterations: int,
+    max_iter: int,
     start: NDArray[np.float32] | None = None,
     *,
     plus_plus: bool = True,
@@ -25,9 +25,9 @@ def faiss_k_means(
     """Return the cluster of each row, and the centroids; on every row, with faiss's own choices else."""
     names = {True: faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, False: faiss.ClusteringInitMethod_RANDOM}
     counts = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
-    settings = faiss.Kmeans(rows.shape[1], k, niter=n_iterations, init_method=names[plus_plus], **counts)
+    settings = faiss.Kmeans(rows.shape[1], k, niter=max_iter, init_method=names[plus_plus], **counts)
     settings.train(rows, init_centroids=start)
-    return torch.from_numpy(settings.assign(rows)[1]), settings.centroids
+    return torch.from_numpy(settings.assign(rows)[1]), settings.centers
 
 
 @dataclass(frozen=True)

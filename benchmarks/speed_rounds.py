@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, PseudoLabelSampler, embed, fit, judge_embeddings
-from udmlss.clustering import cluster_means, k_means
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, PseudoLabelSampler, embed, fit, label_free_scores
+from udmlss.clustering.kmeans import cluster_means, k_means
 from udmlss.data import glyphs
 from udmlss.types import PseudoLabels
 
@@ -46,7 +46,7 @@ def lines_of_round(sizes: Sizes) -> list[Row]:
         faiss_k_means(found.numpy(), k, ITERATIONS, start)
 
     def judging() -> None:
-        judge_embeddings(embeddings, embed(model, Subset(TensorDataset(images), probe.tolist())), probe)
+        label_free_scores(embeddings, embed(model, Subset(TensorDataset(images), probe.tolist())), probe)
 
     ours, theirs, judged = in_turn(
         sizes.pairs,
@@ -69,11 +69,11 @@ def lines_of_warm_start(sizes: Sizes) -> list[Row]:
     warm, cold, warm_seconds, cold_seconds, final = [], [], [], [], []
     for (_, last), (embeddings, _) in pairwise(_real_rounds(sizes, k)):
         start = cluster_means(embeddings, last.labels, k)
-        target = objective(embeddings, k_means(embeddings, k, n_iterations=ITERATIONS))
-        final.append(objective(embeddings, k_means(embeddings, k, n_iterations=ITERATIONS, start=start)) / target)
+        target = objective(embeddings, k_means(embeddings, k, max_iter=ITERATIONS))
+        final.append(objective(embeddings, k_means(embeddings, k, max_iter=ITERATIONS, start=start)) / target)
         counts = [_iterations(embeddings, k, NEAR * target, begun) for begun in (start, None)]
         runs = [
-            partial(seconds, partial(k_means, embeddings, k, n_iterations=count, start=begun))
+            partial(seconds, partial(k_means, embeddings, k, max_iter=count, start=begun))
             for count, begun in zip(counts, (start, None), strict=True)
         ]
         took = in_turn(sizes.pairs, *runs)
@@ -119,7 +119,7 @@ def _real_rounds(sizes: Sizes, k: int) -> list[tuple[Tensor, PseudoLabels]]:
 def _iterations(embeddings: Tensor, k: int, target: float, start: Tensor | None) -> int:
     """Return how many iterations reach the target, as many as a cold start has if none do."""
     for count in range(1, ITERATIONS):
-        if objective(embeddings, k_means(embeddings, k, n_iterations=count, start=start)) <= target:
+        if objective(embeddings, k_means(embeddings, k, max_iter=count, start=start)) <= target:
             return count
     return ITERATIONS
 
@@ -155,11 +155,11 @@ def lines_of_growth(sizes: Sizes) -> list[Row]:
 def prepare_growth(n: int) -> Callable[[], dict[str, float]]:
     """Return a round's clustering, matching, sampler and judging, to be run; it returns the seconds of each."""
     embeddings = clustered(n, GROWTH_DIMENSIONS, 2 * GROWTH_CLUSTERS, noise=1.0)
-    labeler = ClusterPseudoLabeler(GROWTH_CLUSTERS, n_iterations=GROWTH_ITERATIONS)
+    labeler = ClusterPseudoLabeler(GROWTH_CLUSTERS, max_iter=GROWTH_ITERATIONS)
     labeler.label(embeddings)
     probe = torch.randperm(n)[:PROBE]
     views = functional.normalize(embeddings[probe] + 0.02 * torch.randn(len(probe), GROWTH_DIMENSIONS))
-    judge_embeddings(embeddings, views, probe)  # as at the start of a run: the first time libraries set themselves up
+    label_free_scores(embeddings, views, probe)  # as at the start of a run: the first time libraries set themselves up
 
     def a_round() -> dict[str, float]:
         begun = now()
@@ -167,7 +167,7 @@ def prepare_growth(n: int) -> Callable[[], dict[str, float]]:
         labelled = now()
         next(iter(PseudoLabelSampler(pseudo.labels)))
         drawn = now()
-        judge_embeddings(embeddings, views, probe)
+        label_free_scores(embeddings, views, probe)
         return {"labels": labelled - begun, "sampler": drawn - labelled, "judging": now() - drawn}
 
     return a_round

@@ -15,7 +15,7 @@ from speed_sizes import Sizes
 from torch import Tensor
 
 from udmlss import PseudoLabelSampler, evaluate_embeddings
-from udmlss.clustering import k_means
+from udmlss.clustering.kmeans import k_means
 
 P, K = 16, 5
 PER_CLASS = 60_502 / 11_316  # images of a class of SOP's test side
@@ -159,19 +159,19 @@ def prepare_k_means(name: str, given: str, shape: tuple[int, ...]) -> Callable[[
 
 def _clusterers() -> dict[str, Callable[[Tensor, int, int, Tensor | None], Tensor]]:
     return {
-        K_MEANS: lambda rows, k, count, start: k_means(rows, k, n_iterations=count, start=start),
+        K_MEANS: lambda rows, k, count, start: k_means(rows, k, max_iter=count, start=start),
         FAISS: _by_faiss,
         MINI_BATCH: _by_mini_batches,
     }
 
 
-def _by_faiss(rows: Tensor, k: int, n_iterations: int, start: Tensor | None) -> Tensor:
+def _by_faiss(rows: Tensor, k: int, max_iter: int, start: Tensor | None) -> Tensor:
     begun = None if start is None else start.numpy()
-    return faiss_k_means(rows.numpy(), k, n_iterations, begun, plus_plus=False)[0]
+    return faiss_k_means(rows.numpy(), k, max_iter, begun, plus_plus=False)[0]
 
 
-def _by_mini_batches(rows: Tensor, k: int, n_iterations: int, start: Tensor | None) -> Tensor:
+def _by_mini_batches(rows: Tensor, k: int, max_iter: int, start: Tensor | None) -> Tensor:
     init = "random" if start is None else start.numpy()
-    passes = {"max_iter": n_iterations, "max_no_improvement": None, "n_init": 1}
+    passes = {"max_iter": max_iter, "max_no_improvement": None, "n_init": 1}
     clusters = MiniBatchKMeans(k, init=init, random_state=0, **passes).fit_predict(rows.numpy())
     return torch.from_numpy(clusters).long()

@@ -25,9 +25,9 @@ from udmlss import (
     parameter_groups,
     rotate_four_ways,
 )
-from udmlss.batch_norm import frozen_batch_norm
 from udmlss.data import glyphs
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.types import LaterRounds
 
 P, K, TURNED, DIMENSIONS = 16, 5, 16, 128

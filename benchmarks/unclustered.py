@@ -23,7 +23,7 @@ def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -
     """Learn without clusters: each image is a class of its own, and two augmented views of it are its members."""
     loss, _ = build_loss(settings.loss, 1, settings.embedding_size)
     if type(loss).__name__ not in SelfSupervisedLoss.supported_losses():
-        sys.exit(f"instance must have a loss that SelfSupervisedLoss takes; found {settings.loss}. Name another.")
+        sys.exit(f"instance must have a loss that SelfSupervisedLoss takes, got {settings.loss}. Name another.")
     train_instances(model, _views(data, settings, seed), loss)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from udmlss import EmbeddingModel, embed, judge_embeddings, metrics
-from udmlss.clustering import cluster_means, k_means
+from udmlss import EmbeddingModel, embed, label_free_scores, metrics
+from udmlss.clustering.kmeans import cluster_means, k_means
 from udmlss.types import Images
 
 PROBE = 1000
@@ -20,7 +20,7 @@ PROBE = 1000
 def see(model: EmbeddingModel, images: Images) -> dict[str, Tensor]:
     """Return features and embeddings of all images, by one pass through the trunk."""
     device = next(model.parameters()).device
-    features = embed(model, images, what="features", channels_last=True)
+    features = embed(model, images, output="features", channels_last=True)
     model.eval()
     with torch.no_grad():
         return {"features": features, "embeddings": model.embed_features(features.to(device)).cpu()}
@@ -43,7 +43,7 @@ def judge(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int) -> dict
     It is taken in as many clusters as the square root of the number of images, and in as many as training used.
     """
     images, views = functional.normalize(images), functional.normalize(views)
-    return asdict(judge_embeddings(images, views, probe)) | {
+    return asdict(label_free_scores(images, views, probe)) | {
         "consistency": fmean(consistency(images, views, probe, isqrt(len(images)), seed) for seed in range(3)),
         "own_consistency": consistency(images, views, probe, n_clusters, 0),
     }
@@ -58,5 +58,5 @@ def consistency(images: Tensor, views: Tensor, probe: Tensor, n_clusters: int, s
 
 def recall_of_halves(rows: Tensor, labels: Tensor) -> list[float]:
     """Return R@1 of every other image, and of the rest, each searched for among all."""
-    found = (labels[metrics.nearest(rows, 1)[:, 0]] == labels).float()
+    found = (labels[metrics.nearest(rows, 1)[1][:, 0]] == labels).float()
     return [float(found[first::2].mean()) for first in (0, 1)]

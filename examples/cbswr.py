@@ -39,7 +39,7 @@ def embed_maps(found: torch.Tensor) -> torch.Tensor:
 
 def show(when: str) -> None:
     images, labels = Subset(test, range(3000)), test.labels[:3000]
-    print(f"{when:6} features  ", evaluate(model, images, labels, what="features"))
+    print(f"{when:6} features  ", evaluate(model, images, labels, output="features"))
     print(f"{when:6} embeddings", evaluate(model, images, labels))
 
 

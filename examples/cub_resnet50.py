@@ -33,8 +33,8 @@ from udmlss import (
     parameter_groups,
 )
 from udmlss.data import cub200
-from udmlss.distributed import is_first, joined
-from udmlss.types import Labeler, What
+from udmlss.distributed import is_rank_zero, process_group
+from udmlss.types import Labeler, Output
 
 FEATURES = {"resnet50": 2048, "googlenet": 1024, "efficientnet_lite0": 1280}
 
@@ -104,7 +104,7 @@ def embedder_of(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
     features = embed(
         model,
         images,
-        what="features",
+        output="features",
         num_workers=args.workers,
         precision=args.precision,
         channels_last=True,
@@ -169,26 +169,26 @@ def train(args: argparse.Namespace, model: EmbeddingModel, labeler: Labeler) -> 
     )
 
 
-def score(args: argparse.Namespace, model: EmbeddingModel, name: str, what: What) -> None:
+def score(args: argparse.Namespace, model: EmbeddingModel, name: str, what: Output) -> None:
     """Print how well the model retrieves the test classes; each process embeds its share of the images."""
     test = cub200(args.root, "test", transform=build_transforms(args.backbone, args.image_size)[1])
     embeddings = embed(
         model,
         test,
-        what=what,
+        output=what,
         num_workers=args.workers,
         precision=args.precision,
         channels_last=True,
         sharded=True,
         progress=True,
     )
-    if is_first():
+    if is_rank_zero():
         print(name, evaluate_embeddings(embeddings, test.labels))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    with joined() as device:
+    with process_group() as device:
         run(args, device)
 
 
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         train(args, model, labeler_of(args, device))
     score(args, model, "trained features  ", "features")
     score(args, model, "trained embeddings", "embeddings")
-    if args.save and is_first():
+    if args.save and is_rank_zero():
         settings = (args.backbone, args.image_size, args.embedding_size)
         torch.save({"settings": settings, "model": model.state_dict()}, args.save)
         print(f"Saved {args.save}")

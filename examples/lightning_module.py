@@ -27,7 +27,7 @@ from udmlss import (
     rotate_four_ways,
 )
 from udmlss.data import glyphs
-from udmlss.distributed import from_first, gather, gather_shards, is_first, rank, shard, world_size
+from udmlss.distributed import gather, gather_shards, is_rank_zero, rank, run_on_rank_zero, shard, world_size
 from udmlss.types import Images
 
 
@@ -46,8 +46,8 @@ class UDMLSS(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         n_images = len(self.images)
         part = embed(self.model, Subset(self.cluster_images, shard(n_images)))
-        embeddings = gather_shards(part, n_images, only_first=True)
-        self.pseudo = from_first(lambda: self.labeler.label(embeddings))
+        embeddings = gather_shards(part, n_images, only_rank_zero=True)
+        self.pseudo = run_on_rank_zero(lambda: self.labeler.label(embeddings))
         self.criterion.start_round(self.pseudo)
         sampler = PseudoLabelSampler(
             self.pseudo.labels,
@@ -97,7 +97,7 @@ def main() -> None:
     augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
     train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
     trainer.fit(UDMLSS(model, RotationPretextHead(2048), train, plain, args.steps))
-    if is_first():
+    if is_rank_zero():
         print(evaluate(model, test, test.labels))
 
 

@@ -21,7 +21,7 @@ def save_neighbours(
     Queries are spread evenly over those whose neighbours differ in number of right ones between the first and the
     last embedding, best gain first, losses last: an honest sample, not only the successes.
     """
-    found = {name: metrics.nearest(rows, k) for name, rows in embeddings.items()}
+    found = {name: metrics.nearest(rows, k)[1] for name, rows in embeddings.items()}
     right = {name: labels[index] == labels[:, None] for name, index in found.items()}
     first, *_, last = right.values()
     gain = last.sum(dim=1) - first.sum(dim=1)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pytorch_metric_learning import losses
 from torch import nn
 
-from udmlss import Passes
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+from udmlss import Epochs
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss
 
 Kind = Literal["nothing", "clusters", "labels", "instances", "cbswr", "stml"]
 LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # built for n clusters and d dimensions
@@ -52,7 +52,7 @@ class Published:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     batch: int = 64
-    steps: int | Passes = 3600
+    steps: int | Epochs = 3600
     relabel_every: int = 30
     rotation_weight: float = 0
     rotation_images: int = 16
@@ -89,7 +89,7 @@ SYNTHESIS = Published(
     pooling="average+maximum",
     loss="proxy-anchor",
     clusters_per_batch=30,
-    steps=Passes(60),
+    steps=Epochs(60),
     synthesis_weight=0.23,
     optimizer="adamw",
     lr=1e-4,
@@ -107,7 +107,7 @@ METHODS: Mapping[str, Published] = {
         crop_scale=(0.79, 0.79),
         embedding_size=128,
         loss="nt-xent",
-        steps=Passes(60),
+        steps=Epochs(60),
         neighbor_share=0.5,
         optimizer="sgd",
         momentum=0.9,
@@ -122,7 +122,7 @@ METHODS: Mapping[str, Published] = {
         crop_scale=(0.77, 0.77),
         embedding_size=128,
         n_clusters=32,
-        steps=Passes(30),
+        steps=Epochs(30),
         neighbor_share=0.5,
         optimizer="sgd",
         lr=1e-3,
@@ -134,7 +134,7 @@ METHODS: Mapping[str, Published] = {
         "stml",
         pooling="average+maximum",
         batch=120,
-        steps=Passes(90),
+        steps=Epochs(90),
         ema_decay=0.999,
         optimizer="adamw",
         lr=1e-4,
@@ -170,7 +170,7 @@ METHODS: Mapping[str, Published] = {
         loss="distance-weighted",
         clusters_per_batch=32,
         samples_per_cluster=4,
-        steps=Passes(100),
+        steps=Epochs(100),
         new_lr=1e-3,
         weight_decay=1e-4,
         note="Published with true labels, by metriclearningbench; clusters are UDML-SS's.",
@@ -215,7 +215,7 @@ def settings_for(method: str, data: str) -> Published:
     changes: dict[str, Any] = {} if data in {"cub200", "folder"} else {"neighbor_share": 0}
     if published.kind in {"clusters", "labels"} and data in _OF_CLUSTERS:
         changes |= _OF_CLUSTERS[data]
-        if isinstance(published.steps, Passes):  # these have batches and a length of their own
+        if isinstance(published.steps, Epochs):  # these have batches and a length of their own
             changes |= {"steps": published.steps, "clusters_per_batch": published.clusters_per_batch}
         elif "clusters_per_batch" in changes:
             changes["clusters_per_batch"] //= published.views

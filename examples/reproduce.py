@@ -31,7 +31,7 @@ from two_views import TwoViews, train_cbswr, train_instances, train_stml
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
-    Passes,
+    Epochs,
     RotationPretextHead,
     UDMLSSLoss,
     evaluate,
@@ -85,12 +85,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, P
     args = parser.parse_args(arguments)
     if args.data not in {*OPENERS, "glyphs"}:
         if not Path(args.data).is_dir():
-            parser.error(f"--data must be among {', '.join(OPENERS)}, glyphs, or a folder; found {args.data}")
+            parser.error(f"--data must be among {', '.join(OPENERS)}, glyphs, or a folder, got {args.data}")
         args.data, args.root = "folder", Path(args.data)
     if args.root is None and args.data != "glyphs":
         parser.error(f"--data {args.data} needs --root, the folder where it lies")
     if args.max_steps is not None and args.max_steps < 1:
-        parser.error(f"--max-steps must be at least 1; found {args.max_steps}")
+        parser.error(f"--max-steps must be at least 1, got {args.max_steps}")
     standard = settings_for(args.method, args.data)
     given = {name: value for name in asdict(standard) if (value := vars(args).get(name)) is not None}
     settings = replace(standard, **given)
@@ -133,7 +133,7 @@ def build_model(args: argparse.Namespace, settings: Published) -> tuple[Embeddin
 def shorten(settings: Published, n_images: int, max_steps: int | None) -> Published:
     """Return the settings with the length in steps, and no longer than asked."""
     steps = settings.steps
-    if isinstance(steps, Passes):
+    if isinstance(steps, Epochs):
         of_clusters = settings.clusters_per_batch * settings.samples_per_cluster * settings.views
         steps = steps.in_steps(n_images, of_clusters if settings.kind in {"clusters", "labels"} else settings.batch)
     return replace(settings, steps=min(steps, max_steps or steps))
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             queries=data.queries,
             query_labels=None if data.queries is None else data.queries.labels,
             ks=KS.get(args.data, (1, 2, 4, 8)),
-            what=what,
+            output=what,
             num_workers=args.workers,
             channels_last=True,
         )

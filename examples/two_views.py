@@ -53,7 +53,7 @@ class TwoViews:
 
     def __post_init__(self) -> None:
         if not 2 <= self.batch <= len(self.images):  # noqa: PLR2004 (a single image has no other)
-            message = f"`batch` must lie in 2..{len(self.images)}, the number of images; found {self.batch}. Change it."
+            message = f"`batch` must lie in 2..{len(self.images)}, the number of images, got {self.batch}. Change it."
             raise ValueError(message)
 
     def run(
@@ -133,7 +133,9 @@ def train_stml(
     criterion = STMLLoss(delta=delta, neighbors=2 * neighbors)
 
     def draw(number: int) -> Batches:
-        near = metrics.nearest(embed(wide, views.plain, channels_last=True, num_workers=views.workers), neighbors - 1)
+        near = metrics.nearest(embed(wide, views.plain, channels_last=True, num_workers=views.workers), neighbors - 1)[
+            1
+        ]
         order = _order(len(near), views.seed, number)
         queries = order.split(ceil(views.batch / neighbors))[: len(order) // views.batch]
         groups = [torch.cat([rows[:, None], near[rows]], dim=1).flatten() for rows in queries]
@@ -161,7 +163,7 @@ class _Pairs:
         partners = torch.arange(n_images)
         if self.neighbor_share:
             workers = self.views.workers
-            features = embed(self.model, self.views.plain, what="features", channels_last=True, num_workers=workers)
+            features = embed(self.model, self.views.plain, output="features", channels_last=True, num_workers=workers)
             partners = pair_with_neighbors(features, share=self.neighbor_share, seed=self.views.seed + number)
         order = _order(n_images, self.views.seed, number)[: n_images - n_images % batch]
         return [torch.cat([rows, partners[rows]]).tolist() for rows in order.split(batch)]

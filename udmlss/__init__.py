@@ -1,22 +1,23 @@
 """Unsupervised deep metric learning: unlabelled images in, a retrieval embedding out."""
 
 from udmlss import metrics
-from udmlss.batch_norm import frozen_batch_norm
-from udmlss.callbacks import StopWhenSettled
-from udmlss.choosing import ClusterChoice, choose_n_clusters
-from udmlss.embedding import EmbeddingModel, embed
+from udmlss.clustering.labeler import ClusterPseudoLabeler
+from udmlss.dataset import IndexedImages
 from udmlss.evaluation import evaluate, evaluate_embeddings
-from udmlss.indexing import IndexedImages
-from udmlss.judging import judge_embeddings
-from udmlss.labeling import ClusterPseudoLabeler
+from udmlss.inference import embed
 from udmlss.losses import UDMLSSLoss
-from udmlss.optimizing import parameter_groups
-from udmlss.pairing import pair_with_neighbors
-from udmlss.projection import embedder_from_features
-from udmlss.rotation import RotationPretextHead, rotate_four_ways
-from udmlss.sampling import PseudoLabelSampler
-from udmlss.training import fit
-from udmlss.types import FitResult, LabelFreeScores, LossTerms, Passes, PseudoLabels, RoundReport, Scores
+from udmlss.model_selection import label_free_scores
+from udmlss.models.batch_norm import frozen_batch_norm
+from udmlss.models.embedding_model import EmbeddingModel
+from udmlss.models.pca import embedder_from_features
+from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
+from udmlss.neighbors import pair_with_neighbors
+from udmlss.sampler import PseudoLabelSampler
+from udmlss.training.callbacks import StopWhenSettled
+from udmlss.training.choosing import ClusterChoice, choose_n_clusters
+from udmlss.training.fit import fit
+from udmlss.training.optim import parameter_groups
+from udmlss.types import Epochs, FitResult, LabelFreeScores, LossTerms, PseudoLabels, RoundReport, Scores
 
 __version__ = "0.1.0"
 
@@ -24,11 +25,11 @@ __all__ = [
     "ClusterChoice",
     "ClusterPseudoLabeler",
     "EmbeddingModel",
+    "Epochs",
     "FitResult",
     "IndexedImages",
     "LabelFreeScores",
     "LossTerms",
-    "Passes",
     "PseudoLabelSampler",
     "PseudoLabels",
     "RotationPretextHead",
@@ -43,7 +44,7 @@ __all__ = [
     "evaluate_embeddings",
     "fit",
     "frozen_batch_norm",
-    "judge_embeddings",
+    "label_free_scores",
     "metrics",
     "pair_with_neighbors",
     "parameter_groups",

@@ -1,97 +1,148 @@
-"""Refusals, worded alike: the rule, what was found, the remedy."""
+"""Checks of arguments, with errors that state the rule, what was found and the remedy."""
 
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from udmlss.chunking import row_slices
+from udmlss._chunks import row_slices
+
+_EQUAL = 1e-5  # rows whose distance is below this fraction of their norm are equal within float32 rounding
 
 
-def refusal(rule: str, found: object, remedy: str) -> ValueError:
-    """Return the error for a value that breaks a rule; the caller raises it."""
-    return ValueError(_sentence(rule, found, remedy))
+def value_error(rule: str, found: object, remedy: str) -> ValueError:
+    """Return a ValueError for the caller to raise: "rule, got found. remedy."."""
+    return ValueError(_message(rule, found, remedy))
 
 
-def type_refusal(rule: str, found: object, remedy: str) -> TypeError:
-    """Return the error for an object of the wrong kind; the caller raises it."""
-    return TypeError(_sentence(rule, found, remedy))
+def type_error(rule: str, found: object, remedy: str) -> TypeError:
+    """Return a TypeError for the caller to raise: "rule, got found. remedy."."""
+    return TypeError(_message(rule, found, remedy))
 
 
-def _sentence(rule: str, found: object, remedy: str) -> str:
-    return f"{rule}; found {found}. {remedy}."
+def _message(rule: str, found: object, remedy: str) -> str:
+    return f"{rule}, got {found}. {remedy}."
 
 
-def check_at_least(name: str, value: float, least: float) -> None:
-    """Refuse a number below the least that makes sense."""
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise an error unless `value` is an integer of Python or NumPy in least..most; None means no upper limit."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise type_error(f"`{name}` must be an integer", f"{value!r} of type {type(value).__name__}", "Pass an int")
+    value = int(value)
+    if most is not None and not least <= value <= most:
+        raise value_error(f"`{name}` must lie in {least}..{most}", value, "Choose a number in this range")
     if value < least:
-        raise refusal(f"`{name}` must be at least {least}", value, "Raise it")
+        raise value_error(f"`{name}` must be at least {least}", value, "Raise it")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuse a number that is not above zero."""
-    if not value > 0:
-        raise refusal(f"`{name}` must be above 0", value, "Raise it")
+def check_number(
+    name: str, value: object, least: float | None = None, most: float | None = None, *, above: float | None = None
+) -> None:
+    """Raise an error unless `value` is a finite number of Python or NumPy.
 
-
-def check_within(name: str, value: float, least: float, most: float) -> None:
-    """Refuse a number outside a range; both ends are allowed."""
-    if not least <= value <= most:
-        raise refusal(f"`{name}` must lie in {least}..{most}", value, "Choose a number in this range")
+    Args:
+        name: Name of the parameter.
+        value: Value of the parameter.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+        above: A limit that the value must exceed.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise type_error(f"`{name}` must be a number", f"{value!r} of type {type(value).__name__}", "Pass a float")
+    value = float(value)
+    if not isfinite(value):
+        raise value_error(f"`{name}` must be finite", value, "Pass a finite number")
+    if above is not None and not value > above:
+        raise value_error(f"`{name}` must be above {above}", value, "Raise it")
+    if least is not None and most is not None and not least <= value <= most:
+        raise value_error(f"`{name}` must lie in {least}..{most}", value, "Choose a number in this range")
+    if least is not None and value < least:
+        raise value_error(f"`{name}` must be at least {least}", value, "Raise it")
+    if most is not None and value > most:
+        raise value_error(f"`{name}` must be at most {most}", value, "Lower it")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Raise ValueError unless `value` is one of the choices."""
     if value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise refusal(f"`{name}` must be one of {listed}", repr(value), "Pass one of these")
+        raise value_error(f"`{name}` must be one of {listed}", repr(value), "Pass one of these")
 
 
-def check_features(features: Tensor) -> None:
-    """Refuse features that are not one row per image."""
+def check_features(features: object) -> None:
+    """Raise an error unless the output of a trunk is a 2-D tensor with one row per image."""
     if not isinstance(features, Tensor):
-        raise type_refusal(
-            "The trunk must return features (b f)",
+        raise type_error(
+            "The trunk must return a tensor (b, f)",
             type(features).__name__,
-            "Wrap it in a module that returns the one tensor you want, such as `trunk(images).pooler_output`",
+            "Wrap it in a module that returns one tensor, such as `trunk(images).pooler_output`",
         )
     if features.ndim != 2:  # noqa: PLR2004
         has_tokens = features.ndim == 3  # noqa: PLR2004
-        raise refusal(
-            "The trunk must return features (b f)",
+        raise value_error(
+            "The trunk must return features of shape (b, f)",
             f"shape {tuple(features.shape)}",
-            "Take a token or their mean" if has_tokens else "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
+            "Select one token or average them" if has_tokens else "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
         )
 
 
-def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
-    """Refuse what is no finite floating-point matrix with at least one row and one column."""
+def check_embeddings(embeddings: object, name: str = "embeddings") -> None:
+    """Raise an error unless `embeddings` is a finite floating-point tensor (n, d) with at least one row and column."""
     if not isinstance(embeddings, Tensor):
-        raise type_refusal(f"`{name}` must be a tensor (n d)", type(embeddings).__name__, "Use torch.as_tensor")
+        raise type_error(f"`{name}` must be a tensor (n, d)", type(embeddings).__name__, "Use torch.as_tensor")
     if embeddings.ndim != 2 or 0 in embeddings.shape:  # noqa: PLR2004
         shape = tuple(embeddings.shape)
-        raise refusal(f"`{name}` must be a non-empty matrix (n d)", f"shape {shape}", "Flatten each item to one row")
+        raise value_error(f"`{name}` must be a non-empty 2-D tensor", f"shape {shape}", "Flatten each item to one row")
     if not embeddings.is_floating_point():
-        raise type_refusal(f"`{name}` must hold floating-point numbers", embeddings.dtype, "Call .float() first")
+        raise type_error(f"`{name}` must be a floating-point tensor", embeddings.dtype, "Call .float() first")
     finite = torch.empty(len(embeddings), dtype=torch.bool, device=embeddings.device)
     for rows in row_slices(embeddings):
         finite[rows] = torch.isfinite(embeddings[rows]).all(dim=1)
     if not finite.all():
-        bad = (~finite).nonzero().flatten()
-        found = f"{len(bad)} of {len(embeddings)} rows with NaN or infinity, the first is row {int(bad[0])}"
-        raise refusal(
+        invalid = (~finite).nonzero().flatten()
+        raise value_error(
             f"`{name}` must be finite",
-            found,
-            "Lower the learning rate, clip the gradient, or look at that image",
+            f"{len(invalid)} of {len(embeddings)} rows with NaN or infinity, the first is row {int(invalid[0])}",
+            "Lower the learning rate, clip the gradient, or inspect that image",
         )
 
 
-def check_labels(labels: Tensor, n: int, name: str = "labels") -> None:
-    """Refuse labels that are not one whole number per item."""
-    if not isinstance(labels, Tensor):
-        raise type_refusal(f"`{name}` must be a tensor (n)", type(labels).__name__, "Use torch.as_tensor")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise type_refusal(f"`{name}` must be whole numbers", labels.dtype, "Call .long() first")
-    if labels.shape != (n,):
-        found = f"shape {tuple(labels.shape)}"
-        raise refusal(
-            f"`{name}` must have shape ({n},), one label per item", found, "Pass one label per item, in order"
+def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[Tensor, " n"]:  # noqa: ANN401 (tensor, array or sequence)
+    """Return labels as an int64 tensor on their device.
+
+    Args:
+        labels: A tensor, a NumPy array or a sequence of integers.
+        n: Required number of labels. None does not check it.
+        name: Name of the parameter.
+
+    Raises:
+        TypeError: The labels are not integers.
+        ValueError: The labels are not one-dimensional, or are not `n`.
+    """
+    found = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise type_error(f"`{name}` must be integers", found.dtype, "Call .long() first")
+    if found.ndim != 1 or (n is not None and len(found) != n):
+        shape = "(n,)" if n is None else f"({n},)"
+        rule = f"`{name}` must have shape {shape}, one label per item"
+        raise value_error(rule, f"shape {tuple(found.shape)}", "Pass one label per item, in order")
+    return found.long()
+
+
+def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
+    """Raise ValueError if all embeddings are equal within rounding, so that they cannot be told apart."""
+    embeddings, spread, longest = embeddings.detach(), 0.0, 0.0
+    for rows in row_slices(embeddings):
+        part = embeddings[rows].float()
+        spread = max(spread, float((part - embeddings[0].float()).norm(dim=1).max()))
+        longest = max(longest, float(part.norm(dim=1).max()))
+    if spread <= _EQUAL * longest:
+        raise value_error(
+            "Embeddings must differ",
+            f"{len(embeddings)} equal rows: the model has collapsed",
+            "Lower the learning rate, or check that the images themselves differ",
         )

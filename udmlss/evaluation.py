@@ -6,10 +6,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from udmlss import metrics
-from udmlss._checks import refusal
-from udmlss.clustering import check_seed, k_means
-from udmlss.embedding import device_of, embed
-from udmlss.types import Images, Precision, Scores, What
+from udmlss._checks import value_error
+from udmlss._torch import device_of
+from udmlss.clustering.kmeans import check_seed, k_means
+from udmlss.inference import embed
+from udmlss.types import Images, Output, Precision, Scores
 
 
 def evaluate(
@@ -20,7 +21,7 @@ def evaluate(
     queries: Images | None = None,
     query_labels: Int[Tensor, " q"] | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
-    what: What = "embeddings",
+    output: Output = "embeddings",
     batch_size: int = 128,
     num_workers: int = 0,
     precision: Precision = "float32",
@@ -33,13 +34,13 @@ def evaluate(
     Scores are computed on the CPU, or on the model's GPU with CUDA.
 
     Args:
-        model: An `EmbeddingModel`, or any module from images to embeddings if `what` is "embeddings".
+        model: An `EmbeddingModel`, or any module from images to embeddings if `output` is "embeddings".
         images: The images searched: a data set as for `embed`, with test-time transforms.
         labels: Class of each image, in data-set order.
         queries: Query images, where they are apart; else each image is a query among the others.
         query_labels: Class of each query.
         ks: The k of recall@k.
-        what: Whether to score the model's embeddings or its trunk's features.
+        output: Whether to score the model's embeddings or its trunk's features.
         batch_size: Images a forward pass.
         num_workers: Processes that load images.
         precision: As for `embed`.
@@ -64,7 +65,7 @@ def evaluate(
         found = embed(
             model,
             dataset,
-            what=what,
+            output=output,
             batch_size=batch_size,
             num_workers=num_workers,
             precision=precision,
@@ -113,7 +114,7 @@ def evaluate_embeddings(
     found = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
     n_classes = len(labels.unique())
     if n_classes < 2:  # noqa: PLR2004 (mutual information with one class is none)
-        raise refusal("Scoring needs at least 2 classes", n_classes, "Add images of another class")
+        raise value_error("Scoring needs at least 2 classes", n_classes, "Add images of another class")
     clusters = k_means(embeddings, n_classes, seed=seed)
     return Scores(
         recall_at=found.recall_at,

@@ -1,26 +1,21 @@
 """Embeddings and true labels to scores; cosine similarity throughout, an item never its own neighbour."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from scipy.special import gammaln
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
-from torch.nn import functional
 
-from udmlss._checks import check_embeddings, check_labels, refusal
-from udmlss.chunking import row_slices
-from udmlss.searching import most_similar
-
-_ASKED = 2**13  # queries searched for at once
-_FOUND = 2**24  # neighbours held at once: 128 MiB of int64
+from udmlss._checks import as_labels, check_embeddings, value_error
+from udmlss.neighbors.search import search_in_chunks
 
 
 @dataclass(frozen=True)
@@ -141,15 +136,8 @@ def _mutual_information_by_chance(sizes: list[int], others: list[int]) -> float:
 
 
 def _check_pair(labels: Tensor, clusters: Tensor) -> None:
-    check_labels(labels, len(labels))
-    check_labels(clusters, len(labels), "clusters")
-
-
-def nearest(
-    embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, "q d"] | None = None
-) -> Int64[Tensor, "q k"]:
-    """Return the indices of each query's k most similar items, best first; arguments as in `recall_at_k`."""
-    return torch.cat([found for _, found in _search(embeddings, k, queries)])
+    as_labels(labels, len(labels))
+    as_labels(clusters, len(labels), "clusters")
 
 
 def retrieval(
@@ -168,10 +156,10 @@ def retrieval(
     to_find = _count_same(labels, asked) - int(queries is None)
     counted = int((to_find > 0).sum())
     if counted == 0:
-        raise refusal("A query needs another item of its class", "none for any query", "Look at the labels")
+        raise value_error("A query needs another item of its class", "none for any query", "Look at the labels")
     sums = torch.zeros(len(ks) + 2, dtype=torch.float64, device=device)
-    for chunk, found in _search(embeddings, max(*ks, int(to_find.max())), queries):
-        sums += _sums(labels[found] == asked[chunk].unsqueeze(1), to_find[chunk].unsqueeze(1), ks)
+    for chunk, (_, indices) in search_in_chunks(embeddings, max(*ks, int(to_find.max())), queries):
+        sums += _sums(labels[indices] == asked[chunk].unsqueeze(1), to_find[chunk].unsqueeze(1), ks)
     *recalls, average, precision = (sums / counted).tolist()
     return Retrieval(dict(zip(ks, recalls, strict=True)), average, precision)
 
@@ -186,56 +174,6 @@ def _sums(hits: Tensor, to_find: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Flo
     return torch.stack([*recalls, average, within.sum(dim=1) / share.double()]).sum(dim=1)
 
 
-def _search(
-    embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None
-) -> Iterator[tuple[slice, Int64[Tensor, "c k"]]]:
-    """Yield chunks of the queries with the indices of their k nearest, best first; the gallery is read in parts."""
-    most = len(embeddings) - (queries is None)
-    if not 1 <= k <= most:
-        raise refusal(f"k={k} must lie between 1 and the number of items to find", most, f"Use at most {most}")
-    asked = embeddings if queries is None else queries.to(embeddings)
-    parts = list(row_slices(embeddings))
-    whole = _unit(embeddings) if len(parts) == 1 else None  # or every chunk would make it anew
-    step = max(1, min(_ASKED, _FOUND // k))
-    for begin in range(0, len(asked), step):
-        chunk = slice(begin, min(begin + step, len(asked)))
-        directions, best = _unit(asked[chunk]), None
-        for part in parts:
-            gallery = _unit(embeddings[part]) if whole is None else whole
-            best = _best(best, directions, gallery, part.start, k + (queries is None))
-        if best is not None:
-            own = torch.arange(begin, chunk.stop, device=asked.device)
-            yield chunk, best[1] if queries is not None else without_own(best[1], own)
-
-
-def _unit(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
-    return functional.normalize(rows.float())
-
-
-def _best(
-    best: tuple[Tensor, Tensor] | None,
-    directions: Float32[Tensor, "q d"],
-    gallery: Float32[Tensor, "g d"],
-    begin: int,
-    k: int,
-) -> tuple[Float32[Tensor, "q j"], Int64[Tensor, "q j"]]:
-    """Return the k highest similarities so far, and whose they are, after a gallery whose items count from `begin`."""
-    values, places = most_similar(directions, gallery, min(k, len(gallery)))
-    places += begin
-    if best is None:
-        return values, places
-    values, places = torch.cat([best[0], values], dim=1), torch.cat([best[1], places], dim=1)
-    values, chosen = values.topk(min(k, values.shape[1]))
-    return values, places.gather(1, chosen)
-
-
-def without_own(places: Int64[Tensor, "q j"], own: Int64[Tensor, " q"]) -> Int64[Tensor, "q k"]:
-    """Leave out of the items found for each query its own one, or the last of many exact duplicates of it."""
-    others = places != own.unsqueeze(1)
-    others[:, -1] &= ~others.all(dim=1)
-    return places[others].view(len(places), -1)
-
-
 def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Tensor, " q"]:
     """Return how many of the labels equal each label asked for."""
     ids: Tensor = torch.cat([labels, asked]).unique(return_inverse=True)[1]
@@ -247,15 +185,15 @@ def _check_retrieval(
     embeddings: Tensor, labels: Tensor, ks: Sequence[int], queries: Tensor | None, query_labels: Tensor | None
 ) -> None:
     check_embeddings(embeddings)
-    check_labels(labels, len(embeddings))
+    as_labels(labels, len(embeddings))
     if not ks or min(ks) < 1:
-        raise refusal("`ks` must hold whole numbers of at least 1", list(ks), "Pass (1, 2, 4, 8), say")
+        raise value_error("`ks` must hold whole numbers of at least 1", list(ks), "Pass (1, 2, 4, 8), say")
     if (queries is None) != (query_labels is None):
         found = "`query_labels` alone" if queries is None else "`queries` alone"
-        raise refusal("`queries` and `query_labels` go together", found, "Pass both, or neither to search one set")
+        raise value_error("`queries` and `query_labels` go together", found, "Pass both, or neither to search one set")
     if queries is not None and query_labels is not None:
         check_embeddings(queries, "queries")
-        check_labels(query_labels, len(queries), "query_labels")
+        as_labels(query_labels, len(queries), "query_labels")
         if queries.shape[1] != embeddings.shape[1]:
             found = f"{queries.shape[1]} and {embeddings.shape[1]} dimensions"
-            raise refusal("`queries` and `embeddings` must have one dimension", found, "Embed both with one model")
+            raise value_error("`queries` and `embeddings` must have one dimension", found, "Embed both with one model")

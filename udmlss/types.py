@@ -1,24 +1,29 @@
-"""The frozen values that cross stages, and the protocols at the seams."""
+"""Results of training and evaluation, and the protocols of the parts that users may replace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
+import torch
+from jaxtyping import Float, Int64, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
+from udmlss._checks import as_labels, check_number, value_error
+
 Precision = Literal["float32", "bfloat16"]
-What = Literal["embeddings", "features"]
-LaterRounds = Literal["embeddings", "features", "remembered"]
-Ended = Literal["max_steps", "patience", "callback", "interrupt"]
-Keep = Literal["last", "best"]
+Output = Literal["embeddings", "features"]
+StopReason = Literal["max_steps", "callback", "interrupt"]
+Labels = Shaped[Tensor, " n"] | NDArray[Any] | Sequence[int]
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Any map-style data set of images: a `torch.utils.data.Dataset`, or a tensor (n c h w).
+    """Any map-style dataset of images: a `torch.utils.data.Dataset`, or a tensor (n, c, h, w).
 
-    An item is an image tensor (c h w), or a tuple or dict that begins with one; what follows is ignored.
+    An item is an image tensor (c, h, w), a sequence whose first element is one, or a dictionary that holds one under
+    "image" or "pixel_values". `IndexedImages` reads it under another key. Labels in the items are ignored.
     """
 
     def __len__(self) -> int: ...
@@ -26,32 +31,87 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Passes:
-    """A length of training counted in passes over the data, for `fit`: `Passes(2)` draws as many images as two hold."""
+class Epochs:
+    """A length of training in epochs: `fit(..., max_steps=Epochs(2))` samples as many images as two epochs hold.
+
+    Args:
+        count: Number of epochs, above 0; a fraction is allowed.
+
+    Raises:
+        ValueError: `count` is not above 0.
+
+    Example:
+        >>> Epochs(2).in_steps(n_images=1000, batch_size=80)
+        25
+    """
 
     count: float
 
+    def __post_init__(self) -> None:
+        check_number("count", self.count, above=0)
+
     def in_steps(self, n_images: int, batch_size: int) -> int:
-        """Return the number of optimiser steps, rounded up."""
-        return ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is a little over 11
+        """Return the number of optimizer steps, rounded up."""
+        return ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is slightly above 11 in floating point
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PseudoLabels:
     """The clusters of one round.
 
     Attributes:
-        labels: Cluster of each image in 0..k-1, or -1 for an image that is left out of training.
-        centroids: Mean embedding of each cluster, or None where a labeler knows none.
+        labels: Cluster of each image in 0..k-1, or -1 for an unassigned image, which is not trained on.
+        centers: Mean embedding of each cluster, or None if the labeler does not compute them.
         sizes: Number of images in each cluster, all above zero.
-        agreement: Adjusted Rand index with the round before, over the images that both have in a cluster:
-            1 for the same clusters, 0 for chance. None in the first round, and where fewer than two images are in both.
+        agreement: Adjusted Rand index between this round and the previous one, over the images that have a cluster in
+            both: 1 for equal clusters, 0 for chance. None in the first round.
+
+    Raises:
+        ValueError: The fields contradict each other.
     """
 
     labels: Int64[Tensor, " n"]
-    centroids: Float[Tensor, "k d"] | None
+    centers: Float[Tensor, "k d"] | None
     sizes: Int64[Tensor, " k"]
     agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.labels, self.sizes)
+        _check_centers(self.centers, len(self.sizes))
+        if self.agreement is not None:
+            check_number("agreement", self.agreement, -1, 1)
+
+    @classmethod
+    def from_labels(cls, labels: Labels, embeddings: Float[Tensor, "n d"] | None = None) -> "PseudoLabels":
+        """Build pseudo-labels from the cluster of each image.
+
+        Args:
+            labels: Cluster of each image: integers in any order and with gaps, which are renumbered to 0..k-1. A
+                negative label means that the image is unassigned.
+            embeddings: Embeddings of the images. With them the centers are computed, without them they are None.
+
+        Raises:
+            TypeError: The labels are not integers.
+            ValueError: The labels are not one-dimensional, are not one per embedding, or have no cluster.
+
+        Example:
+            >>> PseudoLabels.from_labels([7, 7, 3, -1]).labels
+            tensor([ 1,  1,  0, -1])
+        """
+        found = as_labels(labels, None if embeddings is None else len(embeddings)).cpu()
+        assigned = found >= 0
+        if not assigned.any():
+            rule = "`labels` must assign images to clusters"
+            raise value_error(rule, f"{len(found)} labels below 0", "Lower the minimum size of a cluster")
+        compact = torch.full_like(found, -1)
+        compact[assigned] = found[assigned].unique(return_inverse=True)[1]
+        sizes = compact[assigned].bincount()
+        centers = None
+        if embeddings is not None:
+            rows = embeddings.detach().cpu()[assigned].double()
+            sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, compact[assigned], rows)
+            centers = (sums / sizes.unsqueeze(1)).float()
+        return cls(compact, centers, sizes)
 
     @property
     def n_clusters(self) -> int:
@@ -59,14 +119,40 @@ class PseudoLabels:
         return len(self.sizes)
 
     @property
-    def n_left_out(self) -> int:
-        """Number of images in no cluster."""
+    def n_unassigned(self) -> int:
+        """Number of images without a cluster."""
         return int((self.labels < 0).sum())
+
+    def __repr__(self) -> str:
+        sizes = f"sizes={int(self.sizes.min())}..{int(self.sizes.max())}"
+        agreement = "None" if self.agreement is None else f"{self.agreement:.3f}"
+        return (
+            f"PseudoLabels(n={len(self.labels)}, n_clusters={self.n_clusters}, {sizes}, "
+            f"n_unassigned={self.n_unassigned}, agreement={agreement})"
+        )
+
+
+def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
+    counted = labels[labels >= 0].bincount()
+    if int(labels.min()) < -1:
+        raise value_error("`labels` must be -1 or above", int(labels.min()), "Use PseudoLabels.from_labels")
+    if len(counted) == 0 or not torch.equal(counted, sizes.to(counted)) or not counted.all():
+        rule = "`sizes` must be the number of images of each cluster, and clusters must be numbered without gaps"
+        found = f"sizes {sizes.tolist()[:8]} for {counted.tolist()[:8]} images in the first clusters"
+        raise value_error(rule, found, "Use PseudoLabels.from_labels")
+
+
+def _check_centers(centers: Tensor | None, n_clusters: int) -> None:
+    if centers is None:
+        return
+    if centers.ndim != 2 or len(centers) != n_clusters or not centers.isfinite().all():  # noqa: PLR2004
+        rule = f"`centers` must be a finite tensor of {n_clusters} rows, one per cluster"
+        raise value_error(rule, f"shape {tuple(centers.shape)}", "Pass the mean embedding of each cluster, or None")
 
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """The scalar loss and its two parts: `total = metric + rotation_weight * rotation`."""
+    """The scalar loss and its two terms: `total = metric + rotation_weight * rotation`."""
 
     total: Float[Tensor, ""]
     metric: Float[Tensor, ""]
@@ -75,15 +161,14 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LabelFreeScores:
-    """How good embeddings look without any label.
+    """Scores of embeddings that need no labels.
 
     Attributes:
-        self_retrieval: Share of augmented views that find, among all images, the image they are of; in 0..1.
-        shared_neighbors: Share of the 20 other images most similar to an image that are so to an augmented view of it
-            as well; in 0..1.
-        effective_rank: How many directions the embeddings fill, from 1 to d; falling fast, they collapse.
-        spread: How evenly they fill the directions there are: the logarithm of the effective rank over that of the
-            highest it could be, in 0..1.
+        self_retrieval: Fraction of augmented views whose nearest image is the image they are a view of; in 0..1.
+        shared_neighbors: Mean fraction of the 20 nearest images that an image has in common with an augmented view of
+            it; in 0..1.
+        effective_rank: Effective number of dimensions of the embeddings, in 1..d. It falls quickly if they collapse.
+        spread: Logarithm of the effective rank, divided by the logarithm of its largest possible value; in 0..1.
     """
 
     self_retrieval: float
@@ -93,22 +178,31 @@ class LabelFreeScores:
 
     @property
     def score(self) -> float:
-        """Mean of shared neighbours and spread, in 0..1: what `fit` keeps weights and stops by.
+        """Mean of `shared_neighbors` and `spread`, in 0..1, by which `BestWeights` and `EarlyStopping` choose.
 
-        What is similar stays similar in another view, and not because all is: alignment and uniformity, of which
-        both are needed.
+        Similar images remain similar in another view, and not because all images are similar: the score needs both.
 
         References:
             Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere.
-            Wang, Isola. 2020. https://arxiv.org/abs/2005.10242. The two measures here are others.
+            Wang, Isola. 2020. https://arxiv.org/abs/2005.10242. The score follows its idea with other measures.
         """
         return (self.shared_neighbors + self.spread) / 2
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step measured; the rotation figures are None without a head, the last without an auxiliary."""
+    """Measurements of one optimizer step.
 
+    Attributes:
+        step: Optimizer steps since the start of the run, this one included.
+        loss: Total loss.
+        metric_loss: Metric loss.
+        rotation_loss: Rotation loss, or None without a rotation head.
+        rotation_accuracy: Accuracy of the predicted rotations in 0..1, or None without a rotation head.
+        auxiliary_loss: Auxiliary loss, or None without one.
+    """
+
+    step: int
     loss: float
     metric_loss: float
     rotation_loss: float | None
@@ -116,32 +210,31 @@ class StepReport:
     auxiliary_loss: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RoundReport:
-    """What one round of `fit` did: one clustering and the optimiser steps after it.
+    """Measurements of one round: one clustering and the optimizer steps that follow it.
 
     Attributes:
         round: Number of the round, from 0.
-        step: Optimiser steps done since the start of `fit`, this round's included.
+        step: Optimizer steps since the start of the run, including those of this round.
         n_clusters: Number of clusters.
-        n_left_out: Number of images in no cluster.
-        largest_cluster: Share of all images that the largest cluster holds, in 0..1.
-        smallest_cluster: Share of all images that the smallest cluster holds.
-        agreement: Adjusted Rand index with the round before; None in the first round, or without images in both.
-        loss: Mean total loss over the round's steps.
+        n_unassigned: Number of images without a cluster.
+        largest_cluster: Fraction of all images that are in the largest cluster, in 0..1.
+        smallest_cluster: Fraction of all images that are in the smallest cluster, in 0..1.
+        agreement: Adjusted Rand index with the clusters of the previous round; None in the first round.
+        loss: Mean total loss of the steps.
         metric_loss: Mean metric loss.
-        rotation_loss: Mean rotation loss, None without a rotation head. Chance is ln 4 = 1.386.
-        rotation_accuracy: Share of turned images whose turn was named, None without a head. Chance is 0.25.
-        auxiliary_loss: Mean of what the auxiliary gave, which `loss` includes; None without one.
-        label_free: How good the embeddings look after the round's steps; None if the round was cut short, and where
-            embeddings are remembered and not looked at.
-        seconds: Wall time of the round: clustering, training, embedding and judging.
+        rotation_loss: Mean rotation loss, or None without a rotation head. Chance is ln 4 = 1.386.
+        rotation_accuracy: Mean accuracy of the predicted rotations, or None without a rotation head. Chance is 0.25.
+        auxiliary_loss: Mean auxiliary loss, which `loss` includes, or None without one.
+        label_free: Label-free scores after the steps; None if nothing needs them, or if the round was interrupted.
+        seconds: Wall time of the round: embedding, clustering, training and scoring.
     """
 
     round: int
     step: int
     n_clusters: int
-    n_left_out: int
+    n_unassigned: int
     largest_cluster: float
     smallest_cluster: float
     agreement: float | None
@@ -153,43 +246,59 @@ class RoundReport:
     label_free: LabelFreeScores | None
     seconds: float
 
+    def __repr__(self) -> str:
+        figures = {"agreement": self.agreement, "score": None if self.label_free is None else self.label_free.score}
+        listed = "".join(f", {name}={value:.3f}" for name, value in figures.items() if value is not None)
+        return (
+            f"RoundReport(round={self.round}, step={self.step}, loss={self.loss:.4f}, "
+            f"n_clusters={self.n_clusters}{listed}, seconds={self.seconds:.1f})"
+        )
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
-    """What `fit` returns; the model, the head and the criterion were trained in place.
+    """The result of `fit`. The model, the rotation head and the criterion were trained in place.
 
     Attributes:
-        history: One report per round, in order; of an interrupted run the last one may cover fewer steps.
-        pseudo_labels: The clusters of the last round, centroids as embeddings. None if none was finished.
-        ended: Why training ended: all steps done, no better score for `patience` rounds, a callback returned True, or
-            the keyboard.
-        start: How good the embeddings looked before training. None if not even that was measured.
-        kept_step: The optimiser step after which the model had the weights that it has now; 0 is before training.
+        history: One report per round, in order. The last report of an interrupted run may cover fewer steps.
+        pseudo_labels: The clusters of the last round, or None if no clustering was finished.
+        stop_reason: "max_steps" if all steps were taken, "callback" if a callback returned True, "interrupt" if the
+            user pressed Ctrl-C.
+        start: Label-free scores before training; None if nothing needs them.
+        weights_step: The optimizer step after which the model had its present weights; 0 is before training.
     """
 
     history: tuple[RoundReport, ...]
     pseudo_labels: PseudoLabels | None
-    ended: Ended
+    stop_reason: StopReason
     start: LabelFreeScores | None
-    kept_step: int
+    weights_step: int
 
     @property
     def label_free(self) -> LabelFreeScores | None:
-        """How good the embeddings of the weights that were kept look; None if they were not measured."""
-        measured = {0: self.start} | {report.step: report.label_free for report in self.history}
-        return measured[self.kept_step]
+        """Label-free scores of the present weights; None if they were not computed."""
+        scores = {0: self.start} | {report.step: report.label_free for report in self.history}
+        return scores.get(self.weights_step)
+
+    def __repr__(self) -> str:
+        n_steps = self.history[-1].step if self.history else 0
+        counts = f"{len(self.history)} rounds, {n_steps} steps"
+        lines = [f"FitResult({counts}, stop_reason={self.stop_reason!r}, weights_step={self.weights_step})"]
+        if self.history:
+            lines += [f"  first: {self.history[0]!r}", f"  last:  {self.history[-1]!r}"]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well embeddings retrieve and group known classes; shares in 0..1, higher is better.
+    """Scores of embeddings with known classes; all are in 0..1, and higher is better.
 
     Attributes:
-        recall_at: For each k the share of queries with an item of their class among the k nearest.
+        recall_at: For each k the fraction of queries with an item of their class among the k nearest.
         map_at_r: Mean average precision at R (Musgrave et al. 2020).
-        r_precision: Share of the R nearest that are of the query's class, R being the class's size.
-        nmi: Normalised mutual information of k-means clusters and classes.
-        ami: The same, corrected for chance.
+        r_precision: Fraction of the R nearest items that have the class of the query, where R is the class's size.
+        nmi: Normalized mutual information of k-means clusters and classes.
+        ami: Adjusted mutual information of the same, which corrects for chance.
     """
 
     recall_at: dict[int, float]
@@ -199,13 +308,14 @@ class Scores:
     ami: float
 
     def __str__(self) -> str:
-        recalls = "  ".join(f"R@{k} {share:5.1%}" for k, share in self.recall_at.items())
-        return f"{recalls}  MAP@R {self.map_at_r:5.1%}  NMI {self.nmi:5.1%}"
+        recalls = "  ".join(f"R@{k} {value:5.1%}" for k, value in self.recall_at.items())
+        others = f"MAP@R {self.map_at_r:5.1%}  RP {self.r_precision:5.1%}  NMI {self.nmi:5.1%}  AMI {self.ami:5.1%}"
+        return f"{recalls}  {others}"
 
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Turns embeddings into pseudo-labels, round after round; `ClusterPseudoLabeler` is one."""
+    """Computes pseudo-labels from embeddings, once per round; `ClusterPseudoLabeler` is one."""
 
     def label(self, embeddings: Float[Tensor, "n d"]) -> PseudoLabels:
         """Return the clusters of the embeddings."""
@@ -213,37 +323,37 @@ class Labeler(Protocol):
 
 
 @runtime_checkable
-class FollowsCentroids(Protocol):
-    """A metric loss that is told the centroids of every round; `SynthesisRankingLoss` is one.
+class UsesClusterCenters(Protocol):
+    """A metric loss that receives the cluster centers of every round; `SynthesisRankingLoss` is one.
 
     Attributes:
-        embedding_size: Dimension of the embeddings that it was built for.
+        embedding_size: Dimension d of the embeddings.
     """
 
     embedding_size: int
 
-    def follow_centroids(self, centroids: Float[Tensor, "k d"] | None) -> None:
-        """Take the centroids of a new clustering; None where the labeler knows none."""
+    def set_centers(self, centers: Float[Tensor, "k d"] | None) -> None:
+        """Set the centers of a new clustering; None if the labeler does not compute them."""
         ...
 
 
 @runtime_checkable
-class Callback(Protocol):
-    """Runs when a round of `fit` ends; returning True ends the training."""
+class UsesSeed(Protocol):
+    """A part that samples random numbers and takes the seed of `fit` unless it has one of its own."""
 
-    def __call__(self, report: RoundReport, /) -> bool | None:
-        """Look at the round."""
+    def set_default_seed(self, seed: int) -> None:
+        """Set the seed that is used if the part's own `seed` is None."""
         ...
 
 
 @runtime_checkable
-class Resumable(Protocol):
-    """A labeler or callback that remembers something, and so takes part in checkpoints."""
+class Stateful(Protocol):
+    """A labeler or callback with a state, which checkpoints save."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers: tensors, numbers, text, and dicts and lists of them."""
+        """Return the state: tensors, numbers, strings, None, and dictionaries and lists of them."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Remember that."""
+        """Restore the state."""
         ...

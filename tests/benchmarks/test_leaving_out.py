@@ -12,7 +12,7 @@ def test_of_each_cluster_the_share_farthest_from_its_centroid_is_left_out(share)
     whole = ClusterPseudoLabeler(4).label(embeddings)
     pseudo = LeavingOut(ClusterPseudoLabeler(4), share).label(embeddings)
     assert torch.equal(pseudo.sizes, pseudo.labels[pseudo.labels >= 0].bincount())
-    for cluster, centroid in enumerate(whole.centroids):
+    for cluster, centroid in enumerate(whole.centers):
         members = (whole.labels == cluster).nonzero().flatten().tolist()
         by_distance = sorted(members, key=lambda member: float((embeddings[member] - centroid).norm()))
         kept = by_distance[: len(members) - int(share * len(members))]

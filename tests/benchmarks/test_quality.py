@@ -104,7 +104,7 @@ def _with_whole_keys(value):
 
 def test_runs_with_other_settings_are_refused_before_any_work(done, flowers, options, monkeypatch):
     monkeypatch.setattr(quality, "open_data", None)
-    sentence = rf"must have these settings; found {2 * len(methods.METHODS)} with others, .* with steps 2\. Give"
+    sentence = rf"must have these settings, got {2 * len(methods.METHODS)} with others, .* with steps 2\. Give"
     with pytest.raises(SystemExit, match=sentence):
         quality.main(["--data", str(flowers), "--out", str(done), *options, "--steps", "3"])
 
@@ -214,7 +214,7 @@ def test_every_loss_trains(flowers, settings_of, method, loss):
 @pytest.mark.parametrize("loss", NO_INSTANCE)
 def test_a_loss_that_needs_classes_is_refused_where_there_are_none(flowers, settings_of, loss):
     settings = settings_of("--loss", loss)
-    with pytest.raises(SystemExit, match=f"takes; found {loss}"):
+    with pytest.raises(SystemExit, match=f"takes, got {loss}"):
         unclustered.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
 
 
@@ -229,6 +229,6 @@ def test_the_made_data_set_opens_with_the_quickstarts_network():
 
 
 def passes_in_steps(count, settings, n_images):
-    return setups.quickstart.Passes(count).in_steps(
+    return setups.quickstart.Epochs(count).in_steps(
         n_images, settings.clusters_per_batch * settings.samples_per_cluster
     )

@@ -22,7 +22,7 @@ from speed_sizes import QUICK
 from speed_tables import markdown
 from torch.nn import functional
 
-from udmlss.clustering import k_means
+from udmlss.clustering.kmeans import k_means
 
 NAMES = [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_available()]
 
@@ -174,7 +174,7 @@ def test_the_objective_is_that_of_scikit_learn():
 def test_faiss_called_directly_clusters_as_the_library_does_from_one_start():
     rows = speed_measuring.clustered(300, 8, 10)
     labels, _ = faiss_k_means(rows.numpy(), 10, 5, rows[:10].numpy())
-    assert torch.equal(labels, k_means(rows, 10, start=rows[:10], n_iterations=5))
+    assert torch.equal(labels, k_means(rows, 10, start=rows[:10], max_iter=5))
 
 
 def test_the_exponent_of_what_grows_with_the_square_is_two():

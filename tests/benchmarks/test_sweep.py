@@ -104,4 +104,4 @@ def test_a_part_of_the_recipe_is_tried_beside_the_table_without_it(flowers, opti
 def test_leaving_out_some_of_each_cluster_trains(flowers, options, tmp_path):
     given = ["--methods", "udml", "--seeds", "1", "--out", str(tmp_path), *options, "--leave-out", "0.3"]
     quality.main(["--data", str(flowers), *given])
-    assert all(report["n_left_out"] > 0 for report in json.loads((tmp_path / "udml-0.json").read_text())["history"])
+    assert all(report["n_unassigned"] > 0 for report in json.loads((tmp_path / "udml-0.json").read_text())["history"])

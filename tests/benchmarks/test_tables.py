@@ -4,7 +4,7 @@ import pytest
 import tables
 
 
-def run(method, seed, recall, *, what="features", seconds=60.0, **versions):
+def run(method, seed, recall, *, output="features", seconds=60.0, **versions):
     scores = {"recall_at": {"1": recall, "2": 0.9}, "map_at_r": 0.3, "r_precision": 0.4, "nmi": 0.5, "ami": 0.45}
     return {"method": method, "seed": seed, "seconds": seconds, "scores": {what: scores}, "versions": versions}
 
@@ -44,7 +44,7 @@ def test_nothing_is_closed_where_the_upper_bound_is_missing_or_no_better(upper):
 def test_features_are_measured_against_features_and_embeddings_against_embeddings():
     groups = {name: [*runs[:1]] for name, runs in GROUPS.items()}
     for runs, recall in zip(groups.values(), (0.1, 0.3, 0.2), strict=True):
-        runs[0] = {**runs[0], "scores": runs[0]["scores"] | run("", 0, recall, what="embeddings")["scores"]}
+        runs[0] = {**runs[0], "scores": runs[0]["scores"] | run("", 0, recall, output="embeddings")["scores"]}
     rows = tables.summarise(groups)
     closed = {(row.name, row.scored): row.closed for row in rows}
     assert closed["udml", "features"] == pytest.approx(1 / 3)

@@ -157,5 +157,5 @@ def test_synthesis_goes_beside_the_metric_loss_without_its_anchor_term(flowers, 
     assert both.losses[1].anchor_weight == 0
     embeddings, labels = functional.normalize(torch.randn(12, 8)), torch.arange(3).repeat(4)
     assert both.miners[0] is not None
-    both.losses[1].follow_centroids(torch.randn(3, 8))
+    both.losses[1].set_centers(torch.randn(3, 8))
     assert both(embeddings, labels).isfinite()

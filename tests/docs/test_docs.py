@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-RAISED_BY = {"refusal", "type_refusal", "warn", "FloatingPointError", "add_note"}
+RAISED_BY = {"refusal", "type_error", "warn", "FloatingPointError", "add_note"}
 
 
 def blocks_of(page):
@@ -54,7 +54,7 @@ def messages_of(source):
             text = text_of(node.value)
         else:
             continue
-        if text is not None and text != "\0; found \0. \0.":
+        if text is not None and text != "\0, got \0. \0.":
             yield text
 
 

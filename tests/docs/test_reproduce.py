@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # programs impo
 import published
 import reproduce
 
-from udmlss import Passes
+from udmlss import Epochs
 
 TINY = """
     --backbone small --image-size 16 --embedding-size 8 --n-clusters 6 --clusters-per-batch 2 --rotation-images 4
@@ -97,7 +97,7 @@ def test_what_differs_between_data_sets_is_what_was_published():
     stml = published.settings_for("stml", "sop")
     assert (stml.ema_decay, stml.delta, stml.neighbors) == (0.9, 0.9, 2)
     synthesis = published.settings_for("synthesis", "sop")
-    assert (synthesis.n_clusters, synthesis.clusters_per_batch, synthesis.steps) == (10_000, 30, Passes(60))
+    assert (synthesis.n_clusters, synthesis.clusters_per_batch, synthesis.steps) == (10_000, 30, Epochs(60))
     assert published.settings_for("recipe", "sop").clusters_per_batch == 24
 
 
@@ -179,7 +179,7 @@ def test_a_folder_may_be_named_as_the_data(pictures):
 
 
 def test_more_images_a_step_than_there_are_are_refused(pictures):
-    with pytest.raises(ValueError, match=r"`batch` must lie in 2\.\.12, the number of images; found 13"):
+    with pytest.raises(ValueError, match=r"`batch` must lie in 2\.\.12, the number of images, got 13"):
         run("stml", pictures, "--batch", "13")
 
 
@@ -187,9 +187,9 @@ def test_more_images_a_step_than_there_are_are_refused(pictures):
     ("wrong", "sentence"),
     [
         (["--method", "udml-sss", "--data", "folder"], "invalid choice: 'udml-sss'"),
-        (["--method", "udml", "--data", "cub"], "or a folder; found cub"),
+        (["--method", "udml", "--data", "cub"], "or a folder, got cub"),
         (["--method", "udml", "--data", "sop"], "--data sop needs --root"),
-        (["--method", "udml", "--data", "glyphs", "--max-steps", "0"], "at least 1; found 0"),
+        (["--method", "udml", "--data", "glyphs", "--max-steps", "0"], "at least 1, got 0"),
         (["--method", "udml", "--data", "glyphs", "--backbone", "resnet50"], "leave --backbone and --image-size out"),
         (
             ["--method", "udml", "--data", "folder", "--root", ".", "--backbone", "small", "--pooling", "maximum"],

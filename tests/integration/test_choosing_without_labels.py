@@ -145,9 +145,9 @@ def test_keeping_changes_nothing_that_is_learnt():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep": "first"}, r"`keep` must be one of 'last', 'best'; found 'first'"),
-        ({"keep": "best", "max_steps": 3}, r'`keep="best"` needs 2 or more rounds .*; found one round of 3 steps\.'),
-        ({"patience": 0}, r"`patience` must be at least 1; found 0"),
+        ({"keep": "first"}, r"`keep` must be one of 'last', 'best', got 'first'"),
+        ({"keep": "best", "max_steps": 3}, r'`keep="best"` needs 2 or more rounds .*, got one round of 3 steps\.'),
+        ({"patience": 0}, r"`patience` must be at least 1, got 0"),
     ],
 )
 def test_a_choice_that_makes_no_sense_is_refused(changes, message, monkeypatch):
@@ -159,7 +159,7 @@ def test_a_choice_that_makes_no_sense_is_refused(changes, message, monkeypatch):
 @pytest.mark.parametrize("changes", [{"keep": "best"}, {"patience": 1}])
 def test_choosing_without_augmentations_is_refused(changes):
     criterion = UDMLSSLoss(losses.MultiSimilarityLoss())
-    with pytest.raises(ValueError, match=r"must be augmented at random; found equal views of the first 8 images"):
+    with pytest.raises(ValueError, match=r"must be augmented at random, got equal views of the first 8 images"):
         fit(make_model(), PLAIN, labeler=ClusterPseudoLabeler(16), criterion=criterion, progress=False, **changes)
 
 
@@ -188,5 +188,5 @@ def test_fewer_than_two_different_candidates_are_refused(candidates):
 
 
 def test_a_training_that_was_never_measured_is_refused():
-    with pytest.raises(ValueError, match=r"first label-free score; found none with 4 clusters, ended by interrupt"):
+    with pytest.raises(ValueError, match=r"first label-free score, got none with 4 clusters, ended by interrupt"):
         choose_n_clusters(lambda _k: finished(None), [4, 8])

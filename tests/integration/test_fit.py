@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
+    Epochs,
     IndexedImages,
-    Passes,
     PseudoLabels,
     PseudoLabelSampler,
     RotationPretextHead,
@@ -24,9 +24,9 @@ from udmlss import (
     evaluate,
     fit,
     parameter_groups,
-    training,
 )
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.training import fit
 
 CLASSES, EACH, SIDE = 12, 20, 8
 
@@ -157,7 +157,7 @@ def test_a_round_takes_as_many_steps_as_asked_and_the_last_one_what_is_left():
 
 
 def test_lengths_can_be_counted_in_passes_over_the_data():
-    result = short_fit(make_model(), max_steps=Passes(2), relabel_every=Passes(1))
+    result = short_fit(make_model(), max_steps=Epochs(2), relabel_every=Epochs(1))
     assert [report.step for report in result.history] == [8, 15]  # 240 images in batches of 32
 
 
@@ -222,7 +222,7 @@ def test_images_left_out_are_never_trained_on():
 
     result = short_fit(model, Watched(), cluster_images=IMAGES, labeler=Half())
     assert min(drawn) >= len(IMAGES) // 2
-    assert result.history[0].n_left_out == len(IMAGES) // 2
+    assert result.history[0].n_unassigned == len(IMAGES) // 2
 
 
 def test_batch_norm_statistics_stay_when_frozen_and_every_part_gets_its_mode_back():
@@ -260,7 +260,7 @@ def test_losses_with_a_state_train_and_start_each_round_at_the_centroids(build):
     loss.start_round = watch
     result = short_fit(make_model(), criterion=loss)
     assert len(starts) == 2
-    assert all(pseudo.centroids.shape == (16, 16) for _, pseudo in starts)
+    assert all(pseudo.centers.shape == (16, 16) for _, pseudo in starts)
     if list(loss.parameters()):
         assert not torch.equal(weights(loss), starts[-1][0])  # the last round's steps trained them
     assert result.ended == "max_steps"
@@ -335,7 +335,7 @@ def test_a_collapse_in_a_later_round_is_said_with_the_sizes():
 
     loss = criterion()
     optimizer = Collapsing(parameter_groups(model, loss))
-    with pytest.raises(ValueError, match=r"embeddings that differ; found 240 equal rows, one cluster of sizes \[240\]"):
+    with pytest.raises(ValueError, match=r"embeddings that differ, got 240 equal rows, one cluster of sizes \[240\]"):
         short_fit(model, criterion=loss, optimizer=optimizer)
 
 
@@ -388,7 +388,7 @@ def test_the_first_round_clusters_features_and_later_ones_embeddings():
     model = make_model()
     result = short_fit(model, labeler=Watching(16), max_steps=9)
     assert widths == [256, 16, 16]
-    assert result.pseudo_labels.centroids.shape == (16, 16)
+    assert result.pseudo_labels.centers.shape == (16, 16)
     widths.clear()
     short_fit(model, labeler=Watching(16), first_round="embeddings")
     assert widths == [16, 16]
@@ -510,7 +510,7 @@ def test_synthetic_embeddings_are_ranked_around_centroids_or_shared_proxies(shar
     if shared:
         assert ranking.proxies is anchor.proxies
     else:
-        assert torch.equal(ranking.proxies, result.pseudo_labels.centroids)
+        assert torch.equal(ranking.proxies, result.pseudo_labels.centers)
 
 
 def test_synthetic_embeddings_are_ranked_around_as_many_centroids_as_each_round_finds():
@@ -594,7 +594,7 @@ def test_each_image_of_a_batch_is_augmented_as_often_as_there_are_views():
 @pytest.mark.parametrize(("first", "later"), [("features", "features"), ("embeddings", "features")])
 def test_what_is_clustered_is_what_was_asked_for_at_unit_length(first, later):
     model, seen = make_model(), []
-    features, embeddings = embed(model, IMAGES, what="features"), embed(model, IMAGES)
+    features, embeddings = embed(model, IMAGES, output="features"), embed(model, IMAGES)
 
     class Seeing(ClusterPseudoLabeler):
         def label(self, found):
@@ -606,7 +606,7 @@ def test_what_is_clustered_is_what_was_asked_for_at_unit_length(first, later):
     assert torch.allclose(seen[0], expected, atol=1e-5)
     assert seen[1].shape == features.shape
     assert torch.allclose(seen[1].norm(dim=1), torch.ones(len(IMAGES)))
-    assert result.pseudo_labels.centroids.shape == (16, 16)
+    assert result.pseudo_labels.centers.shape == (16, 16)
     assert result.start.effective_rank > 16  # features were judged
 
 

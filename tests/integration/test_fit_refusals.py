@@ -11,15 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import Dataset
 
-from udmlss import (
-    ClusterPseudoLabeler,
-    EmbeddingModel,
-    Passes,
-    RotationPretextHead,
-    UDMLSSLoss,
-    fit,
-    parameter_groups,
-)
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, Epochs, RotationPretextHead, UDMLSSLoss, fit, parameter_groups
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 
 N, K, F, D = 24, 4, 6, 5
@@ -254,9 +246,9 @@ REFUSALS = {
     ),
     "a seed below zero": (value(seed=-1), ValueError, ("`seed` must be at least 0", "found -1", "Raise it")),
     "no steps": (value(max_steps=0), ValueError, ("`max_steps` must be at least 1", "found 0", "Raise it")),
-    "no passes": (value(max_steps=Passes(0)), ValueError, ("`max_steps` must be at least 1", "found 0", "Raise it")),
+    "no passes": (value(max_steps=Epochs(0)), ValueError, ("`max_steps` must be at least 1", "found 0", "Raise it")),
     "no steps in a round": (
-        value(relabel_every=Passes(0)),
+        value(relabel_every=Epochs(0)),
         ValueError,
         ("`relabel_every` must be at least 1", "found 0", "Raise it"),
     ),
@@ -346,19 +338,17 @@ def test_an_optimizer_and_its_scheduler_are_taken():
 def test_embeddings_go_to_a_folder_that_is_there(tmp_path):
     (tmp_path / "file").touch()
     for name in ("file", "nowhere"):
-        with pytest.raises(
-            ValueError, match=rf"`embeddings_folder` must be a folder that is there; found .*/{name}\. "
-        ):
+        with pytest.raises(ValueError, match=rf"`embeddings_folder` must be a folder that is there, got .*/{name}\. "):
             run(make_parts(), embeddings_folder=tmp_path / name)
 
 
 def test_remembered_embeddings_do_not_go_to_a_folder(tmp_path):
-    sentence = r"`embeddings_folder` is for embeddings that each round makes anew; found `later_rounds=\"remembered\"`"
+    sentence = r"`embeddings_folder` is for embeddings that each round makes anew, got `later_rounds=\"remembered\"`"
     with pytest.raises(ValueError, match=sentence):
         run(make_parts(), later_rounds="remembered", embeddings_folder=tmp_path)
 
 
 @pytest.mark.parametrize(("choice", "found"), [({"keep": "best"}, '`keep="best"`'), ({"patience": 2}, "`patience=2`")])
 def test_remembered_embeddings_give_no_scores_to_choose_by(choice, found):
-    with pytest.raises(ValueError, match=f'`later_rounds="remembered"` takes no scores to choose by; found {found}'):
+    with pytest.raises(ValueError, match=f'`later_rounds="remembered"` takes no scores to choose by, got {found}'):
         run(make_parts(), later_rounds="remembered", **choice)

@@ -18,9 +18,9 @@ from udmlss import (
     evaluate,
     evaluate_embeddings,
     fit,
-    judge_embeddings,
+    label_free_scores,
 )
-from udmlss.clustering import k_means
+from udmlss.clustering.kmeans import k_means
 from udmlss.losses import (
     CBSwRLoss,
     CenterSoftmaxLoss,
@@ -31,9 +31,8 @@ from udmlss.losses import (
     SelfSupervisedRanking,
     STMLLoss,
     SynthesisRankingLoss,
-    deep_metric,
 )
-from udmlss.pairing import pair_with_neighbors
+from udmlss.neighbors import pair_with_neighbors
 
 DEEP_METRIC = [
     deep_metric.contrastive,
@@ -136,7 +135,7 @@ def test_rounds_are_labelled_there(gpu, settings):
     labeler = ClusterPseudoLabeler(**({"n_clusters": 8} | settings), device=gpu)
     for rows in (ROWS, ROWS.to(gpu) + 0.1):
         pseudo = labeler.label(rows)
-    assert pseudo.labels.device.type == pseudo.centroids.device.type == "cpu"
+    assert pseudo.labels.device.type == pseudo.centers.device.type == "cpu"
     assert pseudo.agreement is not None
     assert len(list(PseudoLabelSampler(pseudo.labels.to(gpu), 4, 4, n_batches=2))) == 2
 
@@ -144,10 +143,13 @@ def test_rounds_are_labelled_there(gpu, settings):
 def test_embeddings_are_judged_there(gpu):
     of = torch.arange(0, 300, 3)
     views = ROWS[of] + 0.5 * torch.randn(100, 16)
-    expected = judge_embeddings(ROWS, views, of)
-    for found in (judge_embeddings(ROWS.to(gpu), views, of), judge_embeddings(ROWS.to(gpu), views.to(gpu), of.to(gpu))):
+    expected = label_free_scores(ROWS, views, of)
+    for found in (
+        label_free_scores(ROWS.to(gpu), views, of),
+        label_free_scores(ROWS.to(gpu), views.to(gpu), of.to(gpu)),
+    ):
         assert vars(found) == pytest.approx(vars(expected), rel=1e-3)
-    assert vars(judge_embeddings(ROWS, views.to(gpu), of.to(gpu))) == pytest.approx(vars(expected), rel=1e-3)
+    assert vars(label_free_scores(ROWS, views.to(gpu), of.to(gpu))) == pytest.approx(vars(expected), rel=1e-3)
 
 
 def test_images_are_embedded_there_and_come_back(gpu):

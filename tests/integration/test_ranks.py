@@ -11,12 +11,13 @@ import torch
 from pytorch_metric_learning import losses
 from torch import nn
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, embedding, fit, storing
-from udmlss.distributed import from_first, joined, rank, world_size
-from udmlss.embedding import Passing
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit
+from udmlss.distributed import process_group, rank, run_on_rank_zero, world_size
+from udmlss.distributed.ddp import shared
+from udmlss.inference import InferenceOptions
 from udmlss.losses import SelfSupervisedRanking
-from udmlss.parts import Parts
-from udmlss.stepping import Losses, Step, shared
+from udmlss.training.state import Parts
+from udmlss.training.step import Losses, Step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import processes
@@ -121,12 +122,12 @@ def gradients_of(images, labels):
     learning = [p for module in (model, criterion, head) for p in module.parameters()]
     optimizer = torch.optim.SGD(learning, lr=0.0)
     losses_ = Losses(model, criterion, rotation_head=head, auxiliary=None, upright_once=True, precision="float32")
-    together = shared(losses_)
+    synchronized = shared(losses_)
     parts = Parts(model, criterion, head, None, optimizer, None, None)
     step = Step(
         parts,
-        together,
-        Passing(num_workers=0, precision="float32", channels_last=False),
+        synchronized,
+        InferenceOptions(num_workers=0, precision="float32", channels_last=False),
         rotation_images=len(images),
         clip_norm=None,
     )
@@ -139,7 +140,7 @@ def fail():
 
 
 def main(folder, task):
-    with joined(timeout=timedelta(seconds=120)) as device:
+    with process_group(timeout=timedelta(seconds=120)) as device:
         assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
         if task == "find":
             called = []
@@ -153,15 +154,15 @@ def main(folder, task):
                 "remembered": trained(later_rounds="remembered", keep="last", progress=False),
                 "on a disk": trained(embeddings_folder=folder, first_round="embeddings", later_rounds="features"),
                 "held": trained(first_round="embeddings", later_rounds="features"),
-                "first alone": from_first(lambda: sorted(path.name for path in (folder / "run").iterdir())),
+                "first alone": run_on_rank_zero(lambda: sorted(path.name for path in (folder / "run").iterdir())),
             }
             torch.save(found, folder / f"{rank()}.pt")
         if task == "fail":
             model, arguments = build()
             fit(model, Noisy(failing=1), **arguments, progress=False)
         if task == "full":
-            room_for = storing.room_for
-            embedding.room_for = lambda n, *others: fail() if n == N else room_for(n, *others)
+            allocate_rows = storing.allocate_rows
+            embedding.allocate_rows = lambda n, *others: fail() if n == N else allocate_rows(n, *others)
             model, arguments = build()
             fit(model, Noisy(), **arguments, embeddings_folder=folder, progress=False)
         if task == "asked":

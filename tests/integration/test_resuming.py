@@ -228,7 +228,7 @@ def resume(folder, images=None, **changes):
 )
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(changes, difference, tmp_path):
     save_one(tmp_path)
-    with pytest.raises(ValueError, match=f"A checkpoint must be of the same run; found .*{difference}"):
+    with pytest.raises(ValueError, match=f"A checkpoint must be of the same run, got .*{difference}"):
         resume(tmp_path, **changes)
 
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     save_one(tmp_path)
     for path in tmp_path.iterdir():
         torch.save(torch.load(path) | {"format": 99}, path)
-    with pytest.raises(ValueError, match="A checkpoint must have format 2; found 99 in"):
+    with pytest.raises(ValueError, match="A checkpoint must have format 2, got 99 in"):
         resume(tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun(tmp_path):
     (tmp_path / "step-000000004.pt").write_bytes(b"nothing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="One checkpoint at least must be readable; found none of 1 in"):
+        with pytest.raises(ValueError, match="One checkpoint at least must be readable, got none of 1 in"):
             resume(tmp_path)
 
 
@@ -271,7 +271,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
     save_one(tmp_path)
     found = saved(tmp_path)
     with pytest.raises(
-        ValueError, match=r"a folder without checkpoints; found step-000000005.pt there\. Pass `resume=Tr"
+        ValueError, match=r"a folder without checkpoints, got step-000000005.pt there\. Pass `resume=Tr"
     ):
         save_one(tmp_path)
     assert saved(tmp_path) == found
@@ -285,7 +285,7 @@ def test_what_a_kill_left_half_written_is_taken_away(tmp_path):
 
 
 def test_resuming_needs_a_folder():
-    with pytest.raises(ValueError, match=r"`resume=True` needs a folder of checkpoints; found `checkpoint=None`"):
+    with pytest.raises(ValueError, match=r"`resume=True` needs a folder of checkpoints, got `checkpoint=None`"):
         resume(None)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from udmlss import EmbeddingModel, embed, evaluate, evaluate_embeddings, metrics
-from udmlss.clustering import k_means
+from udmlss.clustering.kmeans import k_means
 
 IMAGES = torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(30) % 5
@@ -35,7 +35,7 @@ def test_the_scores_are_those_of_the_embeddings(model):
 
 def test_the_scores_of_features_are_those_of_the_trunk(model):
     features, embeddings = embedded_by_hand(model, IMAGES)
-    found = evaluate(model, IMAGES, LABELS, what="features")
+    found = evaluate(model, IMAGES, LABELS, output="features")
     assert found == evaluate_embeddings(features, LABELS) != evaluate_embeddings(embeddings, LABELS)
 
 
@@ -117,7 +117,7 @@ def test_nothing_is_printed_unless_asked_for(model, capfd):
 
 
 def test_fewer_than_two_classes_are_refused():
-    with pytest.raises(ValueError, match=r"needs at least 2 classes; found 1\. "):
+    with pytest.raises(ValueError, match=r"needs at least 2 classes, got 1\. "):
         evaluate_embeddings(torch.randn(10, 3), torch.zeros(10, dtype=torch.int64))
 
 
@@ -126,5 +126,5 @@ def test_embedding_of_the_model_gives_the_same_scores(model):
 
 
 def test_a_seed_that_k_means_cannot_take_is_refused_before_any_image_is_embedded():
-    with pytest.raises(ValueError, match=r"`seed` must lie in 0\.\.4294967295; found -1\."):
+    with pytest.raises(ValueError, match=r"`seed` must lie in 0\.\.4294967295, got -1\."):
         evaluate(nn.Identity(), [None], LABELS, seed=-1)

@@ -13,7 +13,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from udmlss import chunking, metrics
+from udmlss import metrics
 
 KS = (1, 2, 5)
 
@@ -101,12 +101,12 @@ def test_an_item_is_no_neighbour_of_its_own_and_its_exact_duplicate_is_one():
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     assert metrics.recall_at_k(embeddings, torch.tensor([0, 0, 1, 2]), (1,)) == {1: 1.0}
     assert metrics.recall_at_k(embeddings, torch.tensor([0, 1, 0, 1]), (1, 3)) == {1: 0.0, 3: 1.0}
-    assert metrics.nearest(embeddings, 1).flatten().tolist() == [1, 0, 3, 2]
+    assert metrics.nearest(embeddings, 1)[1].flatten().tolist() == [1, 0, 3, 2]
 
 
 def test_many_exact_duplicates_leave_an_item_no_neighbour_of_its_own():
     embeddings = torch.ones(9, 2)
-    found = metrics.nearest(embeddings, 3)
+    found = metrics.nearest(embeddings, 3)[1]
     assert found.shape == (9, 3)
     assert not (found == torch.arange(9).unsqueeze(1)).any()
     assert all(len(row.unique()) == 3 for row in found)
@@ -116,15 +116,15 @@ def test_many_exact_duplicates_leave_an_item_no_neighbour_of_its_own():
 def test_faiss_and_pytorch_find_the_same(apart, monkeypatch):
     embeddings = torch.randn(60, 8)
     queries = torch.randn(20, 8) if apart else None
-    found = metrics.nearest(embeddings, 7, queries=queries)
+    found = metrics.nearest(embeddings, 7, queries=queries)[1]
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert torch.equal(metrics.nearest(embeddings, 7, queries=queries), found)
+    assert torch.equal(metrics.nearest(embeddings, 7, queries=queries)[1], found)
 
 
 def test_queries_apart_find_their_own_copy_in_the_gallery():
     embeddings, labels = torch.randn(8, 4), torch.arange(8)
     assert metrics.recall_at_k(embeddings, labels, (1,), queries=embeddings, query_labels=labels) == {1: 1.0}
-    assert metrics.nearest(embeddings, 1, queries=embeddings).flatten().tolist() == list(range(8))
+    assert metrics.nearest(embeddings, 1, queries=embeddings)[1].flatten().tolist() == list(range(8))
 
 
 def test_a_query_with_nothing_to_find_is_not_counted():
@@ -150,11 +150,11 @@ def test_recall_never_falls_with_k_and_is_1_at_the_whole_gallery(search):
 def test_searching_in_chunks_changes_nothing(search, chunk):
     embeddings, labels, queries, query_labels = search
     whole = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
-    nearest = metrics.nearest(embeddings, 5, queries=queries)
+    nearest = metrics.nearest(embeddings, 5, queries=queries)[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_ASKED", chunk)
+        patch.setattr(search, "_QUERIES_PER_CHUNK", chunk)
         parts = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
-        assert torch.equal(metrics.nearest(embeddings, 5, queries=queries), nearest)
+        assert torch.equal(metrics.nearest(embeddings, 5, queries=queries)[1], nearest)
     assert as_tuple(parts) == pytest.approx(as_tuple(whole), abs=1e-12)
 
 
@@ -165,7 +165,7 @@ def test_the_length_of_a_row_does_not_matter(search):
     lengths = 10 ** torch.empty(len(embeddings) + len(queries), 1).uniform_(-6, 6)
     scaled = embeddings * lengths[: len(embeddings)], queries * lengths[len(embeddings) :]
     assert torch.equal(
-        metrics.nearest(scaled[0], 6, queries=scaled[1]), metrics.nearest(embeddings, 6, queries=queries)
+        metrics.nearest(scaled[0], 6, queries=scaled[1])[1], metrics.nearest(embeddings, 6, queries=queries)[1]
     )
     found = metrics.retrieval(scaled[0], labels, KS, queries=scaled[1], query_labels=query_labels)
     expected = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
@@ -193,9 +193,9 @@ def test_embeddings_of_any_floating_type_and_labels_of_any_whole_type_are_taken(
 def test_the_nearest_are_the_most_similar_best_first():
     embeddings, queries = torch.randn(20, 4), torch.randn(5, 4)
     expected = [ranking(query, embeddings.tolist())[:7] for query in queries.tolist()]
-    assert metrics.nearest(embeddings, 7, queries=queries).tolist() == expected
+    assert metrics.nearest(embeddings, 7, queries=queries)[1].tolist() == expected
     alone = [ranking(row, embeddings.tolist(), number)[:19] for number, row in enumerate(embeddings.tolist())]
-    assert metrics.nearest(embeddings, 19).tolist() == alone
+    assert metrics.nearest(embeddings, 19)[1].tolist() == alone
 
 
 def entropy(counts, n):
@@ -273,20 +273,20 @@ OTHERS, OTHER_LABELS = torch.randn(2, 3), torch.tensor([0, 1])
         (
             (ROWS, LABELS, (1, 6)),
             {},
-            r"k=6 must lie between 1 and the number of items to find; found 5\. Use at most 5\.",
+            r"k=6 must lie between 1 and the number of items to find, got 5\. Use at most 5\.",
         ),
-        ((ROWS, LABELS, (7,)), {"queries": OTHERS, "query_labels": OTHER_LABELS}, r"k=7 must lie .*; found 6\. Use"),
-        ((ROWS, LABELS, (0, 1)), {}, r"`ks` must .* at least 1; found \[0, 1\]\. "),
-        ((ROWS, LABELS, (-1, 2)), {}, r"`ks` must .* at least 1; found \[-1, 2\]\. "),
-        ((ROWS, LABELS, ()), {}, r"`ks` must .*; found \[\]\. "),
-        ((ROWS, torch.arange(6)), {}, r"A query needs another item of its class; found none for any query\. Look at"),
+        ((ROWS, LABELS, (7,)), {"queries": OTHERS, "query_labels": OTHER_LABELS}, r"k=7 must lie .*, got 6\. Use"),
+        ((ROWS, LABELS, (0, 1)), {}, r"`ks` must .* at least 1, got \[0, 1\]\. "),
+        ((ROWS, LABELS, (-1, 2)), {}, r"`ks` must .* at least 1, got \[-1, 2\]\. "),
+        ((ROWS, LABELS, ()), {}, r"`ks` must .*, got \[\]\. "),
+        ((ROWS, torch.arange(6)), {}, r"A query needs another item of its class, got none for any query\. Look at"),
         (
             (ROWS, LABELS),
             {"queries": OTHERS},
-            r"`queries` and `query_labels` go together; found `queries` alone\. Pass",
+            r"`queries` and `query_labels` go together, got `queries` alone\. Pass",
         ),
-        ((ROWS, LABELS), {"query_labels": OTHER_LABELS}, r"go together; found `query_labels` alone\. Pass both, or"),
-        ((ROWS, LABELS[:5]), {}, r"`labels` must have shape \(6,\), one label per item; found shape \(5,\)\. Pass one"),
+        ((ROWS, LABELS), {"query_labels": OTHER_LABELS}, r"go together, got `query_labels` alone\. Pass both, or"),
+        ((ROWS, LABELS[:5]), {}, r"`labels` must have shape \(6,\), one label per item, got shape \(5,\)\. Pass one"),
         (
             (ROWS, LABELS),
             {"queries": OTHERS, "query_labels": LABELS},
@@ -295,15 +295,15 @@ OTHERS, OTHER_LABELS = torch.randn(2, 3), torch.tensor([0, 1])
         (
             (ROWS, LABELS),
             {"queries": OTHERS[:, :2], "query_labels": OTHER_LABELS},
-            r"`queries` and `embeddings` must have one dimension; found 2 and 3 dimensions\. Embed both with one",
+            r"`queries` and `embeddings` must have one dimension, got 2 and 3 dimensions\. Embed both with one",
         ),
-        ((ROWS / 0, LABELS), {}, r"`embeddings` must be finite; found 6 of 6 rows"),
+        ((ROWS / 0, LABELS), {}, r"`embeddings` must be finite, got 6 of 6 rows"),
         (
             (ROWS, LABELS),
             {"queries": OTHERS / 0, "query_labels": OTHER_LABELS},
-            r"`queries` must be finite; found 2 of 2",
+            r"`queries` must be finite, got 2 of 2",
         ),
-        ((ROWS[:0], LABELS[:0]), {}, r"`embeddings` must be a non-empty matrix \(n d\); found shape \(0, 3\)"),
+        ((ROWS[:0], LABELS[:0]), {}, r"`embeddings` must be a non-empty matrix \(n d\), got shape \(0, 3\)"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(arguments, keywords, sentence, monkeypatch):
@@ -314,37 +314,40 @@ def test_what_cannot_be_scored_is_refused(arguments, keywords, sentence, monkeyp
 
 @pytest.mark.parametrize("k", [0, 6])
 def test_more_nearest_than_there_are_is_refused(k):
-    with pytest.raises(ValueError, match=rf"k={k} must lie between 1 and the number of items to find; found 5\."):
-        metrics.nearest(ROWS, k)
+    with pytest.raises(ValueError, match=rf"k={k} must lie between 1 and the number of items to find, got 5\."):
+        metrics.nearest(ROWS, k)[1]
 
 
 @pytest.mark.parametrize("score", [metrics.nmi, metrics.ami])
 def test_clusters_of_another_number_of_items_are_refused(score, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signature refuse it, too
-    with pytest.raises(ValueError, match=r"`clusters` must have shape \(6,\), one label per item; found shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"`clusters` must have shape \(6,\), one label per item, got shape \(5,\)"):
         score(LABELS, LABELS[:5])
-    with pytest.raises(TypeError, match=r"`clusters` must be whole numbers; found torch\.float32"):
+    with pytest.raises(TypeError, match=r"`clusters` must be whole numbers, got torch\.float32"):
         score(LABELS, LABELS.float())
 
 
 @pytest.mark.parametrize("score", [metrics.nmi, metrics.ami])
 def test_classes_that_are_no_labels_are_refused(score, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signature refuse it, too
-    with pytest.raises(TypeError, match=r"`labels` must be whole numbers; found torch\.float32"):
+    with pytest.raises(TypeError, match=r"`labels` must be whole numbers, got torch\.float32"):
         score(LABELS.float(), LABELS)
-    with pytest.raises(TypeError, match=r"`labels` must be a tensor \(n\); found list"):
+    with pytest.raises(TypeError, match=r"`labels` must be a tensor \(n\), got list"):
         score(LABELS.tolist(), LABELS)
 
 
 @pytest.mark.parametrize("rows", [4, 9, 40])
-@pytest.mark.parametrize(("limit", "most"), [("_ASKED", 1), ("_ASKED", 9), ("_FOUND", 1), ("_FOUND", 90)])
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [("_QUERIES_PER_CHUNK", 1), ("_QUERIES_PER_CHUNK", 9), ("_NEIGHBORS_PER_CHUNK", 1), ("_NEIGHBORS_PER_CHUNK", 90)],
+)
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_size_of_what_is_read_at_once_changes_no_score(monkeypatch, rows, limit, most, apart):
     embeddings, labels = torch.randn(40, 5), torch.arange(40) % 6
     asked = {"queries": torch.randn(7, 5), "query_labels": torch.arange(7) % 6} if apart else {}
     whole = metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)
-    order = metrics.nearest(embeddings, 30, queries=asked.get("queries"))
+    order = metrics.nearest(embeddings, 30, queries=asked.get("queries"))[1]
     monkeypatch.setattr(chunking, "_ROWS", rows)
     monkeypatch.setattr(metrics, limit, most)
     assert as_tuple(metrics.retrieval(embeddings, labels, (1, 3, 30), **asked)) == pytest.approx(as_tuple(whole))
-    assert torch.equal(metrics.nearest(embeddings, 30, queries=asked.get("queries")), order)
+    assert torch.equal(metrics.nearest(embeddings, 30, queries=asked.get("queries"))[1], order)

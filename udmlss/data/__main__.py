@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from udmlss._checks import refusal
-from udmlss.data.archives import check_md5, unpack
+from udmlss._checks import value_error
+from udmlss.data.archive import check_md5, unpack
 from udmlss.data.cars196 import cars196
+from udmlss.data.catalog import CARS196, CUB200, INSHOP, SOP, Published
 from udmlss.data.cub200 import cub200
-from udmlss.data.files import ImageFiles
+from udmlss.data.image_files import ImageFiles
 from udmlss.data.image_folder import image_folder
 from udmlss.data.inshop import inshop
-from udmlss.data.published import CARS196, CUB200, INSHOP, SOP, Published
 from udmlss.data.sop import sop
-from udmlss.data.verifying import Report, verify
+from udmlss.data.verify import Report, verify
 
 _OPENERS: Mapping[str, tuple[Callable[..., ImageFiles], Published]] = {
     published.name: (opener, published)
@@ -59,7 +59,7 @@ def _unpack(published: Published, root: Path) -> None:
     archive = published.archive_in(root)
     if archive is None:
         wanted = " or ".join(published.archives)
-        raise refusal(f"`--unpack` needs {wanted} in {root}", "none", "Download it, or leave `--unpack` out")
+        raise value_error(f"`--unpack` needs {wanted} in {root}", "none", "Download it, or leave `--unpack` out")
     for name, md5 in published.md5.items():
         if archive.with_name(name).is_file():
             check_md5(archive.with_name(name), md5)

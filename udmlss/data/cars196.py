@@ -10,10 +10,10 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from udmlss._checks import check_choice, refusal
-from udmlss.data.files import ImageFiles
-from udmlss.data.listing import check_once, check_there, find, number
-from udmlss.data.published import CARS196
+from udmlss._checks import check_choice, value_error
+from udmlss.data.catalog import CARS196
+from udmlss.data.image_files import ImageFiles
+from udmlss.data.layout import check_once, check_there, find, number
 
 _PARTS = (("cars_annos.mat",), ("car_ims/",))
 _DAMAGE = (
@@ -78,7 +78,7 @@ def _read(path: Path) -> tuple[list[str], list[int], list[str]]:
         classes = [int(key) for key in annotations["class"]]
         names = [str(name) for name in np.atleast_1d(content["class_names"])]
     except _DAMAGE as error:
-        raise refusal(
+        raise value_error(
             f"{path} must be the authors' MATLAB file, with `annotations` and `class_names`",
             repr(error),
             "Download it again",
@@ -86,5 +86,5 @@ def _read(path: Path) -> tuple[list[str], list[int], list[str]]:
     wrong = [key for key in classes if not 1 <= key <= len(names)]
     if wrong:
         found = f"class {wrong[0]} and {len(names)} names"
-        raise refusal(f"Each class in {path} must have one of its names", found, "Download it again")
+        raise value_error(f"Each class in {path} must have one of its names", found, "Download it again")
     return files, classes, names

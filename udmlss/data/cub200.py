@@ -5,10 +5,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, refusal
-from udmlss.data.files import ImageFiles
-from udmlss.data.listing import check_once, check_there, find, number, read_rows
-from udmlss.data.published import CUB200
+from udmlss._checks import check_choice, value_error
+from udmlss.data.catalog import CUB200
+from udmlss.data.image_files import ImageFiles
+from udmlss.data.layout import check_once, check_there, find, number, read_rows
 
 _PARTS = (("classes.txt",), ("images.txt",), ("image_class_labels.txt",), ("images/",))
 
@@ -49,7 +49,7 @@ def cub200(
     if files.keys() != class_of.keys() or not set(class_of.values()) <= names.keys():
         counts = f"{len(files)} images, {len(class_of)} labels and {len(names)} classes"
         found = f"{counts} that do not match in {pictures.parent}"
-        raise refusal("The three lists must name the same images and classes", found, "Unpack the archive again")
+        raise value_error("The three lists must name the same images and classes", found, "Unpack the archive again")
     half = set(sorted(names, key=int)[: len(names) // 2])
     images = [(pictures / file, class_of[image]) for image, file in files.items()]
     images = [(path, key) for path, key in images if (key in half) == (split == "train")]

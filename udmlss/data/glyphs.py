@@ -140,7 +140,7 @@ def _records(folder: str | os.PathLike[str] | None) -> Shaped[np.ndarray, " n"]:
         import matplotlib as mpl  # noqa: PLC0415 (optional)
         import PIL  # noqa: PLC0415 (optional)
     except ImportError as error:
-        message = f"`glyphs` needs matplotlib and Pillow; found no {error.name}. Type: "
+        message = f"`glyphs` needs matplotlib and Pillow, got no {error.name}. Type: "
         raise ImportError(message + 'pip install "udmlss[demo]"', name=error.name) from error
     if folder is None:
         return _draw_all()

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from udmlss._checks import refusal
-from udmlss.data.files import ImageFiles
-from udmlss.data.listing import number
+from udmlss._checks import value_error
+from udmlss.data.image_files import ImageFiles
+from udmlss.data.layout import number
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # as torchvision's ImageFolder
 
@@ -64,16 +64,16 @@ def _check_layout(root: Path, loose: list[Path], of_class: dict[str, list[Path]]
     empty = [name for name, pictures in of_class.items() if not pictures]
     if loose and len(empty) < len(of_class):
         beside = next(name for name in of_class if name not in empty)
-        raise refusal(
+        raise value_error(
             f"{root} must hold pictures or a folder per class, not both",
             f"{loose[0].name} beside {beside}/",
             "Move the pictures into a folder",
         )
     if not loose and len(empty) == len(of_class):
         found = f"none in {len(of_class)} folders" if of_class else "none" if root.is_dir() else "no such folder"
-        raise refusal(f"{root} must hold pictures, in {_listed()}", found, "Pass the folder that they lie in")
+        raise value_error(f"{root} must hold pictures, in {_listed()}", found, "Pass the folder that they lie in")
     if not loose and empty:
-        raise refusal(
+        raise value_error(
             f"Each folder in {root} must hold pictures, in {_listed()}",
             f"none in {len(empty)} of {len(of_class)}, the first is {empty[0]}/",
             "Take it away, or convert its files",

@@ -5,10 +5,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, refusal
-from udmlss.data.files import ImageFiles
-from udmlss.data.listing import check_once, check_there, find, number, read_rows
-from udmlss.data.published import INSHOP
+from udmlss._checks import check_choice, value_error
+from udmlss.data.catalog import INSHOP
+from udmlss.data.image_files import ImageFiles
+from udmlss.data.layout import check_once, check_there, find, number, read_rows
 
 _PARTS = (("Eval/list_eval_partition.txt", "list_eval_partition.txt"), ("Img/img/", "img/"))
 _COLUMNS = "image_name item_id evaluation_status"
@@ -59,7 +59,7 @@ def _read(path: Path) -> list[tuple[str, ...]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         count = next(lines).strip()
     if count != str(len(rows)):
-        raise refusal(
+        raise value_error(
             f"The first line of {path} must be the number of images",
             f"{count!r} and {len(rows)} images",
             "Unpack it again",

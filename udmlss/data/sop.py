@@ -5,9 +5,9 @@ from os import PathLike
 from typing import Any, Literal
 
 from udmlss._checks import check_choice
-from udmlss.data.files import ImageFiles
-from udmlss.data.listing import check_once, check_there, find, number, read_rows
-from udmlss.data.published import SOP
+from udmlss.data.catalog import SOP
+from udmlss.data.image_files import ImageFiles
+from udmlss.data.layout import check_once, check_there, find, number, read_rows
 
 _COLUMNS = "image_id class_id super_class_id path"
 

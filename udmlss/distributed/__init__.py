@@ -1,22 +1,29 @@
 """Several processes that work as one: gather, broadcast, one fate for all. Alone, none of it does anything."""
 
-from udmlss.distributed.gathering import gather, gather_shards, shard
-from udmlss.distributed.joining import is_first, joined, rank, world_size
-from udmlss.distributed.same_fate import SameFate, together
-from udmlss.distributed.sharing import every_rank, follow_first, from_first, mean_over_ranks
+from udmlss.distributed.collectives import (
+    all_gather_objects,
+    broadcast_buffers,
+    gather,
+    gather_shards,
+    mean_over_ranks,
+    run_on_rank_zero,
+    shard,
+)
+from udmlss.distributed.process_group import is_rank_zero, process_group, rank, world_size
+from udmlss.distributed.sync import SynchronizedErrors, synchronized
 
 __all__ = [
-    "SameFate",
-    "every_rank",
-    "follow_first",
-    "from_first",
+    "SynchronizedErrors",
+    "all_gather_objects",
+    "broadcast_buffers",
     "gather",
     "gather_shards",
-    "is_first",
-    "joined",
+    "is_rank_zero",
     "mean_over_ranks",
+    "process_group",
     "rank",
+    "run_on_rank_zero",
     "shard",
-    "together",
+    "synchronized",
     "world_size",
 ]

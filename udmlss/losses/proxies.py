@@ -8,8 +8,8 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import refusal
-from udmlss.types import FollowsCentroids
+from udmlss._checks import value_error
+from udmlss.types import UsesClusterCenters
 
 _BY_ROW = ("proxies",)  # (k d); all others hold a class in a column: (d k), or (d k*m) with m centres a class
 _BY_COLUMN = ("W", "fc", "weight")
@@ -19,11 +19,11 @@ def check_fits(loss: nn.Module, n_clusters: int | None, dimension: int | None) -
     """Refuse a loss that holds parameters for other clusters or other embeddings; None is not known, and fits."""
     for name, weight in _class_weights(loss):
         check_dimension(loss, weight.shape[1 if name in _BY_ROW else 0], dimension)
-    if isinstance(loss, FollowsCentroids):
+    if isinstance(loss, UsesClusterCenters):
         check_dimension(loss, loss.embedding_size, dimension)
     found = _class_count(loss)
     if None not in (found, n_clusters) and found != n_clusters:
-        raise refusal(
+        raise value_error(
             f"{type(loss).__name__} holds parameters for {found} clusters and needs as many in every round",
             n_clusters,
             f"Use ClusterPseudoLabeler({found}), build the loss for {n_clusters}, or take a loss without proxies",
@@ -33,7 +33,7 @@ def check_fits(loss: nn.Module, n_clusters: int | None, dimension: int | None) -
 def check_dimension(loss: nn.Module, held: int, dimension: int | None) -> None:
     """Refuse embeddings of another dimension than the loss was built for; None is not known, and fits."""
     if dimension not in (None, held):
-        raise refusal(
+        raise value_error(
             f"{type(loss).__name__} was built for embeddings of {held} dimensions",
             dimension,
             f"Build it with embedding size {dimension}",

@@ -36,7 +36,7 @@ def test_a_single_image_and_an_empty_half_are_read(tmp_path):
 
 def test_a_folder_without_the_annotations_is_refused_with_what_lies_in_it(tmp_path):
     (tmp_path / "cars_train").mkdir()
-    rule = r"must be a folder in cars196's layout, with cars_annos\.mat and car_ims/; found \['cars_train'\]\. Pass"
+    rule = r"must be a folder in cars196's layout, with cars_annos\.mat and car_ims/, got \['cars_train'\]\. Pass"
     with pytest.raises(ValueError, match=rule):
         cars196(tmp_path, "train")
 
@@ -52,7 +52,7 @@ def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tm
 def test_annotations_that_are_cut_short_or_another_file_are_refused(tmp_path, damage):
     path = layouts.cars196(tmp_path) / "cars_annos.mat"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"{path} must be the authors' MATLAB file, .*; found .*\. Download it again"):
+    with pytest.raises(ValueError, match=rf"{path} must be the authors' MATLAB file, .*, got .*\. Download it again"):
         cars196(tmp_path, "train")
 
 
@@ -64,19 +64,19 @@ def test_another_matlab_file_is_refused_with_what_it_lacks(tmp_path):
 
 def test_a_class_without_a_name_is_refused(tmp_path):
     root = layouts.cars196(tmp_path, class_of=(1, 5))
-    with pytest.raises(ValueError, match=r"cars_annos\.mat must have one of its names; found class 5 and 4 names"):
+    with pytest.raises(ValueError, match=r"cars_annos\.mat must have one of its names, got class 5 and 4 names"):
         cars196(root, "train")
 
 
 def test_an_image_that_is_annotated_twice_is_refused(tmp_path):
     root = layouts.cars196(tmp_path, class_of=(1, 2, 3), files=["car_ims/1.jpg", "car_ims/2.jpg", "car_ims/1.jpg"])
-    with pytest.raises(ValueError, match=r"once in .*\.mat; found 1 of 3 there again, the first is car_ims/1\.jpg"):
+    with pytest.raises(ValueError, match=r"once in .*\.mat, got 1 of 3 there again, the first is car_ims/1\.jpg"):
         cars196(root, "train")
 
 
 def test_a_picture_that_is_not_there_is_named_at_once(tmp_path):
     gone = layouts.cars196(tmp_path) / "car_ims" / "000002.jpg"
     gone.unlink()
-    with pytest.raises(ValueError, match=rf"cars_annos\.mat must be there; found 1 of 3 missing, the first is {gone}"):
+    with pytest.raises(ValueError, match=rf"cars_annos\.mat must be there, got 1 of 3 missing, the first is {gone}"):
         cars196(tmp_path, "train")
     assert len(cars196(tmp_path, "test")) == 3

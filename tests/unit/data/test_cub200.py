@@ -67,13 +67,13 @@ def test_a_folder_in_another_layout_is_refused_with_what_was_looked_for_and_foun
     root = tmp_path / "here"
     if made:
         root.mkdir()
-    with pytest.raises(ValueError, match=rf"here must be a folder.*images\.txt.*images/; found {found}\. Pass the"):
+    with pytest.raises(ValueError, match=rf"here must be a folder.*images\.txt.*images/, got {found}\. Pass the"):
         cub200(root, "train")
 
 
 def test_lists_that_contradict_each_other_are_refused_with_their_lengths(tmp_path):
     root = write(tmp_path, lists={"image_class_labels.txt": ["1 1", "2 1"]})
-    with pytest.raises(ValueError, match=r"same images and classes; found 15 images, 2 labels and 5 classes"):
+    with pytest.raises(ValueError, match=r"same images and classes, got 15 images, 2 labels and 5 classes"):
         cub200(root, "train")
 
 
@@ -82,13 +82,13 @@ def test_lists_that_contradict_each_other_are_refused_with_their_lengths(tmp_pat
 )
 def test_a_damaged_list_is_refused_with_its_line(tmp_path, lines, found):
     root = write(tmp_path, lists={"classes.txt": lines})
-    with pytest.raises(ValueError, match=rf"Each line of .*classes\.txt must be a number and a word; found {found}"):
+    with pytest.raises(ValueError, match=rf"Each line of .*classes\.txt must be a number and a word, got {found}"):
         cub200(root, "train")
 
 
 def test_empty_lines_are_left_out_and_counted(tmp_path):
     lines = ["1 001.Bird_1/0.png", "", "x"]
-    with pytest.raises(ValueError, match="must be a number and a word; found 'x' in line 3"):
+    with pytest.raises(ValueError, match="must be a number and a word, got 'x' in line 3"):
         cub200(write(tmp_path, lists={"images.txt": lines}), "train")
 
 
@@ -97,7 +97,7 @@ def test_an_image_or_a_number_that_stands_twice_is_refused(tmp_path, again):
     lines = ["1 001.Bird_1/0.png", "2 001.Bird_1/1.png", again]
     root = write(tmp_path, n_classes=1, lists={"images.txt": lines})
     with pytest.raises(
-        ValueError, match=r"Each name must stand once in .*images\.txt; found 1 of 3 there again, the first"
+        ValueError, match=r"Each name must stand once in .*images\.txt, got 1 of 3 there again, the first"
     ):
         cub200(root, "test")
 
@@ -113,7 +113,7 @@ def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tm
 def test_a_half_unpacked_folder_is_refused_with_what_lies_in_it(tmp_path):
     root = write(tmp_path / "CUB_200_2011")
     (root / "classes.txt").unlink()
-    rule = rf"{root} must be a folder in .*; found \['image_class_labels\.txt', 'images', 'images\.txt'\]\. Pass the"
+    rule = rf"{root} must be a folder in .*, got \['image_class_labels\.txt', 'images', 'images\.txt'\]\. Pass the"
     with pytest.raises(ValueError, match=rule):
         cub200(tmp_path, "train")
 
@@ -122,7 +122,7 @@ def test_a_picture_that_is_not_there_is_named_at_once(tmp_path):
     root = write(tmp_path)
     gone = root / "images" / "002.Bird_2" / "1.png"
     gone.unlink()
-    with pytest.raises(ValueError, match=rf"must be there; found 1 of 6 missing, the first is {gone}"):
+    with pytest.raises(ValueError, match=rf"must be there, got 1 of 6 missing, the first is {gone}"):
         cub200(root, "train")
 
 

@@ -178,7 +178,7 @@ def test_a_user_without_a_home_goes_without_a_cache(monkeypatch):
 
 def test_an_unknown_split_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signature refuse it, too
-    with pytest.raises(ValueError, match=r"`split` must be one of 'train', 'test'; found 'val'\. Pass one of these\."):
+    with pytest.raises(ValueError, match=r"`split` must be one of 'train', 'test', got 'val'\. Pass one of these\."):
         glyphs("val")
 
 

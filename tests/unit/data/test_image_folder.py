@@ -57,14 +57,14 @@ def test_a_folder_without_any_picture_is_refused_with_the_endings_looked_for(tmp
     root = tmp_path / "here"
     for folder in (".", *folders) if folders is not None else ():
         (root / folder).mkdir()
-    with pytest.raises(ValueError, match=rf"here must hold pictures, in \.bmp, .*; found {found}\. Pass the folder"):
+    with pytest.raises(ValueError, match=rf"here must hold pictures, in \.bmp, .*, got {found}\. Pass the folder"):
         image_folder(root)
 
 
 def test_pictures_beside_folders_of_pictures_are_refused(tmp_path):
     picture(tmp_path / "1.png")
     picture(tmp_path / "cat" / "2.png")
-    with pytest.raises(ValueError, match=r"or a folder per class, not both; found 1\.png beside cat/\. Move"):
+    with pytest.raises(ValueError, match=r"or a folder per class, not both, got 1\.png beside cat/\. Move"):
         image_folder(tmp_path)
 
 
@@ -72,5 +72,5 @@ def test_a_class_without_pictures_is_refused(tmp_path):
     picture(tmp_path / "cat" / "1.png")
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "1.heic").touch()
-    with pytest.raises(ValueError, match=r"must hold pictures, in .*; found none in 1 of 2, the first is dog/\. Take"):
+    with pytest.raises(ValueError, match=r"must hold pictures, in .*, got none in 1 of 2, the first is dog/\. Take"):
         image_folder(tmp_path)

@@ -38,28 +38,28 @@ def test_the_list_and_the_pictures_may_lie_where_people_unpack_them(tmp_path, ev
 
 
 @pytest.mark.parametrize("place", ["img.zip", "Img/img.zip"])
-def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tmp_path, place):
+def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tmp_path, to_device):
     (tmp_path / "Img").mkdir()
-    (tmp_path / place).touch()
+    (tmp_path / to_device).touch()
     with pytest.raises(ValueError, match=r"with Eval/list_eval_partition\.txt or .*python -m udmlss\.data inshop"):
         inshop(tmp_path, "train")
 
 
 def test_a_list_of_another_length_than_it_says_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"partition\.txt must be the number of images; found '8' and 7 images"):
+    with pytest.raises(ValueError, match=r"partition\.txt must be the number of images, got '8' and 7 images"):
         inshop(layouts.inshop(tmp_path, count=8), "train")
 
 
 def test_a_list_without_its_two_first_lines_is_refused(tmp_path):
     path = layouts.inshop(tmp_path) / "Eval" / "list_eval_partition.txt"
     layouts.lines(path, path.read_text().splitlines()[2:])
-    with pytest.raises(ValueError, match=r"Line 2 of .* must be image_name item_id evaluation_status; found 'img/"):
+    with pytest.raises(ValueError, match=r"Line 2 of .* must be image_name item_id evaluation_status, got 'img/"):
         inshop(tmp_path, "train")
 
 
 def test_another_part_than_the_three_is_refused_with_its_line(tmp_path):
     root = layouts.inshop(tmp_path, rows=(("id_00000001", "train"), ("id_00000002", "val")))
-    with pytest.raises(ValueError, match=r"Each line of .* must be image_name .*; found .*val' in line 4"):
+    with pytest.raises(ValueError, match=r"Each line of .* must be image_name .*, got .*val' in line 4"):
         inshop(root, "train")
 
 
@@ -68,15 +68,13 @@ def test_an_image_in_both_query_and_gallery_is_refused(tmp_path):
     text = path.read_text()
     query = next(line for line in text.splitlines() if line.endswith("query"))
     path.write_text("8" + text[1:] + query.replace("query", "gallery"))
-    with pytest.raises(
-        ValueError, match=r"Each name must stand once in .*; found 1 of 8 there again, the first is img/"
-    ):
+    with pytest.raises(ValueError, match=r"Each name must stand once in .*, got 1 of 8 there again, the first is img/"):
         inshop(tmp_path, "gallery")
 
 
 def test_a_picture_that_is_not_there_is_named_at_once(tmp_path):
     gone = inshop(layouts.inshop(tmp_path), "gallery").paths[0]
     gone.unlink()
-    with pytest.raises(ValueError, match=rf"must be there; found 1 of 2 missing, the first is {gone}"):
+    with pytest.raises(ValueError, match=rf"must be there, got 1 of 2 missing, the first is {gone}"):
         inshop(tmp_path, "gallery")
     assert len(inshop(tmp_path, "query")) == 2

@@ -9,7 +9,7 @@ import layouts
 import pytest
 
 from udmlss.data import __main__ as command
-from udmlss.data.published import Split
+from udmlss.data.catalog import Split
 
 
 def said(capsys, *arguments):
@@ -115,7 +115,7 @@ def test_annotations_that_are_not_there_are_not_missed_before_the_pictures_are_u
 def test_without_an_archive_there_is_nothing_to_unpack(tmp_path, capsys):
     code, output = said(capsys, "inshop", tmp_path, "--unpack")
     assert code == 1
-    assert output.err.startswith(f"`--unpack` needs Img/img.zip or img.zip in {tmp_path}; found none. Download it")
+    assert output.err.startswith(f"`--unpack` needs Img/img.zip or img.zip in {tmp_path}, got none. Download it")
 
 
 def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):

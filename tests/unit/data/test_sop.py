@@ -28,21 +28,19 @@ def test_an_archive_that_is_not_unpacked_is_met_with_the_line_that_unpacks_it(tm
 def test_a_half_unpacked_folder_is_refused_with_what_lies_in_it(tmp_path):
     root = layouts.sop(tmp_path / "Stanford_Online_Products")
     (root / "Ebay_test.txt").unlink()
-    with pytest.raises(
-        ValueError, match=rf"{root} must be .*, with .*test\.txt; found \['Ebay_train\.txt', 'bicycle_f"
-    ):
+    with pytest.raises(ValueError, match=rf"{root} must be .*, with .*test\.txt, got \['Ebay_train\.txt', 'bicycle_f"):
         sop(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
     ("rows", "rule"),
     [
-        (["1 1 1 a.JPG"], r"Line 1 of .*Ebay_train\.txt must be image_id class_id super_class_id path; found '1 1 1 a"),
-        ([], r"Line 1 of .*Ebay_train\.txt must be image_id .*; found 0 lines"),
-        (["image_id class_id super_class_id path"], r"Each line of .* must be image_id .*; found an empty file"),
+        (["1 1 1 a.JPG"], r"Line 1 of .*Ebay_train\.txt must be image_id class_id super_class_id path, got '1 1 1 a"),
+        ([], r"Line 1 of .*Ebay_train\.txt must be image_id .*, got 0 lines"),
+        (["image_id class_id super_class_id path"], r"Each line of .* must be image_id .*, got an empty file"),
         (
             ["image_id class_id super_class_id path", "", "1 1 a.JPG"],
-            r"must be image_id .*; found '1 1 a.JPG' in line 3",
+            r"must be image_id .*, got '1 1 a.JPG' in line 3",
         ),
     ],
 )
@@ -55,12 +53,12 @@ def test_a_damaged_list_is_refused_with_its_line(tmp_path, rows, rule):
 def test_an_image_that_is_listed_twice_is_refused(tmp_path):
     path = layouts.sop(tmp_path) / "Ebay_train.txt"
     path.write_text(path.read_text() + path.read_text().splitlines()[1])
-    with pytest.raises(ValueError, match=rf"Each name must stand once in {path}; found 1 of 4 there again"):
+    with pytest.raises(ValueError, match=rf"Each name must stand once in {path}, got 1 of 4 there again"):
         sop(tmp_path, "train")
 
 
 def test_a_picture_that_is_not_there_is_named_at_once(tmp_path):
     gone = sop(layouts.sop(tmp_path), "test").paths[1]
     gone.unlink()
-    with pytest.raises(ValueError, match=rf"Ebay_test\.txt must be there; found 1 of 4 missing, the first is {gone}"):
+    with pytest.raises(ValueError, match=rf"Ebay_test\.txt must be there, got 1 of 4 missing, the first is {gone}"):
         sop(tmp_path, "test")

@@ -77,7 +77,7 @@ def test_other_clusters_and_other_dimensions_are_told_apart(name, k, d):
     loss = make(name, k, d)
     with pytest.raises(ValueError, match=rf"{name} holds parameters for {k} clusters .* found {k + 1}\."):
         check_fits(loss, k + 1, d)
-    with pytest.raises(ValueError, match=rf"{name} was built for embeddings of {d} dimensions; found {d + 1}\."):
+    with pytest.raises(ValueError, match=rf"{name} was built for embeddings of {d} dimensions, got {d + 1}\."):
         check_fits(loss, k, d + 1)
 
 
@@ -91,7 +91,7 @@ def test_the_remedies_name_the_numbers():
 
 
 def test_swapped_sizes_are_refused():
-    with pytest.raises(ValueError, match="was built for embeddings of 4 dimensions; found 6"):
+    with pytest.raises(ValueError, match="was built for embeddings of 4 dimensions, got 6"):
         check_fits(make("ArcFaceLoss", k=6, d=4), 4, 6)
 
 

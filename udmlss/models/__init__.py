@@ -1,0 +1,8 @@
+"""Embedding models, the rotation head and initial embedders."""
+
+from udmlss.models.batch_norm import frozen_batch_norm
+from udmlss.models.embedding_model import EmbeddingModel
+from udmlss.models.pca import embedder_from_features
+from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
+
+__all__ = ["EmbeddingModel", "RotationPretextHead", "embedder_from_features", "frozen_batch_norm", "rotate_four_ways"]

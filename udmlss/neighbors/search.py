@@ -1,0 +1,162 @@
+"""Neighbors by cosine similarity, for sets of any size."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from udmlss._checks import check_embeddings, check_number, value_error
+from udmlss._chunks import row_slices
+from udmlss.neighbors.backends import Neighbors, most_similar
+
+_QUERIES_PER_CHUNK = 2**13
+_NEIGHBORS_PER_CHUNK = 2**24  # 128 MiB of int64
+
+
+def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
+    """Find the k most similar items of each query, by cosine similarity and exactly.
+
+    Args:
+        embeddings: Embeddings of the items that are searched, of any length, in memory or mapped from a file.
+        k: Number of neighbors.
+        queries: Embeddings of the queries. None searches with each item for its neighbors among the others: an item
+            is never its own neighbor.
+
+    Returns:
+        The cosine similarities (q k) in descending order, and the indices (q k) of the items.
+
+    Raises:
+        ValueError: `k` is below 1 or above the number of items.
+
+    Example:
+        >>> similarities, indices = nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), k=1)
+        >>> indices.flatten()
+        tensor([1, 2, 1])
+    """
+    found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
+    return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
+
+
+def search_in_chunks(
+    embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None
+) -> Iterator[tuple[slice, Neighbors]]:
+    """Yield slices of the queries with their k nearest items; arguments and errors as for `nearest`.
+
+    The items are read in parts, so that memory does not grow with their number.
+    """
+    n_items = len(embeddings) - (queries is None)
+    if not 1 <= k <= n_items:
+        raise value_error(f"`k={k}` must lie between 1 and the number of items", n_items, f"Use at most {n_items}")
+    all_queries = embeddings if queries is None else queries.to(embeddings)
+    parts = list(row_slices(embeddings))
+    gallery = _unit_length(embeddings) if len(parts) == 1 else None  # normalize once if there is a single part
+    step = max(1, min(_QUERIES_PER_CHUNK, _NEIGHBORS_PER_CHUNK // k))
+    for begin in range(0, len(all_queries), step):
+        chunk = slice(begin, min(begin + step, len(all_queries)))
+        directions, best = _unit_length(all_queries[chunk]), None
+        for part in parts:
+            rows = _unit_length(embeddings[part]) if gallery is None else gallery
+            best = _merge(best, directions, rows, part.start, k + (queries is None))
+        if best is not None:
+            own = torch.arange(begin, chunk.stop, device=all_queries.device)
+            yield chunk, best if queries is not None else without_self(best, own)
+
+
+def without_self(neighbors: Neighbors, own: Int64[Tensor, " q"]) -> Neighbors:
+    """Remove each query from its own neighbors; where exact duplicates displaced it, remove the last neighbor."""
+    similarities, indices = neighbors
+    others = indices != own.unsqueeze(1)
+    others[:, -1] &= ~others.all(dim=1)
+    return similarities[others].view(len(indices), -1), indices[others].view(len(indices), -1)
+
+
+def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
+    """Average each embedding with its nearest neighbors, weighted by rank, at unit length.
+
+    The weight falls linearly from 1 for the embedding itself, so that two embeddings that are each other's neighbors
+    do not become equal.
+
+    Args:
+        embeddings: Embeddings of any length.
+        n_neighbors: Number of neighbors.
+
+    Returns:
+        The averages, at unit length.
+
+    Raises:
+        ValueError: `n_neighbors` is not below the number of embeddings.
+
+    References:
+        Three things everyone should know to improve object retrieval. Arandjelovic, Zisserman. 2012.
+        https://doi.org/10.1109/CVPR.2012.6248018
+    """
+    check_n_neighbors(n_neighbors, len(embeddings))
+    directions = _unit_length(embeddings)
+    _, indices = nearest(directions, n_neighbors)
+    averages = torch.empty_like(directions)
+    for rows in row_slices(directions):
+        total = directions[rows].clone()
+        for rank, neighbors in enumerate(indices[rows].T, start=1):
+            total += (1 - rank / (n_neighbors + 1)) * directions[neighbors]
+        averages[rows] = functional.normalize(total)
+    return averages
+
+
+def check_n_neighbors(n_neighbors: int, n: int) -> None:
+    """Raise ValueError if there are not more images than neighbors to average."""
+    if n_neighbors >= n:
+        rule = f"`average_neighbors={n_neighbors}` must be below the number of images"
+        raise value_error(rule, n, "Lower it, or add images")
+
+
+def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5, seed: int = 0) -> Int64[Tensor, " n"]:
+    """Sample for each image the image of its second view: its nearest neighbor or the image itself.
+
+    Call it once per epoch, with new features and another seed.
+
+    Args:
+        features: Features or embeddings of all images, of any length: similarity is the cosine.
+        fraction: Probability of the nearest neighbor, in 0..1. The default is the published value.
+        seed: Seed of the sampling.
+
+    Returns:
+        For each image the index of its nearest neighbor or its own index.
+
+    Raises:
+        ValueError: There are fewer than two images, features are not finite, or `fraction` is outside 0..1.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> pair_with_neighbors(features, fraction=1)
+        tensor([1, 0, 3, 2])
+
+    References:
+        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
+        2020. https://arxiv.org/abs/2009.04091
+    """
+    check_number("fraction", fraction, 0, 1)
+    check_embeddings(features, "features")
+    own = torch.arange(len(features), device=features.device)
+    take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(seed)) < fraction
+    _, indices = nearest(features, 1)
+    return torch.where(take_neighbor.to(features.device), indices[:, 0], own)
+
+
+def _unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
+    return functional.normalize(rows.float())
+
+
+def _merge(
+    best: Neighbors | None, directions: Float32[Tensor, "q d"], rows: Float32[Tensor, "g d"], begin: int, k: int
+) -> Neighbors:
+    """Return the k best of the neighbors so far and of further rows, whose indices count from `begin`."""
+    similarities, indices = most_similar(directions, rows, min(k, len(rows)))
+    indices += begin
+    if best is None:
+        return similarities, indices
+    similarities = torch.cat([best[0], similarities], dim=1)
+    indices = torch.cat([best[1], indices], dim=1)
+    similarities, chosen = similarities.topk(min(k, similarities.shape[1]))
+    return similarities, indices.gather(1, chosen)

@@ -1,0 +1,1 @@
+"""Training: `fit`, the rounds under it, and its callbacks."""
