@@ -1,14 +1,15 @@
-"""Rows to memory or to a file as they come, and the file as a tensor that memory need not hold."""
+"""Rows of embeddings that are written to memory or to a file, and files that are read as tensors."""
 
 import errno
+import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -19,127 +20,130 @@ from torch import Tensor
 from udmlss._checks import value_error
 
 RowType = Literal["float32", "float16"]
+Allocate = Callable[[int, int], Tensor]  # numbers of rows and columns to a tensor
+_NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the constant only from 3.13 on
 
 
 class RowBuffer:
-    """Rows that come part by part, n in all, in one tensor from the first on: to join them would take as much again.
+    """A tensor of n rows that is filled batch by batch, without a second copy of the rows.
 
     Attributes:
-        rows: The rows so far, and room for the others.
+        rows: The tensor, which is allocated with the first batch.
     """
 
-    def __init__(self, n: int, folder: Path | None = None) -> None:
-        self.n, self.folder = n, folder
+    def __init__(self, n: int, allocate: Allocate) -> None:
         self.rows = torch.empty(0)
-        self._filled = 0
+        self._n, self._allocate = n, allocate
+        self._n_filled = 0
 
     def append(self, rows: Float[Tensor, "b d"]) -> None:
-        """Take the next rows.
+        """Append the next rows.
 
         Raises:
-            ValueError: They are longer or shorter than those before.
+            ValueError: Their dimension differs from that of the previous rows.
         """
-        if not self._filled:
-            self.rows = allocate_rows(self.n, rows.shape[1], self.folder)
-        _check_dimension(rows, self.rows.shape[1])
-        self.rows[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
+        if not self._n_filled:
+            self.rows = self._allocate(self._n, rows.shape[1])
+        if rows.shape[1] != self.rows.shape[1]:
+            found, remedy = f"{rows.shape[1]} after {self.rows.shape[1]}", "Crop the images to one size"
+            raise value_error("Embeddings must have the same dimension", found, remedy)
+        self.rows[self._n_filled : self._n_filled + len(rows)] = rows
+        self._n_filled += len(rows)
 
 
 def allocate_rows(n: int, d: int, folder: Path | None) -> Float[Tensor, "n d"]:
-    """Return a tensor to fill: in memory, or in a file without a name in the folder.
+    """Return an uninitialized tensor in memory or, with a folder, in an unnamed file in it.
 
-    Such a file is gone with the tensor, and with the process however that ends.
+    The operating system deletes the file when the tensor is freed or the process ends.
+
+    Raises:
+        ValueError: The disk has less free space than the rows need.
     """
-    if folder is None or n == 0:  # no file can be mapped that holds nothing
+    if folder is None or n * d == 0:  # An empty file cannot be mapped
         return torch.empty(n, d)
-    size = n * d * np.dtype(np.float32).itemsize
-    free = disk_usage(folder).free
-    if size > free:
-        remedy = "Make room, or name a folder on another disk"
-        raise value_error(f"`embeddings_folder` needs {size:,} bytes of free disk", f"{free:,}", remedy)
-    with _naming(folder), tempfile.TemporaryFile(dir=folder) as file:
-        _reserve(file.fileno(), size)
-        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n, d)))
-
-
-def _reserve(file: int, size: int) -> None:
-    """Give a file its length and, where the system can, its place on the disk: a full one would end the process."""
-    os.truncate(file, size)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file, 0, size)
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # what file systems that cannot do it answer
-                raise
+    _check_disk_space("embeddings_folder", folder, (n, d), np.dtype(np.float32), "use a folder on another disk")
+    with _note_path(folder), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        return _map_new_rows(file, (n, d), np.dtype(np.float32))
 
 
 @contextmanager
 def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor], None]]:
-    """Give a function that appends rows to a .npy file, which has n of them after the block.
+    """Yield a function that appends rows to a new .npy file, which has n of them after the block.
 
-    They go to a file beside it, with ".part" after its name, that takes its place once it is whole; after an error
-    there is no such file, and the other is as it was.
+    The rows are written to a temporary file with the suffix ".part", which replaces `path` after the block. If the
+    block raises an error, the temporary file is deleted and `path` is unchanged.
+
+    Raises:
+        ValueError: The path is a folder, its folder does not exist, or the disk has less free space than needed.
+        OSError: Writing failed.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise value_error(
-            "`out` must name a file in a folder that is there", path, "Make the folder, or name a file in it"
-        )
+        raise value_error("`out` must be a file in an existing folder", path, "Create the folder, or name a file in it")
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb", buffering=0) as file:
-            yield _Rows(file, path, n, dtype).append
-            with _naming(path):
+        with part.open("w+b", buffering=0) as file:
+            yield RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype))).append
+            with _note_path(path):
                 os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-class _Rows:
-    """An open .npy file of so many rows; the first ones say how long a row is."""
+def map_rows(path: Path) -> Float[Tensor, "n d"]:
+    """Return the array in a .npy file as a tensor whose rows are read when they are used.
 
-    def __init__(self, file: FileIO, path: Path, n: int, dtype: RowType) -> None:
-        self.file, self.path, self.n, self.dtype = file, path, n, np.dtype(dtype)
-        self.d = 0
-
-    def append(self, rows: Float[Tensor, "b d"]) -> None:
-        if not self.d:
-            self._begin(rows.shape[1])
-        _check_dimension(rows, self.d)
-        rest = np.ascontiguousarray(rows.numpy(), dtype=self.dtype).data.cast("B")
-        with _naming(self.path):
-            while rest:  # a nearly full disk takes a part before it refuses
-                rest = rest[self.file.write(rest) :]
-
-    def _begin(self, d: int) -> None:
-        self.d = d
-        size, free = self.n * d * self.dtype.itemsize, disk_usage(self.path.parent).free
-        if size > free:
-            remedy = 'Make room, name a file on another disk, or take half with `dtype="float16"`'
-            raise value_error(f"`out` needs {size:,} bytes of free disk", f"{free:,}", remedy)
-        header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n, d)}
-        with _naming(self.path):
-            npy.write_array_header_1_0(self.file, header)
+    Writing to the tensor does not change the file.
+    """
+    if sys.platform != "linux":
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    # Linux refuses a copy-on-write mapping that is larger than memory unless the mapping reserves no memory
+    array = np.load(path, mmap_mode="r")
+    with path.open("rb") as file:
+        flags, prot = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
+    return torch.from_numpy(np.ndarray(array.shape, array.dtype, mapped, array.offset))
 
 
-def _check_dimension(rows: Tensor, d: int) -> None:
-    if rows.shape[1] != d:
-        raise value_error(
-            "Embeddings must have one dimension", f"{rows.shape[1]} after {d}", "Crop the images to one size"
-        )
+def _map_new_npy(file: BinaryIO, path: Path, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
+    """Write the header of a .npy file and return its rows as a tensor that writes to the file."""
+    _check_disk_space("out", path.parent, shape, dtype, 'use another disk, or pass `dtype="float16"`')
+    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with _note_path(path):
+        npy.write_array_header_1_0(file, header)
+        return _map_new_rows(file, shape, dtype)
+
+
+def _map_new_rows(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
+    """Extend a file from its current position by rows, and return them as a tensor that writes to the file."""
+    start = file.tell()
+    _reserve(file.fileno(), start + shape[0] * shape[1] * dtype.itemsize)
+    return torch.from_numpy(np.memmap(file, dtype, "r+", start, shape))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Set the size of a file and reserve its disk space, since writing to a mapped file on a full disk is fatal."""
+    os.truncate(file, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # The file system does not support it
+                raise
+
+
+def _check_disk_space(name: str, folder: Path, shape: tuple[int, int], dtype: np.dtype, remedy: str) -> None:
+    size, free = shape[0] * shape[1] * dtype.itemsize, disk_usage(folder).free
+    if size > free:
+        rule = f"`{name}` needs {size:,} bytes of free disk space"
+        raise value_error(rule, f"{free:,}", f"Free some space, {remedy}")
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add to an error of the disk which file it is about."""
+def _note_path(path: Path) -> Iterator[None]:
+    """Add the path to an OSError of the `with` block."""
     try:
         yield
     except OSError as error:
         error.add_note(f"while writing embeddings to {path}")
         raise
-
-
-def map_rows(path: Path) -> Float[Tensor, "n d"]:
-    """Return the array in a .npy file as a tensor whose parts are read when they are used."""
-    return torch.from_numpy(np.load(path, mmap_mode="r+"))  # "r" makes torch warn, "c" may not exceed memory

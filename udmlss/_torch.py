@@ -1,4 +1,4 @@
-"""Devices, modes, precision and random numbers of torch."""
+"""Devices, memory formats, modes, precision and random numbers of torch."""
 
 # ruff: noqa: NPY002 (transforms of other libraries sample from the global generator of NumPy)
 
@@ -16,12 +16,11 @@ from udmlss.types import Precision
 
 @contextmanager
 def seeded_generators(*key: int) -> Iterator[None]:
-    """Let torch, numpy and Python draw from a seed of these numbers for the `with` block; their states come back.
-
-    Only generators of the CPU are meant, which is where transforms draw.
+    """Seed the CPU generators of torch, NumPy and Python for the `with` block, and restore their states after it.
 
     Args:
-        key: Numbers from 0 that tell this block from others, such as a seed, a round and a batch.
+        key: Non-negative integers that identify the block, such as a seed, a round and a batch. Different keys give
+            different random numbers.
 
     Example:
         >>> with seeded_generators(0, 7):
@@ -31,11 +30,12 @@ def seeded_generators(*key: int) -> Iterator[None]:
         True
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = np.random.SeedSequence((len(key), *key))  # which pads with zeros, so that (1,) would be (1, 0)
-    one, other = (int(word) for word in seed.generate_state(2, np.uint64))
-    random.seed(one)
-    np.random.seed(one % 2**32)
-    torch.default_generator.manual_seed(other)
+    # The length of the key is part of the seed because SeedSequence pads with zeros: (1,) would equal (1, 0).
+    words = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint64)
+    first_seed, second_seed = map(int, words)
+    random.seed(first_seed)
+    np.random.seed(first_seed % 2**32)
+    torch.default_generator.manual_seed(second_seed)
     try:
         yield
     finally:
@@ -45,26 +45,34 @@ def seeded_generators(*key: int) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are, the CPU if it has none."""
+    """Return the device of the model's first parameter, or the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def to_device(
-    batch: Float[Tensor, "b c h w"], device: torch.device, *, channels_last: bool
-) -> Float[Tensor, "b c h w"]:
-    """Move a batch to the device, in the memory format asked for."""
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
-    return batch.to(device, non_blocking=True, memory_format=memory_format)
+def is_channels_last(model: nn.Module) -> bool:
+    """Return whether the weights of the model's convolutions are in the channels-last memory format."""
+    return any(
+        parameter.ndim == 4  # noqa: PLR2004
+        and parameter.is_contiguous(memory_format=torch.channels_last)
+        and not parameter.is_contiguous()  # 1x1 and depthwise kernels are contiguous in both formats
+        for parameter in model.parameters()
+    )
+
+
+def to_device(images: Float[Tensor, "b c h w"], model: nn.Module) -> Float[Tensor, "b c h w"]:
+    """Move images to the model's device, in the memory format of its convolutions."""
+    memory_format = torch.channels_last if is_channels_last(model) else torch.preserve_format
+    return images.to(device_of(model), non_blocking=True, memory_format=memory_format)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which forward passes run."""
+    """Return the context manager in which forward passes run."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager
 def restore_modes(*modules: nn.Module) -> Iterator[None]:
-    """Put every part back into the mode, training or evaluation, it was in before the `with` block."""
+    """Restore the training or evaluation mode of every submodule after the `with` block."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         yield
@@ -83,7 +91,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fork_torch_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers from the seed for the `with` block, and leave its global state as it was."""
+    """Seed torch's generators of the CPU and the device for the `with` block, and restore their states after it."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)

@@ -1,7 +1,8 @@
-"""Data sets that also tell each item's index."""
+"""Datasets of indexed images and of seeded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import index as as_index
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,60 +13,73 @@ from udmlss._checks import type_error, value_error
 from udmlss._torch import seeded_generators
 from udmlss.types import Images
 
+_IMAGE_KEYS = ("image", "pixel_values")
+_FIELDS_NAMED = 8  # in an error message
+
 
 class IndexedImages(Dataset[tuple[Tensor, int]]):
-    """Images with their indices, without whatever else the items carry.
+    """Images with their indices, without the other fields of the items.
 
-    Labels are looked up by index where they are used, in the main process: no worker holds a copy that a new
-    clustering would make stale.
+    Pseudo-labels are looked up by index in the main process, so that workers never use those of a previous clustering.
 
     Args:
-        images: Any map-style data set whose items are image tensors, or tuples or dicts that begin with one.
+        images: Any map-style dataset, such as a `torch.utils.data.Dataset`, a Hugging Face `datasets.Dataset` or a
+            tensor. An item is an image tensor (c, h, w), a sequence whose first element is one, or a dictionary that
+            holds one. Another `IndexedImages` is not wrapped twice.
+        image_key: Key of the image if items are dictionaries. None means "image" or "pixel_values", or the first
+            value if neither key exists.
 
     Raises:
         ValueError: There are no images.
-        TypeError: An item holds no image tensor (c h w), said when that item is taken.
+        TypeError: An item does not hold an image tensor. This error is raised when the item is loaded.
 
     Example:
         >>> image, index = IndexedImages(torch.zeros(5, 3, 8, 8))[4]
         >>> image.shape, index
         (torch.Size([3, 8, 8]), 4)
+        >>> IndexedImages([{"label": 7, "photo": torch.zeros(3, 8, 8)}], image_key="photo")[0][0].shape
+        torch.Size([3, 8, 8])
     """
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, image_key: str | None = None) -> None:
         if len(images) == 0:
-            raise value_error("`images` must hold at least one image", "none", "Look at the folder or the split")
-        self.images = images
+            raise value_error("`images` must hold at least one image", "none", "Check the folder or the split")
+        self.images: Images = images
+        self.image_key: str | None = image_key
+        if type(images) is IndexedImages:
+            self.images = images.images
+            self.image_key = images.image_key if image_key is None else image_key
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+        index = as_index(index)  # Some datasets accept no integers but those of Python
         try:
-            return _image_of(self.images[index], index), index
+            return _image_of(self.images[index], index, self.image_key), index
         except Exception as error:
-            error.add_note(f"while taking item {index} of `images`")
+            error.add_note(f"while loading item {index} of `images`")
             raise
 
 
 class SeededBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of images with their indices, each drawn from a seed of its own.
+    """Batches of images with their indices, each with its own random seed.
 
-    A batch is the same in whatever process it is made and whether or not those before it were: so it does not matter
-    how many workers load, nor where a training that was interrupted goes on. For a `DataLoader` with `batch_size=None`.
+    A batch depends neither on the process that loads it nor on the batches before it. The number of workers therefore
+    does not change the images, and a resumed training sees the same ones. Use it with `DataLoader(batch_size=None)`.
 
     Args:
-        images: As for `IndexedImages`.
+        images: Images as for `IndexedImages`.
         batches: The indices of each batch.
-        key: Numbers from 0 that, with the batch's own, seed what its transforms draw.
+        key: Non-negative integers that seed random transforms, together with the number of the batch.
 
     Raises:
-        ValueError: There are no images; the images of a batch differ in shape, said when it is taken.
-        TypeError: An item holds no image tensor (c h w), said when it is taken.
+        ValueError: There are no images, or the images of a batch differ in shape when it is loaded.
+        TypeError: An item does not hold an image tensor when it is loaded.
 
     Example:
-        >>> images, index = SeededBatches(torch.zeros(5, 3, 8, 8), [[0, 1], [4, 2]])[1]
-        >>> images.shape, index
+        >>> images, indices = SeededBatches(torch.zeros(5, 3, 8, 8), [[0, 1], [4, 2]])[1]
+        >>> images.shape, indices
         (torch.Size([2, 3, 8, 8]), tensor([4, 2]))
     """
 
@@ -84,44 +98,67 @@ class SeededBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def has_other_fields(images: Images) -> bool:
     """Return whether items hold more than an image, such as a label."""
-    with torch.random.fork_rng([]):  # so that whoever looks draws what they would without
-        first = images[0]
-    return isinstance(first, dict | Sequence) and len(first) > 1
-
-
-def _image_of(item: object, index: int) -> Tensor:
-    first = item
-    if isinstance(item, dict):
-        first = next(iter(item.values()), None)
-    elif isinstance(item, Sequence) and not isinstance(item, str):
-        first = next(islice(item, 1), None)
-    if not isinstance(first, Tensor) or first.ndim != 3 or not first.is_floating_point():  # noqa: PLR2004
-        raise type_error(
-            "An item of `images` must be, or begin with, a floating-point image tensor (c h w)",
-            f"{_describe(first)} in item {index}",
-            "Give the data set a transform that ends in a float tensor, such as torchvision's ToTensor",
-        )
-    return first
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return type(value).__name__
+    source = images.images if type(images) is IndexedImages else images
+    with torch.random.fork_rng([]):  # The random transforms of this item must not change the numbers of later ones
+        item = source[0]
+    return isinstance(item, Mapping | Sequence) and len(item) > 1
 
 
 def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
     """Stack indexed images into a batch.
 
     Raises:
-        ValueError: The images of the batch differ in shape.
+        ValueError: The images differ in shape.
     """
     first, first_index = items[0]
     for image, index in items:
         if image.shape != first.shape:
             raise value_error(
-                "Images of a batch must have one shape",
+                "Images of a batch must have the same shape",
                 f"{tuple(first.shape)} in item {first_index} and {tuple(image.shape)} in item {index}",
                 "Resize and crop them to one size in the transform",
             )
     return torch.stack([image for image, _ in items]), torch.tensor([index for _, index in items])
+
+
+def _image_of(item: object, index: int, image_key: str | None) -> Tensor:
+    """Return the image tensor that an item is or contains."""
+    for candidate in _candidates(item, image_key):
+        if isinstance(candidate, Tensor) and candidate.ndim == 3 and candidate.is_floating_point():  # noqa: PLR2004
+            return candidate
+    key = "" if image_key is None else f" under the key {image_key!r}"
+    remedy = "Give the dataset a transform that ends in a float tensor, such as torchvision's ToTensor"
+    if isinstance(item, Mapping):
+        remedy += ", or name the key of the image: IndexedImages(images, image_key=...)"
+    raise type_error(
+        f"An item of `images` must be or contain a floating-point image tensor (c, h, w){key}",
+        f"{_description(item)} in item {index}",
+        remedy,
+    )
+
+
+def _candidates(item: object, image_key: str | None) -> list[object]:
+    """Return the parts of an item that may be its image, in the order of preference."""
+    if isinstance(item, Mapping):
+        keys = [image_key] if image_key is not None else [key for key in _IMAGE_KEYS if key in item]
+        return [item.get(key) for key in keys or islice(item, 1)]
+    if image_key is not None:
+        return []
+    return list(islice(item, 1)) if isinstance(item, Sequence) and not isinstance(item, str) else [item]
+
+
+def _description(item: object) -> str:
+    """Return the types and shapes of an item, and of its first fields."""
+    if isinstance(item, Mapping):
+        fields = [f"{key!r}: {_type_and_shape(value)}" for key, value in islice(item.items(), _FIELDS_NAMED)]
+        return f"a dictionary of {', '.join(fields) or 'nothing'}"
+    if isinstance(item, Sequence) and not isinstance(item, str):
+        fields = [_type_and_shape(value) for value in islice(item, _FIELDS_NAMED)]
+        return f"a {type(item).__name__} of {', '.join(fields) or 'nothing'}"
+    return _type_and_shape(item)
+
+
+def _type_and_shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return type(value).__name__

@@ -1,5 +1,10 @@
-"""The type checker behind jaxtyping's import hook: beartype, where an int is a float as PEP 484 says."""
+"""The type checker behind jaxtyping's import hook: beartype, for which numbers of NumPy are numbers, too.
 
-from beartype import BeartypeConf, beartype
+An `int` is also a `float`, as PEP 484 says, and a parameter annotated `int` or `float` accepts a number of NumPy.
+"""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+_NUMBERS = FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer})
+check = beartype(conf=BeartypeConf(hint_overrides=_NUMBERS))

@@ -9,32 +9,36 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from udmlss._torch import device_of
-from udmlss.distributed import gather, world_size
-from udmlss.training.step import Losses
+from udmlss.distributed.collectives import gather
+from udmlss.distributed.process_group import world_size
 
-_SYNC = (
+# Buffers are broadcast before every embedding pass and need not be in every step. torch 2.15 renames the parameter.
+_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-_BUFFERS_STAY: dict[str, Any] = {_SYNC: False}  # before every look is enough; torch 2.15 has a new name for it
+_KEEP_BUFFERS: dict[str, Any] = {_BUFFERS: False}
 
 
-def shared(losses: Losses) -> nn.Module:
-    """Return the losses, held by `DistributedDataParallel` where there are several ranks."""
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap a module in `DistributedDataParallel`, or return it unchanged if there is one rank.
+
+    The static graph of `DistributedDataParallel` is used: every parameter must take part in every step.
+    """
     if world_size() == 1:
-        return losses
-    parallel = DistributedDataParallel(losses, static_graph=True, **_BUFFERS_STAY)
-    if device_of(losses).type == "cpu":
-        parallel.register_comm_hook(None, _average_in_order)
+        return module
+    parallel = DistributedDataParallel(module, static_graph=True, **_KEEP_BUFFERS)
+    if device_of(module).type == "cpu":
+        parallel.register_comm_hook(None, _average_in_rank_order)
     return parallel
 
 
-def _average_in_order(_state: object, bucket: GradBucket) -> Future[Tensor]:
-    """Average gradients rank by rank, so that they are rounded alike in whatever bucket they are.
+def _average_in_rank_order(_state: object, bucket: GradBucket) -> Future[Tensor]:
+    """Average gradients in the order of the ranks, so that their rounding does not depend on the buckets.
 
-    DistributedDataParallel fills its buckets otherwise in the first step than in later ones; a sum formed otherwise
-    is rounded otherwise, and a run that goes on would not be the one that did not break off.
+    `DistributedDataParallel` assigns gradients to other buckets in the first step than in later ones. With its own sum,
+    a resumed run would round differently from an uninterrupted one.
     """
     mean: Future[Tensor] = Future()
     first, *others = gather(bucket.buffer()).chunk(world_size())

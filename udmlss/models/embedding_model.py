@@ -5,15 +5,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_features
+from udmlss._checks import check_features, type_error
 
 
 class EmbeddingModel(nn.Module):
-    """A trunk that turns images into features and an embedder that turns features into unit-length embeddings.
+    """A trunk that computes features from images, and an embedder that computes unit-length embeddings from features.
 
     Args:
-        trunk: Images (b c h w) to features (b f): a backbone without its classifier.
-        embedder: Features (b f) to embeddings (b d) of any length, often `nn.Linear(f, 512)`.
+        trunk: Module from images (b, c, h, w) to features (b, f): a backbone without its classifier.
+        embedder: Module from features (b, f) to embeddings (b, d) of any length, often `nn.Linear(f, 512)`.
 
     Example:
         >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 64))
@@ -27,16 +27,37 @@ class EmbeddingModel(nn.Module):
         self.embedder = embedder
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Return unit-length embeddings.
+        """Return the unit-length embeddings of images.
 
         Raises:
-            ValueError: The trunk's features are no matrix (b f).
-            TypeError: They are no tensor.
+            ValueError: The trunk's features are not of shape (b, f).
+            TypeError: The trunk does not return a tensor.
         """
         return self.embed_features(self.trunk(images))
 
     def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
-        """Return the unit-length embeddings of the trunk's features."""
+        """Return the unit-length embeddings of the trunk's features, in float32 or float64.
+
+        Raises:
+            ValueError: The features are not of shape (b, f).
+            TypeError: The features are not a tensor.
+        """
         check_features(features)
         embeddings = self.embedder(features)
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """Return the trunk of an `EmbeddingModel`, compiled or not.
+
+    Raises:
+        TypeError: The model has no trunk.
+    """
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, nn.Module):
+        raise type_error(
+            "`model` must have a `trunk` that computes features",
+            type(model).__name__,
+            "Wrap it: EmbeddingModel(trunk, embedder)",
+        )
+    return trunk
