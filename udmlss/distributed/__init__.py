@@ -1,4 +1,4 @@
-"""Several processes that work as one: gather, broadcast, one fate for all. Alone, none of it does anything."""
+"""Collective operations and synchronized errors of several processes, which have no effect in a single process."""
 
 from udmlss.distributed.collectives import (
     all_gather_objects,
@@ -9,6 +9,7 @@ from udmlss.distributed.collectives import (
     run_on_rank_zero,
     shard,
 )
+from udmlss.distributed.ddp import data_parallel
 from udmlss.distributed.process_group import is_rank_zero, process_group, rank, world_size
 from udmlss.distributed.sync import SynchronizedErrors, synchronized
 
@@ -16,6 +17,7 @@ __all__ = [
     "SynchronizedErrors",
     "all_gather_objects",
     "broadcast_buffers",
+    "data_parallel",
     "gather",
     "gather_shards",
     "is_rank_zero",

@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor."""
+"""Collective operations on tensors and objects of all ranks."""
 
 import pickle
 from collections.abc import Callable
@@ -10,25 +10,29 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, distributed, nn
 
 from udmlss._checks import check_integer, value_error
-from udmlss.distributed.process_group import carried, is_rank_zero, rank, world_size
+from udmlss.distributed.process_group import is_rank_zero, rank, to_backend, world_size
 from udmlss.distributed.sync import SynchronizedErrors
 
-_AT_ONCE = 2**24  # numbers that `gather_shards` receives at once: 64 MB in float32
+_NUMBERS_AT_ONCE = 2**24  # in one step of `gather_shards`: 64 MiB of float32
 T = TypeVar("T")
 
 
 def gather(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "_ ..."]:
-    r"""Return the rows of all ranks, in the order of the ranks, with a gradient if they are of floating point.
+    r"""Concatenate the rows of all ranks, in the order of the ranks, with gradient.
 
-    The gradient of rank $r$'s rows is the sum of what all ranks send back,
+    The gradient of the rows $x_r$ of rank $r$ is the sum over the losses $L_q$ of all ranks,
 
-    $$\frac{\partial}{\partial x_r} = \sum_q \frac{\partial L_q}{\partial x_r}$$
+    $$\sum_q \frac{\partial L_q}{\partial x_r}$$
 
-    so if every rank takes the same loss of all rows and `DistributedDataParallel` then averages the gradients of the
-    parameters, these are the gradients of one process that has all rows.
+    If every rank computes the same loss from all rows, and `DistributedDataParallel` averages the gradients of the
+    parameters, these gradients equal those of a single process that has all rows.
 
     Args:
-        rows: As many on each rank, of one shape and type; embeddings or labels.
+        rows: Rows (b, ...), such as embeddings or labels, of the same shape and data type on each rank.
+
+    Example:
+        >>> gather(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
     """
     if world_size() == 1:
         return rows
@@ -37,9 +41,10 @@ def gather(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "_ ..."]:
 
 
 def shard(n: int) -> range:
-    """Return which of n items this rank takes: as many on each rank, at least one, in a row for fast reading.
+    """Return the indices of the items, of n in all, that this rank processes.
 
-    Where n is not divisible the last ranks take some items that others take, too.
+    Each rank gets a contiguous range of the same length. If n is not divisible by the number of ranks, some items are
+    in the ranges of two or more ranks.
 
     Args:
         n: Number of items.
@@ -51,85 +56,86 @@ def shard(n: int) -> range:
         >>> shard(7)
         range(0, 7)
     """
+    check_integer("n", n, 1)
     return _shard_of(rank(), n)
 
 
 def gather_shards(
     rows: Shaped[Tensor, "s ..."], n: int, *, only_rank_zero: bool = False, out: Shaped[Tensor, "n ..."] | None = None
 ) -> Shaped[Tensor, "_ ..."]:
-    """Return the rows of all n items in order, each once, from ranks that hold those of their `shard(n)`.
+    """Gather one row for each of n items, in order and without gradient, from ranks that processed their `shard(n)`.
 
-    Without gradient. Rows come in pieces, so that little memory is taken beside the result.
+    The rows are gathered in several steps, so that the memory used in addition to the result is small.
 
     Args:
         rows: One row for each item of this rank's `shard(n)`, on any device.
         n: Number of items.
-        only_rank_zero: Whether ranks other than the first get no rows, to save their memory.
-        out: Where to put them on a rank that gets them, such as a tensor mapped from a file. Default: a new tensor.
+        only_rank_zero: Whether ranks other than 0 get no rows, to save their memory.
+        out: Tensor (n, ...) that receives the rows on a rank that gets them, such as one that is mapped from a file.
+            None allocates a tensor.
 
     Raises:
-        ValueError: There are more or fewer rows than the shard has items.
+        ValueError: The number of rows is not that of the shard.
 
     Example:
         >>> gather_shards(torch.arange(7), 7)
         tensor([0, 1, 2, 3, 4, 5, 6])
     """
-    held = shard(n)
-    if len(rows) != len(held):
-        raise value_error(f"`rows` must be those of `shard({n})`, {len(held)} of them", len(rows), "Take that shard")
+    own = shard(n)
+    if len(rows) != len(own):
+        raise value_error(f"`rows` must be the {len(own)} rows of `shard({n})`", len(rows), "Pass one row per item")
     if world_size() == 1:
         return rows if out is None else out.copy_(rows)
-    n_kept = 0 if only_rank_zero and not is_rank_zero() else n
-    whole = rows.new_empty(n_kept, *rows.shape[1:]) if out is None else out
-    rows_at_once = max(1, _AT_ONCE // (world_size() * max(1, rows[0].numel())))
-    for done in range(0, len(rows), rows_at_once):
-        parts = _gathered(rows[done : done + rows_at_once].detach())
-        for other, part in enumerate(parts):
-            begin = _shard_of(other, n).start + done
-            if n_kept:
-                whole[begin : begin + len(part)] = part
-    return whole
+    gets_rows = is_rank_zero() or not only_rank_zero
+    gathered = rows.new_empty(n if gets_rows else 0, *rows.shape[1:]) if out is None else out
+    rows_at_once = max(1, _NUMBERS_AT_ONCE // (world_size() * max(1, rows[0].numel())))
+    for start in range(0, len(rows), rows_at_once):
+        parts = _all_gather(rows[start : start + rows_at_once].detach())
+        for source, part in enumerate(parts):
+            first = _shard_of(source, n).start + start
+            if gets_rows:
+                gathered[first : first + len(part)] = part
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
-    """Written out because `torch.distributed.nn.functional.all_gather` has given wrong gradients (pytorch#120386)."""
+    """All-gather with gradient; that of `torch.distributed.nn.functional` has been wrong (pytorch#120386)."""
 
     @staticmethod
     def forward(_context: object, rows: Tensor) -> Tensor:
-        return _gathered(rows).flatten(0, 1)
+        return _all_gather(rows).flatten(0, 1)
 
     @staticmethod
     def backward(_context: object, gradient: Tensor) -> Tensor:
-        total = carried(gradient.clone(memory_format=torch.contiguous_format))
+        total = to_backend(gradient.clone(memory_format=torch.contiguous_format))
         distributed.all_reduce(total)
         return total.chunk(world_size())[rank()].to(gradient.device)
 
 
-def _gathered(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "w b ..."]:
-    sent = carried(rows.contiguous())
+def _all_gather(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "w b ..."]:
+    sent = to_backend(rows.contiguous())
     parts = sent.new_empty(world_size(), *sent.shape)
     distributed.all_gather(list(parts), sent)
     return parts.to(rows.device)
 
 
-def _shard_of(other: int, n: int) -> range:
-    check_integer("n", n, 1)
+def _shard_of(other_rank: int, n: int) -> range:
     size = -(-n // world_size())
-    begin = min(other * size, n - size)
-    return range(begin, begin + size)
+    start = min(other_rank * size, n - size)
+    return range(start, start + size)
 
 
 def run_on_rank_zero(function: Callable[[], T]) -> T:
-    """Run a function on the first rank alone and return its result on every rank.
+    """Run a function on rank 0 only, and return its result on every rank.
 
-    Tensors in the result are on the CPU of other ranks, wherever the first has them. Random numbers that the function
-    draws from a global state are drawn on the first rank only.
+    Tensors in the result are on the CPU of the other ranks. Random numbers that the function samples from a global
+    generator change the state of that generator on rank 0 only.
 
     Args:
-        function: Returns what can be pickled.
+        function: A function without arguments whose result can be pickled.
 
     Raises:
-        RuntimeError: On the other ranks, if it raised on the first, which raises its own error.
+        RuntimeError: The function raised an error on rank 0. Rank 0 itself raises the original error.
 
     Example:
         >>> run_on_rank_zero(lambda: 2 + 2)
@@ -141,20 +147,20 @@ def run_on_rank_zero(function: Callable[[], T]) -> T:
         box = [b""]
         if is_rank_zero():
             result = function()
-            box = [_packed(result)]
+            box = [_serialized(result)]
     distributed.broadcast_object_list(box, src=0)
     return result if is_rank_zero() else torch.load(BytesIO(box[0]), map_location="cpu", weights_only=False)
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's buffers of a module, such as the statistics of batch norm."""
+    """Copy the buffers of a module from rank 0 to all ranks, such as the running statistics of batch normalization."""
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """Return the values of all ranks, in the order of the ranks; they are pickled, so let them be small.
+    """Return the values of all ranks, in the order of the ranks. Values are pickled and should be small.
 
     Example:
         >>> all_gather_objects(4)
@@ -168,15 +174,20 @@ def all_gather_objects(value: T) -> list[T]:
 
 
 def mean_over_ranks(values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Return the mean over ranks of each value, without gradient; one that is not finite stays so."""
+    """Return the mean of each value over all ranks, without gradient; NaN or infinity on a rank is preserved.
+
+    Example:
+        >>> mean_over_ranks(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
     if world_size() == 1:
         return values.detach()
-    total = carried(values.detach().clone())
+    total = to_backend(values.detach().clone())
     distributed.all_reduce(total)
     return (total / world_size()).to(values.device)
 
 
-def _packed(value: object) -> bytes:
+def _serialized(value: object) -> bytes:
     file = BytesIO()
     torch.save(value, file, pickle_protocol=pickle.HIGHEST_PROTOCOL)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` started: how many there are, and which one this is."""
+"""The process group of `torchrun`: its size, the rank of this process and its device."""
 
 import os
 from collections.abc import Iterator
@@ -12,30 +12,31 @@ from udmlss._checks import value_error
 
 
 def world_size() -> int:
-    """Return the number of processes: 1 where torch.distributed was not initialised."""
+    """Return the number of processes, or 1 if torch.distributed is not initialized."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process in 0..world_size-1."""
+    """Return the rank of this process in 0..world_size-1, or 0 if torch.distributed is not initialized."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the process that writes files and shows progress."""
+    """Return whether this process has rank 0, which writes files and shows progress."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]:
-    """Join the processes that `torchrun` started for the `with` block, and yield the device for this one's model.
+    """Join the process group of `torchrun` for the `with` block, and yield the device of this process.
 
-    Where `RANK` and `WORLD_SIZE` are not in the environment, or a process group is there already, it only says the
-    device: this process's GPU, or the CPU. With GPUs, tensors on them travel by NCCL and all else by Gloo.
+    The device is the GPU of the local rank, or the CPU without GPUs. With GPUs, their tensors are sent by NCCL and
+    tensors on the CPU by Gloo. No process group is created if the environment variables `RANK` and `WORLD_SIZE` are
+    not set, or if one exists already.
 
     Args:
-        timeout: How long to wait for another rank before giving up. Default: long, as all others wait while the first
-            clusters.
+        timeout: Time to wait for another rank in a collective operation. The default is long, because all other ranks
+            wait while rank 0 clusters.
 
     Raises:
         ValueError: There are more processes on this machine than GPUs.
@@ -44,8 +45,8 @@ def process_group(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.
         >>> with process_group() as device:
         ...     model = nn.Linear(2, 2).to(device)
     """
-    started = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
-    if not started or not distributed.is_available() or distributed.is_initialized():
+    has_launcher = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if not has_launcher or not distributed.is_available() or distributed.is_initialized():
         yield _device()
         return
     backend = "gloo"
@@ -59,22 +60,22 @@ def process_group(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.
         distributed.destroy_process_group()
 
 
-def carried(tensor: Tensor) -> Tensor:
-    """Return the tensor where the process group can send it from: a group of NCCL alone sends from GPUs only."""
+def to_backend(tensor: Tensor) -> Tensor:
+    """Move a tensor to a device from which the process group can send it: with NCCL alone, to the GPU."""
     devices = distributed.get_backend_config()  # such as "cpu:gloo,cuda:nccl"
     return tensor if f"{tensor.device.type}:" in devices else tensor.cuda()
 
 
 def _local_rank() -> int:
-    found = int(os.environ.get("LOCAL_RANK", "-1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "-1"))
     n_gpus = torch.cuda.device_count()
-    if not 0 <= found < n_gpus:
+    if not 0 <= local_rank < n_gpus:
         raise value_error(
-            f"`LOCAL_RANK` must name one of this machine's {n_gpus} GPUs, counted from 0",
+            f"`LOCAL_RANK` must be the number of one of this machine's {n_gpus} GPUs, counted from 0",
             os.environ.get("LOCAL_RANK", "none"),
             f"Start with torchrun --nproc-per-node={n_gpus}",
         )
-    return found
+    return local_rank
 
 
 def _device() -> torch.device:

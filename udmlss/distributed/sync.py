@@ -1,4 +1,4 @@
-"""Work of several processes that ends alike on all of them, whichever fails."""
+"""Errors that are synchronized across ranks."""
 
 import traceback
 from collections.abc import Iterable, Iterator
@@ -8,65 +8,71 @@ from typing import TypeVar, cast
 import torch
 from torch import distributed
 
-from udmlss.distributed.process_group import carried, rank, world_size
+from udmlss.distributed.process_group import rank, to_backend, world_size
 
 T = TypeVar("T")
 
 _END = object()
-_STOP, _INTERRUPTED, _FAILED = 1, 2, 3  # what a rank tells the others; 0 is well, and the highest counts
+_STOP, _INTERRUPTED, _FAILED = 1, 2, 3  # status of a rank; 0 means success, and the largest of all ranks decides
 
 
 class SynchronizedErrors:
-    """Work of one rank that may fail, in a `with` block that ends alike on every rank, so that none waits for ever.
+    """A `with` block whose errors are raised on every rank, so that no rank waits for one that failed.
 
-    At its end the ranks exchange one number. If a rank's block raised an error, that rank goes on raising it and every
-    other raises a RuntimeError that names the rank and the error. A KeyboardInterrupt in one rank is one in all of
-    them, since some have left their block half done. Nothing that waits for other ranks may stand in the block.
+    At the end of the block the ranks exchange one number. If the block raised an error on some rank, that rank raises
+    it and every other rank raises a RuntimeError that names the rank and its error. A KeyboardInterrupt on one rank is
+    raised on all ranks. The block must not contain collective operations.
 
     Attributes:
-        stop: After the block, whether any rank asked to stop: the same on every rank.
+        stop: After the block, whether any rank called `ask_stop`. All ranks have the same value.
+
+    Raises:
+        RuntimeError: The block raised an error on another rank.
 
     Example:
-        >>> with SynchronizedErrors() as fate:
-        ...     fate.ask_stop()
-        >>> fate.stop
+        >>> with SynchronizedErrors() as block:
+        ...     block.ask_stop()
+        >>> block.stop
         True
     """
 
     def __init__(self) -> None:
         self.stop = False
-        self._asked = False
+        self._stop_requested = False
 
     def ask_stop(self) -> None:
-        """Ask all ranks to stop together after this block, as when this process is told to end (SIGTERM)."""
-        self._asked = True
+        """Set `stop` on all ranks at the end of this block, for example after this process received SIGTERM."""
+        self._stop_requested = True
 
-    def __enter__(self) -> "SynchronizedErrors":  # noqa: PYI034 (the shape checker of the tests knows no Self)
+    def __enter__(self) -> "SynchronizedErrors":  # noqa: PYI034 (the type checker of the tests does not support Self)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
-        worst = _worst(self._status(error))
-        self.stop = worst == _STOP
-        if worst >= _FAILED and world_size() > 1:
-            failed = world_size() - 1 - (worst - _FAILED)
-            told = ["" if error is None else "".join(traceback.format_exception_only(error)).strip()]
-            distributed.broadcast_object_list(told, src=failed)
+        status = _largest(self._status(error))
+        self.stop = status == _STOP
+        if status >= _FAILED and world_size() > 1:
+            failed_rank = world_size() - 1 - (status - _FAILED)
+            texts = ["" if error is None else "".join(traceback.format_exception_only(error)).strip()]
+            distributed.broadcast_object_list(texts, src=failed_rank)
             if error is None:
-                message = f"rank {failed} failed with {told[0]}"
+                message = f"rank {failed_rank} failed with {texts[0]}"
                 raise RuntimeError(message)
-        if worst == _INTERRUPTED and error is None:
+        if status == _INTERRUPTED and error is None:
             raise KeyboardInterrupt
 
     def _status(self, error: BaseException | None) -> int:
         if isinstance(error, KeyboardInterrupt):
             return _INTERRUPTED
         if error is not None:
-            return _FAILED + world_size() - 1 - rank()  # so that the lowest rank that failed tells
-        return _STOP if self._asked else 0
+            return _FAILED + world_size() - 1 - rank()  # The lowest rank that failed has the largest status
+        return _STOP if self._stop_requested else 0
 
 
 def synchronized(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items of each rank's own iterable, which are as many on each: an error of one ends all.
+    """Yield the items of each rank's own iterable; an error of one iterable is raised on every rank.
+
+    Args:
+        items: An iterable with the same number of items on each rank.
 
     Example:
         >>> list(synchronized([1, 2]))
@@ -81,9 +87,10 @@ def synchronized(items: Iterable[T]) -> Iterator[T]:
         yield cast("T", item)
 
 
-def _worst(status: int) -> int:
+def _largest(status: int) -> int:
+    """Return the largest status of all ranks."""
     if world_size() == 1:
         return status
-    told = carried(torch.tensor(status))
-    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-    return int(told)
+    largest = to_backend(torch.tensor(status))
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return int(largest)

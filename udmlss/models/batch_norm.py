@@ -1,4 +1,4 @@
-"""Batch norm that keeps its statistics while the rest of the model trains."""
+"""Batch normalization with fixed running statistics during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from udmlss._checks import value_error
 
 @contextmanager
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Hold every batch norm of the model in evaluation mode, whatever `.train()` is called meanwhile.
+    """Keep all batch normalization layers of a model in evaluation mode for the `with` block, even after `train()`.
 
-    Their running statistics are used and stay as they are, so that turned images and few clusters per batch do not
-    disturb them; their scale and shift still train. It ends with the `with` block.
+    The layers normalize with their running statistics and do not update them, so that rotated images and batches of few
+    clusters do not change the statistics. Scale and shift are still trained.
 
     Args:
-        model: Any module; without batch norm nothing happens.
+        model: Any module. Without batch normalization the block has no effect.
 
     Raises:
-        ValueError: Every batch norm still has its initial statistics, so there is nothing to keep.
+        ValueError: All layers still have their initial statistics.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -34,7 +34,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     _check_has_statistics(norms)
     modes = [norm.training for norm in norms]
-    handles = [norm.register_forward_pre_hook(_evaluate) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_set_evaluation_mode) for norm in norms]
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
             norm.training = training
 
 
-def _evaluate(norm: nn.Module, _inputs: Any) -> None:  # noqa: ANN401 (torch's hook signature)
+def _set_evaluation_mode(norm: nn.Module, _inputs: Any) -> None:  # noqa: ANN401 (torch's hook signature)
     norm.training = False
 
 
@@ -52,7 +52,7 @@ def _check_has_statistics(norms: list[_BatchNorm]) -> None:
     means = [norm.running_mean for norm in norms if norm.running_mean is not None]
     if means and not any(mean.any() for mean in means):
         raise value_error(
-            "Freezing batch norm needs statistics worth keeping",
-            f"all {len(means)} batch norms as they are initialised",
+            "Frozen batch norm needs the running statistics of a trained model",
+            f"initial statistics in all {len(means)} layers",
             "Pass `freeze_batch_norm=False` to train from scratch, or load pretrained weights first",
         )

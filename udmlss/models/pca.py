@@ -1,30 +1,31 @@
-"""Features to a first embedder, so that training begins with what the trunk knows."""
+"""An initial embedder computed by principal component analysis."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_embeddings, value_error
+from udmlss._checks import check_embeddings, check_integer
 from udmlss._chunks import row_slices
 
 
 def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) -> nn.Linear:
-    """Return a linear embedder that keeps as much of the cosines between features as so few dimensions can.
+    """Compute the linear embedder that best preserves the cosine similarities between features.
 
-    A new embedder is a random projection: it loses some of what a pretrained trunk knows, and at the learning rate of
-    new layers training loses more. This one projects onto the main directions of the features; train it at the trunk's
-    learning rate.
+    The embedder projects unit-length features onto their first principal directions, without centering. A randomly
+    initialized embedder discards part of what a pretrained trunk has learned, and training it with the learning rate
+    of new layers discards more. Train this embedder with the learning rate of the trunk.
 
     Args:
-        features: The trunk's features of the training images, of any length, in memory or mapped from a file.
-        embedding_size: Dimensions d of the embeddings, at most f.
+        features: The trunk's features (n, f) of the training images, of any length, in memory or mapped from a file.
+        embedding_size: Dimension d of the embeddings, at most f.
 
     Returns:
-        A layer (b f) to (b d) with orthonormal rows and no offset, on the features' device.
+        A linear layer from features (b, f) to embeddings (b, d), with orthonormal rows and a bias of zero, on the
+        device of the features.
 
     Raises:
-        ValueError: An `embedding_size` below 1 or above f; features that are not finite or no matrix.
+        ValueError: `embedding_size` is not in 1..f, or the features are not a finite 2-D tensor.
 
     Example:
         >>> trunk = nn.Flatten()
@@ -39,14 +40,10 @@ def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) 
     """
     check_embeddings(features, "features")
     size = features.shape[1]
-    if not 1 <= embedding_size <= size:
-        found = f"features of {size} dimensions"
-        raise value_error(
-            f"`embedding_size={embedding_size}` must lie between 1 and theirs", found, f"Use at most {size}"
-        )
+    check_integer("embedding_size", embedding_size, 1, size)
     unit = (functional.normalize(features[rows].detach().double()) for rows in row_slices(features))
-    products = sum((part.T @ part for part in unit), start=features.new_zeros(size, size, dtype=torch.float64))
-    directions = torch.linalg.eigh(products).eigenvectors.flip(1)  # eigenvalues rise
+    products = sum((rows.T @ rows for rows in unit), start=features.new_zeros(size, size, dtype=torch.float64))
+    directions = torch.linalg.eigh(products).eigenvectors.flip(1)  # eigh sorts eigenvalues in ascending order
     embedder = nn.Linear(size, embedding_size, device=features.device)
     with torch.no_grad():
         embedder.weight.copy_(directions[:, :embedding_size].T)
