@@ -1,29 +1,48 @@
-"""Unsupervised deep metric learning: unlabelled images in, a retrieval embedding out."""
+"""Unsupervised deep metric learning in PyTorch: from unlabeled images to an embedding for retrieval."""
 
 from udmlss import metrics
-from udmlss.clustering.labeler import ClusterPseudoLabeler
+from udmlss.clustering import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
 from udmlss.evaluation import evaluate, evaluate_embeddings
 from udmlss.inference import embed
 from udmlss.losses import UDMLSSLoss
 from udmlss.model_selection import label_free_scores
-from udmlss.models.batch_norm import frozen_batch_norm
-from udmlss.models.embedding_model import EmbeddingModel
-from udmlss.models.pca import embedder_from_features
-from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
+from udmlss.models import (
+    EmbeddingModel,
+    RotationPretextHead,
+    embedder_from_features,
+    frozen_batch_norm,
+    rotate_four_ways,
+)
 from udmlss.neighbors import pair_with_neighbors
 from udmlss.sampler import PseudoLabelSampler
-from udmlss.training.callbacks import StopWhenSettled
-from udmlss.training.choosing import ClusterChoice, choose_n_clusters
-from udmlss.training.fit import fit
-from udmlss.training.optim import parameter_groups
-from udmlss.types import Epochs, FitResult, LabelFreeScores, LossTerms, PseudoLabels, RoundReport, Scores
+from udmlss.training import (
+    BestWeights,
+    Checkpoint,
+    EarlyStopping,
+    Rounds,
+    WeightAverage,
+    fit,
+    parameter_groups,
+)
+from udmlss.types import (
+    Epochs,
+    FitResult,
+    LabelFreeScores,
+    LossTerms,
+    PseudoLabels,
+    RoundReport,
+    Scores,
+    StepReport,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ClusterChoice",
+    "BestWeights",
+    "Checkpoint",
     "ClusterPseudoLabeler",
+    "EarlyStopping",
     "EmbeddingModel",
     "Epochs",
     "FitResult",
@@ -34,10 +53,11 @@ __all__ = [
     "PseudoLabels",
     "RotationPretextHead",
     "RoundReport",
+    "Rounds",
     "Scores",
-    "StopWhenSettled",
+    "StepReport",
     "UDMLSSLoss",
-    "choose_n_clusters",
+    "WeightAverage",
     "embed",
     "embedder_from_features",
     "evaluate",

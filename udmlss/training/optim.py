@@ -1,13 +1,14 @@
-"""What trains, and how fast: the parameters of model, head and loss as groups for an optimiser."""
+"""Parameter groups and the default optimizer."""
 
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim import AdamW, Optimizer
 
-from udmlss._checks import value_error
+from udmlss._checks import check_number, value_error
 from udmlss.models.embedding_model import EmbeddingModel
+
+TRUNK_LR, LR, PROXY_LR = 1e-4, 1e-3, 1e-2
 
 
 def parameter_groups(
@@ -16,63 +17,75 @@ def parameter_groups(
     rotation_head: nn.Module | None = None,
     *,
     auxiliary: nn.Module | None = None,
-    trunk_lr: float = 1e-4,
-    lr: float = 1e-3,
-    proxy_lr: float = 1e-2,
+    trunk_lr: float = TRUNK_LR,
+    lr: float = LR,
+    proxy_lr: float = PROXY_LR,
 ) -> list[dict[str, Any]]:
-    """Group everything that trains, for any torch optimiser.
+    """Group all trainable parameters by learning rate, for any optimizer of torch.
 
     Args:
-        model: Its trunk, usually pretrained, learns slowly; its embedder is new.
-        criterion: The loss; its proxies or class weights, if any, learn fast and without weight decay.
-        rotation_head: The head, if any; it is new.
-        auxiliary: A further loss with a head of its own, if any, as `fit` takes it; it is new.
+        model: The embedding model. Its trunk is usually pretrained, so it has a learning rate of its own.
+        criterion: The loss. Its proxies or class weights, if it has any, are trained without weight decay.
+        rotation_head: The rotation head, if any.
+        auxiliary: The auxiliary loss, if any.
         trunk_lr: Learning rate of the trunk.
-        lr: Learning rate of embedder, head and auxiliary.
-        proxy_lr: Learning rate of the loss's own parameters.
+        lr: Learning rate of the embedder, the rotation head and the auxiliary loss.
+        proxy_lr: Learning rate of the parameters of the criterion.
 
     Returns:
-        Groups with "params", "lr" and "name", those without a trainable parameter left out.
+        Dictionaries with "params", "lr" and "name". A group without trainable parameters is omitted.
+
+    Raises:
+        ValueError: A learning rate is negative or not finite.
 
     Example:
         >>> model, criterion = EmbeddingModel(nn.Linear(8, 4), nn.Linear(4, 2)), nn.Identity()
         >>> [group["name"] for group in parameter_groups(model, criterion)]
         ['trunk', 'new parts']
     """
+    for name, value in {"trunk_lr": trunk_lr, "lr": lr, "proxy_lr": proxy_lr}.items():
+        check_number(name, value, 0)
     new = [part for part in (model.embedder, rotation_head, auxiliary) if part is not None]
     groups = [
-        {"name": "trunk", "params": _trainable(model.trunk), "lr": trunk_lr},
-        {"name": "new parts", "params": _trainable(*new), "lr": lr},
-        {"name": "loss", "params": _trainable(criterion), "lr": proxy_lr, "weight_decay": 0.0},
+        {"name": "trunk", "params": _trainable(model.trunk), "lr": float(trunk_lr)},
+        {"name": "new parts", "params": _trainable(*new), "lr": float(lr)},
+        {"name": "loss", "params": _trainable(criterion), "lr": float(proxy_lr), "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+def build_optimizer(
+    optimizer: Optimizer | None,
+    modules: dict[str, nn.Module],
+    *,
+    trunk_lr: float | None,
+    lr: float | None,
+) -> Optimizer:
+    """Return the optimizer of the caller, or AdamW on the parameter groups of the modules.
+
+    Raises:
+        ValueError: Both an optimizer and a learning rate are given.
+    """
+    rates = {name: rate for name, rate in {"trunk_lr": trunk_lr, "lr": lr}.items() if rate is not None}
+    if optimizer is None:
+        return AdamW(parameter_groups(**modules, **rates))  # type: ignore[arg-type] # modules by parameter name
+    if rates:
+        rule = "Learning rates belong to the optimizer where one is given"
+        remedy = "Pass one of the two: `parameter_groups` takes the same learning rates"
+        raise value_error(rule, f"`optimizer` and {' and '.join(f'`{name}`' for name in rates)}", remedy)
+    return optimizer
 
 
-def check_complete(optimizer: Optimizer, **parts: nn.Module | None) -> None:
-    """Refuse an optimiser that would leave a trainable parameter of the parts as it is."""
+def left_out_parameters(optimizer: Optimizer, modules: dict[str, nn.Module]) -> list[str]:
+    """Return the names of the trainable parameters of the modules that the optimizer does not hold."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [
+    return [
         f"{part}.{name}"
-        for part, module in parts.items()
-        if module is not None
+        for part, module in modules.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and id(parameter) not in held
     ]
-    if missing:
-        raise value_error(
-            "`optimizer` must hold every parameter that trains",
-            f"{len(missing)} left out, the first is {missing[0]}",
-            "Build it on `parameter_groups(model, criterion, rotation_head, auxiliary=auxiliary)` with the parts that "
-            "you have, or call .requires_grad_(False) on them",
-        )
 
 
-def averaged(model: EmbeddingModel, decay: float | None) -> AveragedModel | None:
-    """Return a copy of the model that will follow its weights, keeping that share of itself at each step."""
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -1,129 +1,243 @@
-"""What a round needs beside its steps: a look at all images, pseudo-labels, and batches drawn by them."""
+"""Rounds of training: embed all images, cluster them, and sample batches from the clusters."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from udmlss._checks import as_labels
+from udmlss._checks import check_choice, check_integer
 from udmlss._chunks import row_slices
-from udmlss._torch import device_of
 from udmlss.clustering.kmeans import cluster_means
-from udmlss.dataset import IndexedImages, SeededBatches
-from udmlss.distributed import SynchronizedErrors, broadcast_buffers, rank, run_on_rank_zero, world_size
+from udmlss.clustering.labeler import as_labeler
+from udmlss.dataset import IndexedImages
+from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
 from udmlss.inference import InferenceOptions, embed_all, embed_features
 from udmlss.model_selection import label_free_scores
 from udmlss.models.embedding_model import EmbeddingModel
-from udmlss.sampler import PseudoLabelSampler
-from udmlss.types import Images, Labeler, LabelFreeScores, LaterRounds, Output, PseudoLabels
+from udmlss.training.round import Round
+from udmlss.training.validation import check_embeddings_folder, check_same_length, check_sizes, in_steps
+from udmlss.types import Epochs, Images, LabelFreeScores, Output, Precision, PseudoLabels, UsesSeed
 
-_PROBE = 1000  # images of which a second view is embedded in each round
+ClusterOn = Literal["features-first", "embeddings", "features"]
+_SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
-    """All images as the model sees them at one moment; what is clustered may be features of the trunk.
+class Rounds:
+    """An iterable over the rounds of a training, for a training loop of one's own.
 
-    Of several ranks the first alone holds rows.
+    Each round embeds all images with the model as it is then, clusters the embeddings, and yields batches of P
+    clusters x K images. An iteration that was left early continues with the same round. Under `torchrun` each rank
+    iterates over its share of the batches; rank 0 clusters.
+
+    Args:
+        model: The model that is trained, an `EmbeddingModel`. It may be replaced between rounds by assigning
+            `rounds.model`, for example by a moving average of its weights.
+        images: Training images with their augmentations.
+        labeler: Computes the pseudo-labels: a `ClusterPseudoLabeler`, a clusterer with scikit-learn's `fit_predict`,
+            or a function from embeddings (n, d) to labels (n,).
+        cluster_images: The same images in the same order with test-time transforms, for clustering. None clusters
+            `images`.
+        clusters_per_batch: Number P of clusters in a batch. The default is the published value.
+        samples_per_cluster: Number K of images per cluster in a batch. The default is the published value.
+        views: Number of augmented views of each image in its batch. A batch has P x K x views images.
+        max_steps: Number of batches in all rounds, or `Epochs`. The default is the value published for CUB.
+        relabel_every: Number of batches in a round, or `Epochs`. The default is that of the released code.
+        cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
+            embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
+            every round. Features are scaled to unit length.
+        label_free: Whether `score` computes label-free scores.
+        num_workers: Number of processes that load images. 0 loads them in the main process.
+        precision: "bfloat16" embeds in mixed precision.
+        embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
+            embeddings exceed memory. The files have no name and are removed by the operating system, also if the
+            process is killed. None holds embeddings in memory.
+        seed: Seed of the batches and of the random transforms, and of the labeler if it has none of its own.
+
+    Attributes:
+        n_steps: `max_steps` as a number of batches.
+        steps_per_round: `relabel_every` as a number of batches.
+        start_scores: Label-free scores before training; None if `label_free` is False or before the first round.
+
+    Raises:
+        ValueError: Settings that contradict each other or the images. In a later round: all embeddings are equal, or
+            there are fewer clusters than a batch needs.
+        TypeError: An argument of a wrong type.
+
+    Example:
+        >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 16))
+        >>> rounds = Rounds(model, torch.rand(40, 3, 8, 8), ClusterPseudoLabeler(4), clusters_per_batch=2, max_steps=3)
+        >>> [images.shape for round in rounds for images, labels in round][0]
+        torch.Size([10, 3, 8, 8])
     """
 
-    clustered: Float[Tensor, "n c"]
-    embeddings: Float[Tensor, "n d"]
-    label_free: LabelFreeScores | None
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How `fit` relabels and draws."""
-
-    model: EmbeddingModel
-    images: Images
-    cluster_images: Images
-    labeler: Labeler
-    passing: InferenceOptions
-    first_round: Output
-    later_rounds: LaterRounds
-    clusters_per_batch: int
-    samples_per_cluster: int
-    views: int
-    seed: int
-    embeddings_folder: Path | None
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        images: Images,
+        labeler: object,
+        *,
+        cluster_images: Images | None = None,
+        clusters_per_batch: int = 16,
+        samples_per_cluster: int = 5,
+        views: int = 1,
+        max_steps: int | Epochs = 3600,
+        relabel_every: int | Epochs = 30,
+        cluster_on: ClusterOn = "features-first",
+        label_free: bool = False,
+        num_workers: int = 0,
+        precision: Precision = "float32",
+        embeddings_folder: str | PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.images = IndexedImages(images)
+        self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
+        self.labeler = as_labeler(labeler)
+        check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
+        check_integer("seed", seed, 0)
+        check_same_length(self.images, self.cluster_images)
+        check_sizes(self.labeler, len(self.images), clusters_per_batch, samples_per_cluster, views)
+        self.clusters_per_batch, self.samples_per_cluster = int(clusters_per_batch), int(samples_per_cluster)
+        self.views = int(views)
+        self.n_steps = in_steps("max_steps", max_steps, len(self.images), self.batch_size)
+        self.steps_per_round = in_steps("relabel_every", relabel_every, len(self.images), self.batch_size)
+        self.cluster_on = cluster_on
+        self.label_free = label_free
+        self.options = InferenceOptions(num_workers=num_workers, precision=precision)
+        self.embeddings_folder = check_embeddings_folder(embeddings_folder)
+        self.seed = int(seed)
+        self.start_scores: LabelFreeScores | None = None
+        if isinstance(self.labeler, UsesSeed):
+            self.labeler.set_default_seed(self.seed)
+        self._number = 0
+        self._steps_before = 0  # batches of the rounds before the present one
+        self._round: Round | None = None
+        self._snapshot: _Snapshot | None = None
 
     @property
-    def judged(self) -> Output:
-        """What is judged: what later rounds cluster, embeddings if these are remembered."""
-        return "features" if self.later_rounds == "features" else "embeddings"
+    def batch_size(self) -> int:
+        """Number of images in a batch of one rank."""
+        return self.clusters_per_batch * self.samples_per_cluster * self.views
 
-    def look(self, output: Output) -> Look:
-        """Embed all images, and judge what later rounds cluster. Features get unit length, as embeddings have."""
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings that decide the result, for checkpoints to compare."""
+        names = ("clusters_per_batch", "samples_per_cluster", "views", "steps_per_round", "cluster_on", "seed")
+        return {name: getattr(self, name) for name in names} | {"precision": self.options.precision}
+
+    def __iter__(self) -> Iterator[Round]:
+        while self._round is not None or self._steps_before < self.n_steps:
+            if self._round is None:
+                pseudo_labels = self._cluster(self._snapshot or self._first_snapshot())
+                self._snapshot = None  # memory holds the embeddings of one pass at a time
+                self._round = Round(self._number, pseudo_labels, self, self._n_batches())
+            yield self._round
+            self.end_round()
+
+    def end_round(self) -> None:
+        """End the present round; the loop over the rounds does so by itself."""
+        if self._round is not None and self._round.batches_done >= self._n_batches():
+            self._steps_before += self._round.batches_done
+            self._number += 1
+            self._round = None
+
+    def score(self) -> LabelFreeScores | None:
+        """Embed all images and compute label-free scores; the next round clusters these embeddings.
+
+        Returns:
+            The scores, or None if `label_free` is False.
+        """
+        if not self.label_free:
+            return None
+        self._snapshot = self._embed_all()
+        return self._score(self._snapshot)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: the round, its clusters, the number of its batches that were yielded, and the labeler's."""
+        labeler = self.labeler.state_dict() if hasattr(self.labeler, "state_dict") else None
+        return {
+            "number": self._number,
+            "steps_before": self._steps_before,
+            "round": None if self._round is None else self._round.state_dict(),
+            "start_scores": None if self.start_scores is None else vars(self.start_scores),
+            "labeler": labeler,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state: the iteration continues with the batch after the last one that was yielded."""
+        self._number, self._steps_before = state["number"], state["steps_before"]
+        self._snapshot, self._round = None, None
+        if state["round"] is not None:
+            pseudo_labels = PseudoLabels(**state["round"]["pseudo_labels"])
+            self._round = Round(self._number, pseudo_labels, self, self._n_batches())
+            self._round.load_state_dict(state["round"])
+        scores = state["start_scores"]
+        self.start_scores = None if scores is None else LabelFreeScores(**scores)
+        if state["labeler"] is not None:
+            self.labeler.load_state_dict(state["labeler"])  # type: ignore[attr-defined] # it had a state_dict
+
+    def _n_batches(self) -> int:
+        return max(0, min(self.steps_per_round, self.n_steps - self._steps_before))
+
+    def _first_snapshot(self) -> "_Snapshot":
+        snapshot = self._embed_all()
+        if self.label_free and self._number == 0:
+            self.start_scores = self._score(snapshot)
+        return snapshot
+
+    def _clusters_features(self) -> bool:
+        return self.cluster_on == "features" or (self.cluster_on == "features-first" and self._number == 0)
+
+    def _embed_all(self) -> "_Snapshot":
+        """Embed all images, also as features at unit length if the next round clusters these."""
         broadcast_buffers(self.model)
-        found = self._see({output, self.judged})
-        return Look(found[output], found["embeddings"], self._judge(found[self.judged]))
-
-    def look_again(self, remembered: Float[Tensor, "n d"] | None) -> Look:
-        """Look after a round; where embeddings are remembered, at those and without a score."""
-        if self.later_rounds != "remembered" or remembered is None:
-            return self.look(self.judged)
-        broadcast_buffers(self.model)
-        return Look(remembered, remembered, None)
-
-    def label(self, look: Look) -> PseudoLabels:
-        """Cluster; the centroids are embeddings even where features were clustered."""
-        return run_on_rank_zero(lambda: self._label(look))
-
-    def _label(self, look: Look) -> PseudoLabels:
-        pseudo = self.labeler.label(look.clustered)
-        as_labels(pseudo.labels, len(look.embeddings), "labels")
-        if look.clustered is look.embeddings:
-            return pseudo
-        return replace(pseudo, centers=cluster_means(look.embeddings, pseudo.labels, pseudo.n_clusters))
-
-    def batches(
-        self, pseudo: PseudoLabels, number: int, n_batches: int, *, done: int = 0
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return a loader of a round's batches but those done already, with the indices of their images."""
-        sampler = PseudoLabelSampler(
-            pseudo.labels,
-            self.clusters_per_batch,
-            self.samples_per_cluster,
-            views=self.views,
-            n_batches=n_batches,
-            seed=self.seed,
-            rank=rank(),
-            world_size=world_size(),
-        )
-        sampler.set_epoch(number)
-        return DataLoader(
-            SeededBatches(self.images, list(sampler), (self.seed, number, rank())),
-            batch_size=None,
-            sampler=range(done, n_batches),
-            num_workers=self.passing.num_workers,
-            pin_memory=device_of(self.model).type == "cuda",
-            generator=torch.Generator(),  # or the loader would draw from the global one
-        )
-
-    def _see(self, kinds: set[Output]) -> dict[Output, Float[Tensor, "n _"]]:
-        if "features" not in kinds:
-            return {"embeddings": self._embed("embeddings")}
+        next_is_first = self._number == 0 and self._round is None
+        if self.cluster_on == "embeddings" or (self.cluster_on == "features-first" and not next_is_first):
+            return _Snapshot(self._embed("embeddings"), None)
         features = self._embed("features")
         with SynchronizedErrors():
             embeddings = embed_features(self.model, features, self.embeddings_folder)
         for rows in row_slices(features):
             features[rows] = normalize(features[rows])
-        return {"embeddings": embeddings, "features": features}
+        return _Snapshot(embeddings, features)
 
     def _embed(self, output: Output) -> Float[Tensor, "n c"]:
         folder = self.embeddings_folder
-        return embed_all(self.model, self.cluster_images, self.passing, output=output, seed=self.seed, folder=folder)
+        return embed_all(self.model, self.cluster_images, self.options, output=output, seed=self.seed, folder=folder)
 
-    def _judge(self, found: Float[Tensor, "n c"]) -> LabelFreeScores:
-        """Score by second views of some images: in every round the same, and drawn apart from what is clustered."""
-        n = len(self.images)
-        probe = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:_PROBE]
-        probed = Subset(IndexedImages(self.images), probe.tolist())
-        views = embed_all(self.model, probed, self.passing, output=self.judged, seed=self.seed + 1)
-        return run_on_rank_zero(lambda: label_free_scores(found, normalize(views), probe))
+    def _cluster(self, snapshot: "_Snapshot") -> PseudoLabels:
+        return run_on_rank_zero(lambda: self._label(snapshot))
+
+    def _label(self, snapshot: "_Snapshot") -> PseudoLabels:
+        if not self._clusters_features() or snapshot.features is None:
+            return self.labeler.label(snapshot.embeddings)
+        pseudo = self.labeler.label(snapshot.features)
+        # losses with parameters per cluster need centers in the space of the embeddings
+        return replace(pseudo, centers=cluster_means(snapshot.embeddings, pseudo.labels, pseudo.n_clusters))
+
+    def _score(self, snapshot: "_Snapshot") -> LabelFreeScores:
+        """Score against augmented views of some images, the same views in every round."""
+        output: Output = "features" if self.cluster_on == "features" else "embeddings"
+        rows = snapshot.embeddings if snapshot.features is None or output == "embeddings" else snapshot.features
+        generator = torch.Generator().manual_seed(self.seed)
+        indices = torch.randperm(len(self.images), generator=generator)[:_SCORED_VIEWS]
+        views = Subset(self.images, indices.tolist())
+        embedded = embed_all(self.model, views, self.options, output=output, seed=self.seed + 1)
+        return run_on_rank_zero(lambda: label_free_scores(rows, normalize(embedded), indices))
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapshot:
+    """The embeddings of all images at one moment, and the features at unit length if they are clustered.
+
+    Under `torchrun` only rank 0 holds rows.
+    """
+
+    embeddings: Float[Tensor, "n d"]
+    features: Float[Tensor, "n f"] | None

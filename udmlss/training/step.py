@@ -1,6 +1,8 @@
-"""One optimiser step: a batch of images and their pseudo-labels to a slightly better model."""
+"""One optimizer step: forward pass, losses, backward pass and update."""
 
-from math import isfinite
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import inf, isfinite
 
 import torch
 from jaxtyping import Float, Int64
@@ -8,146 +10,117 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from udmlss._checks import value_error
-from udmlss._torch import autocast, device_of, to_device
-from udmlss.distributed import SynchronizedErrors, gather, mean_over_ranks
-from udmlss.inference import InferenceOptions
-from udmlss.losses import UDMLSSLoss
-from udmlss.models.embedding_model import EmbeddingModel
-from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
-from udmlss.training.state import Parts
+from udmlss._torch import autocast, device_of
+from udmlss.distributed import data_parallel, gather, mean_over_ranks, world_size
+from udmlss.training.run import Run
 from udmlss.types import Precision, StepReport
 
+Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
+Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
 
-class Step:
-    """Everything one step needs; call it with a batch of images and their pseudo-labels.
+
+class TrainingStep:
+    """Take optimizer steps on the parts of a run.
 
     Args:
-        parts: What learns, and what teaches it.
-        losses: A batch to its losses, with the parts in it.
-        passing: How images go through the model.
-        rotation_images: Images of a batch that are turned, if there is a rotation head.
-        clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
+        run: The run, whose step counter is increased.
+        freeze_batch_norm: Whether the statistics of batch normalization are fixed. If they are, rotation needs no
+            second forward pass of the upright images.
+        precision: Precision of the forward passes.
+        clip_norm: Largest norm of the gradient of all parameters. None does not clip.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        losses: nn.Module,
-        passing: InferenceOptions,
-        *,
-        rotation_images: int,
-        clip_norm: float | None,
-    ) -> None:
-        self.parts = parts
-        self.losses = losses
-        self.passing = passing
-        self.rotation_images = 0 if parts.rotation_head is None else rotation_images
+    def __init__(self, run: Run, *, freeze_batch_norm: bool, precision: Precision, clip_norm: float | None) -> None:
+        self.run = run
         self.clip_norm = clip_norm
+        self.losses = _Losses(run, reuse_features=freeze_batch_norm, precision=precision)
+        self.parallel = data_parallel(self.losses)
 
-    def __call__(
-        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]
-    ) -> tuple[StepReport, Float[Tensor, "_ d"]]:
-        """Take the step, unless the loss is not finite.
-
-        Returns:
-            What was measured, and the embeddings before the step, of all ranks.
+    def __call__(self, batches: Iterator[Batch]) -> StepReport:
+        """Load the next batch and take a step.
 
         Raises:
-            FloatingPointError: The loss is not finite; no parameter was changed.
-            ValueError: The auxiliary gives no scalar; no parameter was changed.
+            FloatingPointError: The loss or the gradient is not finite. Parameters, buffers and optimizer are as before.
+            ValueError: The auxiliary loss is not a scalar.
         """
-        images = to_device(images, device_of(self.parts.model), channels_last=self.passing.channels_last)
-        turned = torch.randperm(len(images))[: self.rotation_images]
-        found = self.losses(images, labels, turned)
-        embeddings = found.pop("embeddings").detach()
-        report = _report(found)
-        self.parts.optimizer.zero_grad()
-        found["loss"].backward()
-        self._learn()
-        return report, embeddings
+        run = self.run
+        buffers = [(buffer, buffer.clone()) for module in run.modules.values() for buffer in module.buffers()]
+        try:
+            losses = self.parallel(partial(next, batches))
+            means = _mean_over_ranks(losses)
+            run.optimizer.zero_grad()
+            losses["loss"].backward()
+            self._clip_gradient()
+        except FloatingPointError:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            raise
+        run.optimizer.step()
+        run.step += 1
+        if run.scheduler is not None:
+            run.scheduler.step()
+        return StepReport(
+            step=run.step,
+            loss=means["loss"],
+            metric_loss=means["metric_loss"],
+            rotation_loss=means.get("rotation_loss"),
+            rotation_accuracy=means.get("rotation_accuracy"),
+            auxiliary_loss=means.get("auxiliary_loss"),
+        )
 
-    def _learn(self) -> None:
-        parts = self.parts
-        if self.clip_norm is not None:
-            held = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
-            clip_grad_norm_(held, self.clip_norm)
-        parts.optimizer.step()
-        if parts.scheduler is not None:
-            parts.scheduler.step()
-        if parts.average is not None:
-            parts.average.update_parameters(parts.model)
+    def _clip_gradient(self) -> None:
+        parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]
+        norm = float(clip_grad_norm_(parameters, inf if self.clip_norm is None else self.clip_norm))
+        if not isfinite(norm):
+            self.run.optimizer.zero_grad()
+            raise FloatingPointError(f"The gradient must be finite, got a norm of {norm}. {_REMEDY}")
 
 
-class Losses(nn.Module):
-    """A batch to its losses: all that learns in one module, so that `DistributedDataParallel` can hold it.
+class _Losses(nn.Module):
+    """All trained modules in one, so that `DistributedDataParallel` can average their gradients.
 
-    The metric loss is that of the embeddings of all ranks; the others are of this rank's images.
-
-    Args:
-        model: Images to embeddings.
-        criterion: Embeddings, labels and turns to the loss.
-        rotation_head: Reads the features of turned images.
-        auxiliary: Model and images to a further loss.
-        upright_once: Whether the images to turn go through the trunk upright with the batch alone, and not once more
-            beside their turned selves: less work for the same, unless batch norm makes them differ.
-        precision: Of forward passes.
+    The metric loss is computed from the embeddings of all ranks, the other losses from the images of this rank.
     """
 
-    def __init__(
-        self,
-        model: EmbeddingModel,
-        criterion: UDMLSSLoss,
-        *,
-        rotation_head: RotationPretextHead | None,
-        auxiliary: nn.Module | None,
-        upright_once: bool,
-        precision: Precision,
-    ) -> None:
+    def __init__(self, run: Run, *, reuse_features: bool, precision: Precision) -> None:
         super().__init__()
-        self.model, self.criterion = model, criterion
-        self.rotation_head, self.auxiliary = rotation_head, auxiliary
-        self.upright_once = upright_once
+        self.model = run.model
+        self.criterion = run.criterion
+        self.rotation_head = run.rotation_head
+        self.auxiliary = run.auxiliary
+        self.run = run
+        self.reuse_features = reuse_features
         self.precision = precision
 
-    def forward(
-        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], turned: Int64[Tensor, " r"]
-    ) -> dict[str, Float[Tensor, "..."]]:
-        """Return the loss, what it is made of, and the embeddings of all ranks.
+    def forward(self, load_batch: Callable[[], Batch]) -> dict[str, Float[Tensor, ""]]:
+        """Load a batch and return the total loss and its terms.
 
-        Args:
-            images: The batch, on the model's device.
-            labels: Pseudo-label of each image.
-            turned: Which of them are turned, if there is a rotation head.
+        Loading happens here because one synchronization of errors then serves loading and the forward pass.
         """
-        with SynchronizedErrors(), autocast(images.device, self.precision):
-            own, logits, turns = self._see(images, turned)
+        with self.run.synchronized_step(), autocast(device_of(self.model), self.precision):
+            images, labels = load_batch()
+            own_embeddings, rotations = self._embed(images)
             auxiliary = self._auxiliary_loss(images)
-        embeddings = gather(own)
-        terms = self.criterion.terms(embeddings, gather(labels), logits, turns)
-        total = terms.total + _zero_times_all_parameters(self.criterion)
-        found = {"embeddings": embeddings, "loss": total, "metric_loss": terms.metric}
-        if logits is not None and turns is not None:
-            found["rotation_loss"] = terms.rotation
-            found["rotation_accuracy"] = torch.eq(logits.argmax(dim=1), turns).float().mean()
+        terms = self.criterion.terms(gather(own_embeddings), gather(labels), *(rotations or (None, None)))
+        total = terms.total + _zero_times_parameters(self.criterion)
+        losses = {"loss": total, "metric_loss": terms.metric}
+        if rotations is not None:
+            losses["rotation_loss"] = terms.rotation
+            losses["rotation_accuracy"] = torch.eq(rotations[0].argmax(dim=1), rotations[1]).float().mean()
         if auxiliary is not None:
-            total = total + auxiliary + _zero_times_all_parameters(self.auxiliary)
-            found |= {"loss": total, "auxiliary_loss": auxiliary}
-        return found
+            total = total + auxiliary + _zero_times_parameters(self.auxiliary)
+            losses |= {"loss": total, "auxiliary_loss": auxiliary}
+        return losses
 
-    def _see(
-        self, images: Float[Tensor, "b c h w"], turned: Int64[Tensor, " r"]
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "t 4"] | None, Int64[Tensor, " t"] | None]:
-        """Return the embeddings of the batch, and of turned images what the head says and their turns."""
+    def _embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d"], Rotations | None]:
         if self.rotation_head is None:
-            return self.model(images), None, None
-        turned = turned.to(images.device)
-        turned_images, turns = rotate_four_ways(images[turned])
-        if not self.upright_once:
-            return self.model(images), self.rotation_head(self.model.trunk(turned_images)), turns
+            return self.model(images), None
+        if not self.reuse_features:
+            embeddings = self.model(images)
+            return embeddings, self.rotation_head.predict_rotations(self.model, images)
         features = self.model.trunk(images)
-        others = self.model.trunk(turned_images[len(turned) :])
-        logits = self.rotation_head(torch.cat([features[turned], others]))
-        return self.model.embed_features(features), logits, turns
+        embeddings = self.model.embed_features(features)
+        return embeddings, self.rotation_head.predict_rotations(self.model, images, features)
 
     def _auxiliary_loss(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""] | None:
         if self.auxiliary is None:
@@ -158,28 +131,25 @@ class Losses(nn.Module):
         return loss.float()
 
 
-def _zero_times_all_parameters(module: nn.Module | None) -> Tensor | float:
-    """Return zero, of which each parameter of the module is a part.
+def _zero_times_parameters(module: nn.Module | None) -> Tensor | float:
+    """Return a zero that depends on every parameter of the module, or 0.0 in a single process.
 
-    With it all take part in each step, as DistributedDataParallel's static graph asks: also those of a loss that finds
-    no triplet in this batch.
+    The static graph of `DistributedDataParallel` needs a gradient of every parameter in every step, also of a loss
+    that finds no triplet in a batch.
     """
-    parameters = () if module is None else module.parameters()
-    return sum((0 * parameter.sum() for parameter in parameters if parameter.requires_grad), start=0.0)
+    if module is None or world_size() == 1:
+        return 0.0
+    return sum((0 * parameter.sum() for parameter in module.parameters() if parameter.requires_grad), start=0.0)
 
 
-def _report(found: dict[str, Tensor]) -> StepReport:
-    values = dict(zip(found, mean_over_ranks(torch.stack(list(found.values()))).tolist(), strict=True))
-    if not all(map(isfinite, values.values())):
-        listed = ", ".join(f"{name.removesuffix('_loss')} {value}" for name, value in values.items() if "_loss" in name)
-        raise FloatingPointError(
-            f"The loss must be finite, got {values['loss']} ({listed}). "
-            'Lower the learning rate, set `clip_norm=1.0`, or try `precision="float32"`.'
-        )
-    return StepReport(
-        loss=values["loss"],
-        metric_loss=values["metric_loss"],
-        rotation_loss=values.get("rotation_loss"),
-        rotation_accuracy=values.get("rotation_accuracy"),
-        auxiliary_loss=values.get("auxiliary_loss"),
-    )
+_REMEDY = 'Lower the learning rate, pass `clip_norm=1.0`, or use `precision="float32"`.'
+
+
+def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each value over ranks, or raise FloatingPointError if a loss is not finite."""
+    means = dict(zip(losses, mean_over_ranks(torch.stack(list(losses.values()))).tolist(), strict=True))
+    if not all(map(isfinite, means.values())):
+        terms = {name.removesuffix("_loss"): value for name, value in means.items() if name.endswith("_loss")}
+        listed = ", ".join(f"{name} {value}" for name, value in terms.items())
+        raise FloatingPointError(f"The loss must be finite, got {means['loss']} ({listed}). {_REMEDY}")
+    return means

@@ -1,0 +1,81 @@
+"""One round of training: a clustering and its batches."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from udmlss._torch import device_of, to_device
+from udmlss.dataset import SeededBatches
+from udmlss.distributed import rank, world_size
+from udmlss.sampler import PseudoLabelSampler
+from udmlss.types import PseudoLabels
+
+if TYPE_CHECKING:
+    from udmlss.training.rounds import Rounds
+
+
+class Round:
+    """One clustering and the batches that are sampled from it.
+
+    Iterating yields `(images, labels)`: images (b, c, h, w) on the model's device and their pseudo-labels (b,). An
+    iteration that was left early continues with the next batch.
+
+    Attributes:
+        number: Number of the round, from 0.
+        pseudo_labels: The clusters.
+        batches_done: Number of batches that were yielded.
+    """
+
+    def __init__(self, number: int, pseudo_labels: PseudoLabels, rounds: "Rounds", n_batches: int) -> None:
+        self.number = number
+        self.pseudo_labels = pseudo_labels
+        self.batches_done = 0
+        self._rounds = rounds
+        self._n_batches = n_batches
+
+    def __len__(self) -> int:
+        """Return the number of batches of the round, including those that were yielded."""
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
+        model, labels = self._rounds.model, self.pseudo_labels.labels
+        for images, indices in self._loader():
+            self.batches_done += 1
+            yield to_device(images, model), labels[indices].to(device_of(model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clusters and the number of batches that were yielded."""
+        pseudo_labels = vars(self.pseudo_labels)
+        return {"number": self.number, "pseudo_labels": dict(pseudo_labels), "batches_done": self.batches_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the clusters, and continue after the batches that were yielded."""
+        self.number = state["number"]
+        self.pseudo_labels = PseudoLabels(**state["pseudo_labels"])
+        self.batches_done = state["batches_done"]
+
+    def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        rounds = self._rounds
+        sampler = PseudoLabelSampler(
+            self.pseudo_labels.labels,
+            rounds.clusters_per_batch,
+            rounds.samples_per_cluster,
+            views=rounds.views,
+            n_batches=self._n_batches,
+            seed=rounds.seed,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        sampler.set_epoch(self.number)
+        return DataLoader(
+            SeededBatches(rounds.images, list(sampler), (rounds.seed, self.number, rank())),
+            batch_size=None,
+            sampler=range(self.batches_done, self._n_batches),
+            num_workers=rounds.options.num_workers,
+            pin_memory=device_of(rounds.model).type == "cuda",
+            generator=torch.Generator(),  # without one the loader would sample from torch's global generator
+        )
