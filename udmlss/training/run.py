@@ -176,7 +176,7 @@ class Run:
         """
         check_identity(state["identity"], self.identity)
         self.step = state["step"]
-        self.history = [__summarize(report) for report in state["history"]]
+        self.history = [_round_report(report) for report in state["history"]]
         self._steps = [StepReport(**report) for report in state["steps"]]
         self._seconds, self._clock = state["seconds"], time.perf_counter()
         if state["pseudo_labels"] is not None:
@@ -197,7 +197,7 @@ class Run:
         return [callback for callback in self.callbacks if isinstance(callback, Stateful)]
 
 
-def __summarize(state: dict[str, Any]) -> RoundReport:
+def _round_report(state: dict[str, Any]) -> RoundReport:
     scores = state["label_free"]
     return RoundReport(**state | {"label_free": None if scores is None else LabelFreeScores(**scores)})
 
