@@ -140,9 +140,11 @@ def embed_features(
 ) -> Float[Tensor, "n d"]:
     """Compute embeddings on the CPU from features of the model's trunk, stored as those of `embed_all` are."""
     device, buffer = device_of(model), RowBuffer(len(features), lambda n, d: allocate_rows(n, d, folder))
-    with evaluation_mode(model), torch.inference_mode():
-        for rows in features.split(_FEATURES_AT_ONCE):
-            buffer.append(model.embed_features(rows.to(device)).cpu())
+    with evaluation_mode(model):
+        for part in features.split(_FEATURES_AT_ONCE):
+            with torch.inference_mode():
+                rows = model.embed_features(part.to(device)).cpu()
+            buffer.append(rows)  # Outside inference mode, where the buffer would not be an ordinary tensor
     return buffer.rows
 
 

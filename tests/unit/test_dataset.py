@@ -1,6 +1,7 @@
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -8,44 +9,61 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from udmlss.dataset import IndexedImages, SeededBatches, has_other_fields, stack_images
 
-Sample = namedtuple("Sample", "image label path")  # noqa: PYI024 (the plain one, as people have it)
+Sample = namedtuple("Sample", "image label path")  # noqa: PYI024 (the untyped kind is widely used)
 
 IMAGES = torch.rand(5, 3, 4, 4)
+PIL_IMAGE = Image.new("RGB", (4, 4))
 ITEMS = {
     "tensor": lambda image: image,
     "tuple": lambda image: (image, 7),
     "tuple of one": lambda image: (image,),
     "list": lambda image: [image, "label", None],
     "namedtuple": lambda image: Sample(image, 7, "a.jpg"),
-    "dict": lambda image: {"image": image, "label": 7},
-    "ordered dict": lambda image: OrderedDict(pixels=image, label=object()),
+    "dictionary": lambda image: {"label": 7, "image": image},
+    "pixel_values": lambda image: UserDict(label=torch.tensor(7), pixel_values=image),
+    "two known keys": lambda image: {"image": PIL_IMAGE, "pixel_values": image},
+    "first value": lambda image: OrderedDict(pixels=image, label=object()),
 }
-BAD = {
-    "PIL image": (Image.new("RGB", (4, 4)), "Image"),
-    "PIL image in a tuple": ((Image.new("RGB", (4, 4)), 3), "Image"),
+REJECTED = {
+    "PIL image": (PIL_IMAGE, "Image"),
+    "PIL image in a tuple": ((PIL_IMAGE, 3), "a tuple of Image, int"),
     "uint8": (torch.zeros(3, 4, 4, dtype=torch.uint8), r"a uint8 tensor of shape \(3, 4, 4\)"),
     "matrix": (torch.zeros(4, 4), r"a float32 tensor of shape \(4, 4\)"),
     "batch": (torch.zeros(1, 3, 4, 4), r"a float32 tensor of shape \(1, 3, 4, 4\)"),
-    "numpy": (torch.zeros(3, 4, 4).numpy(), "ndarray"),
-    "label first": ((3, torch.zeros(3, 4, 4)), "int"),
+    "NumPy array": (torch.zeros(3, 4, 4).numpy(), "ndarray"),
+    "label first": ((3, torch.zeros(3, 4, 4)), "a tuple of int, a float32 tensor"),
     "path": ("a.jpg", "str"),
     "None": (None, "NoneType"),
-    "empty tuple": ((), "NoneType"),
-    "empty dict": ({}, "NoneType"),
+    "empty tuple": ((), "a tuple of nothing"),
+    "empty dictionary": ({}, "a dictionary of nothing"),
+    "unknown key": ({"label": 3, "photo": torch.zeros(3, 4, 4)}, "a dictionary of 'label': int, 'photo': a float32"),
+    "no tensor under a known key": ({"x": torch.zeros(3, 4, 4), "image": PIL_IMAGE}, ".*'image': Image"),
 }
 
 
-class Made(Dataset):
-    """Items made by a function of their index."""
+class FromFunction(Dataset):
+    """Items computed by a function of their index."""
 
-    def __init__(self, make, n=5):
-        self.make, self.n = make, n
+    def __init__(self, function, n=5):
+        self.function, self.n = function, n
 
     def __len__(self):
         return self.n
 
     def __getitem__(self, index):
-        return self.make(index)
+        return self.function(index)
+
+
+class Strict:
+    """A dataset of dictionaries that, like some of other libraries, accepts no integers but those of Python."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if type(index) is not int:
+            raise TypeError(f"wrong index type {type(index).__name__}")
+        return {"label": index, "photo": IMAGES[index]}
 
 
 def fail_at_three(index):
@@ -55,13 +73,13 @@ def fail_at_three(index):
 
 
 @pytest.fixture
-def untyped(monkeypatch):
+def without_shape_checks(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize("wrap", ITEMS.values(), ids=ITEMS)
-def test_the_image_and_its_index_are_taken_and_the_rest_left(wrap):
-    data = IndexedImages(Made(lambda index: wrap(IMAGES[index])))
+def test_returns_the_image_of_an_item_and_its_index(wrap):
+    data = IndexedImages(FromFunction(lambda index: wrap(IMAGES[index])))
     assert len(data) == 5
     for expected in range(5):
         image, index = data[expected]
@@ -69,18 +87,46 @@ def test_the_image_and_its_index_are_taken_and_the_rest_left(wrap):
         assert index == expected
 
 
-@pytest.mark.parametrize(
-    "images", [IMAGES, list(IMAGES), TensorDataset(IMAGES), TensorDataset(IMAGES, torch.arange(5))]
-)
-def test_whatever_has_a_length_and_items_is_a_data_set(images):
+@pytest.mark.parametrize("images", [IMAGES, list(IMAGES), TensorDataset(IMAGES, torch.arange(5))])
+def test_accepts_anything_with_a_length_and_items(images):
     data = IndexedImages(images)
     assert len(data) == 5
     assert torch.equal(data[4][0], IMAGES[4])
 
 
+@pytest.mark.parametrize("index", [4, np.int64(4)])
+def test_a_named_key_and_a_dataset_that_is_strict_about_indices(index):
+    image, found = IndexedImages(Strict(), image_key="photo")[index]
+    assert torch.equal(image, IMAGES[4])
+    assert (found, type(found)) == (4, int)
+
+
+def test_wrapping_twice_equals_wrapping_once():
+    once = IndexedImages(Strict(), image_key="photo")
+    twice = IndexedImages(once)
+    assert (twice.images, twice.image_key) == (once.images, "photo")
+    assert torch.equal(twice[4][0], IMAGES[4])
+    assert torch.equal(SeededBatches(once, [[1, 2]])[0][0], IMAGES[[1, 2]])
+    assert has_other_fields(once)
+    assert not has_other_fields(IndexedImages(IMAGES))
+    with pytest.raises(TypeError, match="in item 0") as caught:
+        IndexedImages(once, image_key="picture")[0]
+    assert caught.value.__notes__ == ["while loading item 0 of `images`"]
+
+
+class Shifted(IndexedImages):
+    def __getitem__(self, index):
+        image, index = super().__getitem__(index)
+        return image + 1, index
+
+
+def test_a_subclass_keeps_its_own_items():
+    assert torch.equal(IndexedImages(Shifted(IMAGES))[2][0], IMAGES[2] + 1)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 0, 4, 2]])
-def test_a_loader_gives_batches_with_the_indices_of_their_images(num_workers, order):
+def test_a_loader_returns_batches_with_the_indices_of_their_images(num_workers, order):
     loader = DataLoader(
         IndexedImages(TensorDataset(IMAGES, torch.arange(5))),
         batch_size=2,
@@ -94,75 +140,84 @@ def test_a_loader_gives_batches_with_the_indices_of_their_images(num_workers, or
     assert torch.equal(torch.cat(images), IMAGES[order])
 
 
-@pytest.mark.parametrize(("item", "found"), BAD.values(), ids=BAD)
-def test_an_item_that_holds_no_image_tensor_is_refused_with_its_number(item, found):
-    data = IndexedImages(Made(lambda index: item if index == 3 else IMAGES[index]))
+@pytest.mark.parametrize(("item", "found"), REJECTED.values(), ids=REJECTED)
+def test_rejects_an_item_without_an_image_tensor(item, found):
+    data = IndexedImages(FromFunction(lambda index: item if index == 3 else IMAGES[index]))
     data[2]
-    with pytest.raises(
-        TypeError, match=rf"floating-point image tensor \(c h w\), got {found} in item 3\. .* float tensor, such as"
-    ):
+    rule = r"An item of `images` must be or contain a floating-point image tensor \(c, h, w\)"
+    with pytest.raises(TypeError, match=rf"{rule}, got {found}.* in item 3\. .* float tensor, such as"):
         data[3]
 
 
-@pytest.mark.parametrize("images", [[], IMAGES[:0], Made(IMAGES.__getitem__, 0)])
-def test_no_images_are_refused(images):
-    with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none\. Look at the folder"):
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ({"label": 3, "image": torch.zeros(3, 4, 4)}, "a dictionary of 'label': int, 'image': a float32 tensor.*"),
+        ((torch.zeros(3, 4, 4), 3), "a tuple of a float32 tensor of .*, int"),
+        ({"photo": PIL_IMAGE}, "a dictionary of 'photo': Image"),
+    ],
+)
+def test_rejects_an_item_without_an_image_under_the_named_key(item, found):
+    with pytest.raises(TypeError, match=rf"under the key 'photo', got {found} in item 0\. "):
+        IndexedImages([item], image_key="photo")[0]
+
+
+def test_an_error_about_a_dictionary_names_the_remedy_and_at_most_eight_fields():
+    with pytest.raises(TypeError, match=r"IndexedImages\(images, image_key=\.\.\.\)\.") as caught:
+        IndexedImages([{f"field {number}": number for number in range(100)}])[0]
+    assert str(caught.value).count("field") == 8
+
+
+@pytest.mark.parametrize("images", [[], IMAGES[:0], FromFunction(IMAGES.__getitem__, 0)])
+def test_rejects_an_empty_dataset(images):
+    with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none\. Check the folder"):
         IndexedImages(images)
 
 
-def test_images_of_different_shapes_are_refused_with_their_numbers(untyped):
+@pytest.mark.usefixtures("without_shape_checks")
+def test_rejects_a_batch_of_different_shapes():
     items = [(torch.zeros(3, 4, 4), 7), (torch.zeros(3, 4, 4), 2), (torch.zeros(3, 4, 5), 9)]
-    with pytest.raises(
-        ValueError,
-        match=r"must have one shape, got \(3, 4, 4\) in item 7 and \(3, 4, 5\) in item 9\. Resize and crop",
-    ):
+    message = r"must have the same shape, got \(3, 4, 4\) in item 7 and \(3, 4, 5\) in item 9\. Resize and crop"
+    with pytest.raises(ValueError, match=message):
         stack_images(items)
 
 
-def test_images_of_different_shapes_are_refused_with_the_types_enforced_too():
-    with pytest.raises(ValueError, match=r"\(3, 4, 4\) in item 0 and \(1, 4, 4\) in item 1"):
-        stack_images([(torch.zeros(3, 4, 4), 0), (torch.zeros(1, 4, 4), 1)])
-
-
-def test_an_error_of_the_data_set_carries_the_number_of_the_item():
-    data = IndexedImages(Made(fail_at_three))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_the_dataset_names_the_item(num_workers):
+    loader = DataLoader(
+        IndexedImages(FromFunction(fail_at_three)), batch_size=5, num_workers=num_workers, collate_fn=stack_images
+    )
     with pytest.raises(OSError, match="image file is truncated") as caught:
-        data[3]
-    assert caught.value.args == ("image file is truncated",)
-    assert caught.value.__notes__ == ["while taking item 3 of `images`"]
-
-
-def test_an_error_in_a_worker_carries_the_number_of_the_item():
-    loader = DataLoader(IndexedImages(Made(fail_at_three)), batch_size=5, num_workers=1, collate_fn=stack_images)
-    with pytest.raises(OSError, match=r"image file is truncated\n(.*\n)*while taking item 3 of `images`"):
         next(iter(loader))
+    assert "while loading item 3 of `images`" in "".join([*caught.value.args, *getattr(caught.value, "__notes__", [])])
 
 
 @pytest.mark.parametrize("kind", ITEMS)
-def test_items_carry_more_if_there_is_anything_beside_the_image(kind):
-    assert has_other_fields(Made(lambda index: ITEMS[kind](IMAGES[index]))) == (kind not in {"tensor", "tuple of one"})
+def test_has_other_fields_if_an_item_holds_more_than_an_image(kind):
+    images = FromFunction(lambda index: ITEMS[kind](IMAGES[index]))
+    assert has_other_fields(images) == (kind not in {"tensor", "tuple of one"})
 
 
-def test_looking_at_an_item_leaves_the_draws_as_they_were():
+def test_has_other_fields_does_not_change_the_random_state():
     before = torch.get_rng_state()
-    has_other_fields(Made(lambda _: torch.rand(3, 4, 4)))
+    has_other_fields(FromFunction(lambda _: torch.rand(3, 4, 4)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_is_drawn_alike_in_whatever_order_and_process(workers):
-    noisy = Made(lambda index: IMAGES[index] + torch.rand(()))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_depends_on_neither_the_order_nor_the_process(num_workers):
+    noisy = FromFunction(lambda index: IMAGES[index] + torch.rand(()))
     data = SeededBatches(noisy, [[0, 1], [2, 2], [3, 4]], (7, 1))
-    loader = DataLoader(data, batch_size=None, sampler=[2, 0, 1], num_workers=workers)
-    found = {tuple(index.tolist()): images for images, index in loader}
+    loader = DataLoader(data, batch_size=None, sampler=[2, 0, 1], num_workers=num_workers)
+    found = {tuple(indices.tolist()): images for images, indices in loader}
     for number, batch in enumerate([(0, 1), (2, 2), (3, 4)]):
-        images, index = data[number]
-        assert tuple(index.tolist()) == batch
+        images, indices = data[number]
+        assert tuple(indices.tolist()) == batch
         assert torch.equal(images, found[batch])
     assert not torch.equal(*found[2, 2])
 
 
-def test_another_key_draws_other_batches():
-    noisy = Made(lambda index: IMAGES[index] + torch.rand(()))
-    one, other = (SeededBatches(noisy, [[0, 1]], (key,))[0][0] for key in (0, 1))
-    assert not torch.equal(one, other)
+def test_another_key_gives_other_random_transforms():
+    noisy = FromFunction(lambda index: IMAGES[index] + torch.rand(()))
+    first, second = (SeededBatches(noisy, [[0, 1]], (key,))[0][0] for key in (0, 1))
+    assert not torch.equal(first, second)

@@ -8,17 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from udmlss import EmbeddingModel, embed
-from udmlss._torch import evaluation_mode, restore_modes
+from udmlss.inference import InferenceOptions, embed_features
 
 IMAGES = torch.rand(11, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def make_model():
-    """Return a model with batch norm and dropout, in training mode, whose statistics are not the initial ones."""
+    """Return a model with batch norm, whose statistics are not the initial ones, and dropout, in training mode."""
     trunk = nn.Sequential(
         nn.Conv2d(3, 6, 3),
         nn.BatchNorm2d(6),
@@ -32,14 +31,16 @@ def make_model():
     return EmbeddingModel(trunk, nn.Linear(24, 5))
 
 
-def one_by_one(model, images):
-    """Return features and embeddings of each image alone, in evaluation mode."""
+def expected_rows(model, output):
+    """Return the features or embeddings of each image alone, in evaluation mode."""
     model.eval()
     with torch.no_grad():
-        features = torch.cat([model.trunk(image[None]) for image in images])
-        raw = torch.cat([model.embedder(row[None]) for row in features])
+        rows = torch.cat([model.trunk(image[None]) for image in IMAGES])
+        if output == "embeddings":
+            rows = torch.cat([model.embedder(row[None]) for row in rows])
+            rows = rows / rows.square().sum(dim=1, keepdim=True).sqrt()
     model.train()
-    return features, torch.stack([row / row.square().sum().sqrt() for row in raw])
+    return rows
 
 
 @pytest.fixture
@@ -48,258 +49,257 @@ def model():
 
 
 @pytest.fixture
-def untyped(monkeypatch):
+def without_shape_checks(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-def test_the_model_gives_embeddings_of_unit_length_in_the_embedder_s_direction(model):
-    model.eval()
-    raw = model.embedder(model.trunk(IMAGES))
-    embeddings = model(IMAGES)
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(11))
-    torch.testing.assert_close(embeddings, torch.stack([row / row.square().sum().sqrt() for row in raw]))
-    torch.testing.assert_close(model.embed_features(model.trunk(IMAGES)), embeddings)
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_the_length_is_one_to_float32_s_precision_at_least(dtype, expected):
-    model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 64).to(dtype))
-    embeddings = model(IMAGES.to(dtype))
-    assert embeddings.dtype == expected
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(11, dtype=expected))
-
-
-@pytest.mark.parametrize("what", ["embeddings", "features"])
-@given(batch_size=st.integers(1, 13))
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+@given(batch_size=st.integers(1, 13).map(np.int8))
 @settings(max_examples=13, deadline=None)
-def test_every_image_gets_its_row_whatever_the_batches(what, batch_size):
+def test_returns_one_row_per_image_for_any_batch_size(output, batch_size):
     model = make_model()
-    features, embeddings = one_by_one(model, IMAGES)
-    found = embed(model, IMAGES, output=what, batch_size=batch_size)
-    torch.testing.assert_close(found, features if what == "features" else embeddings, rtol=1e-6, atol=1e-6)
+    found = embed(model, IMAGES, output=output, batch_size=batch_size)
+    torch.testing.assert_close(found, expected_rows(model, output), rtol=1e-6, atol=1e-6)
     assert found.dtype == torch.float32
     assert found.device.type == "cpu"
 
 
-def test_workers_change_nothing(model):
+def test_workers_do_not_change_the_rows(model):
     alone = embed(model, IMAGES, batch_size=4)
     torch.testing.assert_close(embed(model, IMAGES, batch_size=4, num_workers=2), alone, rtol=1e-6, atol=1e-6)
 
 
-def test_what_items_hold_beside_the_image_is_ignored(model):
-    labelled = TensorDataset(IMAGES, torch.arange(11))
-    assert torch.equal(embed(model, labelled), embed(model, IMAGES))
+def test_ignores_other_fields_of_the_items(model):
+    assert torch.equal(embed(model, TensorDataset(IMAGES, torch.arange(11))), embed(model, IMAGES))
 
 
-def test_a_module_that_is_no_embedding_model_embeds_too():
+def test_embeds_with_any_module():
     found = embed(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), IMAGES, batch_size=4)
     assert found.shape == (11, 7)
+    assert torch.equal(embed(nn.Flatten(), IMAGES), IMAGES.flatten(1))  # without parameters, on the CPU
 
 
-def test_a_model_without_parameters_runs_on_the_cpu():
-    assert torch.equal(embed(nn.Flatten(), IMAGES), IMAGES.flatten(1))
+@pytest.mark.usefixtures("without_shape_checks")  # the compiler would trace the checks
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+@pytest.mark.parametrize("compiled", ["model", "trunk"])
+def test_embeds_with_a_compiled_model(model, output, compiled):
+    model.trunk[1].eval()
+    expected = embed(model, IMAGES, output=output)
+    if compiled == "trunk":
+        wrapped = EmbeddingModel(torch.compile(model.trunk, backend="eager"), model.embedder)
+    else:
+        wrapped = torch.compile(model, backend="eager")
+    before = [part.training for part in wrapped.modules()]
+    assert torch.equal(embed(wrapped, IMAGES, output=output), expected)
+    assert [part.training for part in wrapped.modules()] == before
 
 
-def test_every_part_is_put_back_into_its_own_mode(model):
+@pytest.mark.parametrize("broken", [False, True])
+def test_restores_the_mode_of_every_submodule(model, broken):
     model.trunk[1].eval()
     model.embedder.eval()
     before = [part.training for part in model.modules()]
-    assert len(set(before)) == 2
-    embed(model, IMAGES)
-    embed(model, IMAGES, output="features")
+    if broken:
+        with pytest.raises(TypeError, match="in item 1"):
+            embed(model, [IMAGES[0], None])
+    else:
+        embed(model, IMAGES)
+        embed(model, IMAGES, output="features")
     assert [part.training for part in model.modules()] == before
 
 
-def test_modes_are_put_back_after_an_error_too(model):
-    model.trunk[1].eval()
-    before = [part.training for part in model.modules()]
-    with pytest.raises(TypeError, match="in item 1"):
-        embed(model, [IMAGES[0], None])
-    assert [part.training for part in model.modules()] == before
-
-
-def test_evaluating_evaluates_every_part_for_its_block_alone(model):
-    with evaluation_mode(model):
-        assert not any(part.training for part in model.modules())
-    assert all(part.training for part in model.modules())
-
-
-def test_modes_are_kept_over_several_modules(model):
-    head = nn.Linear(2, 2).eval()
-    with restore_modes(model, head):
-        model.eval()
-        head.train()
-    assert all(part.training for part in model.modules())
-    assert not head.training
-
-
-def test_parameters_statistics_and_gradients_stay_as_they_are(model):
+def test_does_not_change_parameters_statistics_or_gradients(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     embed(model, IMAGES, batch_size=4)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("without_shape_checks")  # the checks sample random numbers
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_global_random_state_is_touched(model, num_workers, untyped):  # the type checker draws
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 (the global one)
+def test_does_not_change_global_random_states(model, num_workers):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     embed(model, IMAGES, num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert random.getstate() == before[2]
 
 
-def test_the_result_carries_no_gradient_and_can_be_learnt_from(model):
+def test_the_result_is_an_ordinary_tensor_without_gradient(model):
     found = embed(model, IMAGES)
     assert not found.requires_grad
     assert not found.is_inference()
-    weight = torch.ones(5, requires_grad=True)
-    (found @ weight).sum().backward()
-    torch.testing.assert_close(weight.grad, found.sum(0))
     found.requires_grad_().sum().backward()
     assert torch.equal(found.grad, torch.ones(11, 5))
 
 
-def test_bfloat16_is_close_and_comes_back_as_float32(model):
-    exact, found = embed(model, IMAGES), embed(model, IMAGES, precision="bfloat16")
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+def test_bfloat16_runs_the_forward_pass_and_returns_float32(model, output):
+    dtypes = []
+    model.trunk[0].register_forward_hook(lambda _module, _inputs, rows: dtypes.append(rows.dtype))
+    exact, found = (embed(model, IMAGES, output=output, precision=kind) for kind in ("float32", "bfloat16"))
+    assert dtypes == [torch.float32, torch.bfloat16]
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-2)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(11))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    if output == "embeddings":
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(11))
 
 
-@pytest.mark.parametrize("what", ["embeddings", "features"])
-def test_bfloat16_holds_in_the_forward_pass(model, what):
-    seen = []
-    model.trunk[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    assert embed(model, IMAGES, output=what, precision="bfloat16").dtype == torch.float32
-    assert seen == [torch.bfloat16]
-
-
-def test_channels_last_gives_the_model_such_batches_and_the_same_embeddings(model):
-    seen = []
+def test_images_get_the_memory_format_of_the_model(model):
+    formats = []
     model.trunk.register_forward_pre_hook(
-        lambda _module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        lambda _module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
     expected = embed(model, IMAGES)
-    torch.testing.assert_close(embed(model, IMAGES, channels_last=True), expected, rtol=1e-5, atol=1e-6)
-    assert seen == [False, True]
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(embed(model, IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert formats == [False, True]
+
+
+def test_embeddings_of_features_are_those_of_the_images(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("udmlss.inference._FEATURES_AT_ONCE", 4)
+    features = embed(model, IMAGES, output="features")
+    for folder in (None, tmp_path):
+        found = embed_features(model, features, folder)
+        torch.testing.assert_close(found, embed(model, IMAGES), rtol=1e-6, atol=1e-6)
+        assert not found.is_inference()
+        assert model.training
 
 
 @pytest.mark.parametrize(("progress", "shown"), [(False, False), (True, True)])
-def test_only_progress_prints(model, capsys, progress, shown):
+def test_prints_only_a_progress_bar(model, capsys, progress, shown):
     embed(model, IMAGES, progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
     assert ("embedding" in err) == shown
 
 
-@pytest.mark.parametrize("what", ["embeddings", "features"])
-def test_a_trunk_that_does_not_flatten_is_refused_with_the_remedy(what, untyped):
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+def test_rejects_a_trunk_that_does_not_flatten(output):
     model = EmbeddingModel(nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1)), nn.Linear(6, 5))
-    sentence = (
-        r"The trunk must return features \(b f\), got shape \(11, 6, 1, 1\)\. End it in .*AdaptiveAvgPool2d\(1\) "
+    message = (
+        r"The trunk must return features of shape \(b, f\), got shape \(11, 6, 1, 1\)\. End it in .*nn.Flatten\(\)"
     )
-    with pytest.raises(ValueError, match=sentence + r"and nn.Flatten\(\)"):
-        embed(model, IMAGES, output=what)
+    with pytest.raises(ValueError, match=message):
+        embed(model, IMAGES, output=output)
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
-    ("settings_", "sentence"),
+    ("options", "error", "message"),
     [
-        ({"what": "logits"}, "`what` must be one of 'embeddings', 'features', got 'logits'"),
-        ({"precision": "float16"}, "`precision` must be one of 'float32', 'bfloat16', got 'float16'"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-        ({"dtype": "bfloat16"}, "`dtype` must be one of 'float32', 'float16', got 'bfloat16'"),
+        ({"output": "logits"}, ValueError, "`output` must be one of 'embeddings', 'features', got 'logits'"),
+        ({"precision": "float16"}, ValueError, "`precision` must be one of 'float32', 'bfloat16', got 'float16'"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "`batch_size` must be an integer, got 2.0"),
+        ({"num_workers": -1}, ValueError, "`num_workers` must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
+        ({"dtype": "bfloat16"}, ValueError, "`dtype` must be one of 'float32', 'float16', got 'bfloat16'"),
         (
             {"dtype": "float16"},
-            '`dtype="float16"` is for a file, got `out=None`. Pass `out="embeddings.npy"` as well',
+            ValueError,
+            '`dtype="float16"` needs a file, got `out=None`. Pass `out="embeddings.npy"',
         ),
+        ({"out": "rows.npy", "sharded": True}, ValueError, "`out` must be written by one process, got `sharded=True`"),
     ],
 )
-def test_unknown_choices_are_refused(model, settings_, sentence, untyped):
-    with pytest.raises(ValueError, match=sentence):
-        embed(model, IMAGES, **settings_)
+def test_rejects_invalid_options(model, options, error, message):
+    with pytest.raises(error, match=message):
+        embed(model, IMAGES, **options)
 
 
-def test_no_images_are_refused(model):
+def test_options_check_themselves():
+    assert InferenceOptions(np.int64(2), "bfloat16").batch_size == 128
+    with pytest.raises(ValueError, match="`num_workers` must be at least 0"):
+        InferenceOptions(-1)
+
+
+def test_rejects_an_empty_dataset(model):
     with pytest.raises(ValueError, match="`images` must hold at least one image"):
         embed(model, IMAGES[:0])
 
 
-def test_an_embedder_that_gives_nothing_gives_zeros_and_no_nan():
-    model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 5))
-    nn.init.zeros_(model.embedder.weight)
-    nn.init.zeros_(model.embedder.bias)
-    assert torch.equal(embed(model, IMAGES), torch.zeros(11, 5))
-
-
-def test_the_features_are_those_the_embedder_sees(model):
-    features = embed(model, IMAGES, output="features")
-    with torch.no_grad():
-        expected = functional.normalize(model.embedder(features))
-    torch.testing.assert_close(embed(model, IMAGES), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_features_of_a_model_without_a_trunk_are_refused():
-    with pytest.raises(TypeError, match=r"come from a model with a `trunk`, got Flatten\. Wrap it: EmbeddingModel"):
+def test_rejects_features_of_a_model_without_a_trunk():
+    message = r"`model` must have a `trunk` that computes features, got Flatten\. Wrap it: EmbeddingModel"
+    with pytest.raises(TypeError, match=message):
         embed(nn.Flatten(), torch.zeros(2, 1, 2, 2), output="features")
 
 
-@pytest.mark.parametrize("what", ["embeddings", "features"])
-@pytest.mark.parametrize("batch_size", [4, 11, 20])
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+@pytest.mark.parametrize("batch_size", [4, 20])
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_file_holds_the_rows_that_memory_would(model, tmp_path, what, batch_size, kind):
+def test_writes_to_a_file_the_rows_that_memory_would_hold(model, tmp_path, output, batch_size, kind):
     out = tmp_path / "rows.npy"
-    found = embed(model, IMAGES, output=what, batch_size=batch_size, out=kind(out))
-    expected = embed(model, IMAGES, output=what, batch_size=batch_size)
+    found = embed(model, IMAGES, output=output, batch_size=batch_size, out=kind(out))
+    expected = embed(model, IMAGES, output=output, batch_size=batch_size)
     assert torch.equal(found, expected)
     assert np.array_equal(np.load(out), expected.numpy())
     assert not found.is_inference()
     assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
 
 
-def test_a_file_of_float16_holds_the_rows_rounded(model, tmp_path):
+def test_writes_to_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = embed(model, IMAGES, out="~/rows.npy")
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), found.numpy())
+
+
+def test_changing_the_result_does_not_change_the_file(model, tmp_path):
+    out = tmp_path / "rows.npy"
+    found = embed(model, IMAGES, out=out)
+    content = out.read_bytes()
+    found.zero_()
+    assert not found.any()
+    assert out.read_bytes() == content
+
+
+def test_a_float16_file_holds_rounded_rows(model, tmp_path):
     found = embed(model, IMAGES, batch_size=4, out=tmp_path / "rows.npy", dtype="float16")
     assert found.dtype == torch.float16
     assert torch.equal(found, embed(model, IMAGES, batch_size=4).half())
     assert (tmp_path / "rows.npy").stat().st_size == 128 + 11 * 5 * 2
 
 
-def test_an_image_that_fails_leaves_no_file_and_an_older_one_as_it_was(model, tmp_path):
+def test_an_error_of_an_image_keeps_the_previous_file(model, tmp_path):
     out = tmp_path / "rows.npy"
-    older = embed(model, IMAGES, out=out).clone()
+    embed(model, IMAGES, out=out)
+    content = out.read_bytes()
     with pytest.raises(TypeError, match="in item 5"):
         embed(model, [*IMAGES[:5], None], batch_size=2, out=out)
-    assert torch.equal(torch.from_numpy(np.load(out)), older)
+    assert out.read_bytes() == content
     assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
 
 
-def test_a_folder_that_is_not_there_is_refused_before_the_model_runs(tmp_path):
+def test_rejects_a_missing_folder_before_the_model_runs(tmp_path):
     model = nn.Flatten()
-    model.register_forward_hook(lambda *_: pytest.fail("it ran"))
-    with pytest.raises(ValueError, match=r"`out` must name a file in a folder that is there, got .*nowhere"):
-        embed(model, IMAGES, out=tmp_path / "nowhere" / "rows.npy")
+    model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=r"`out` must be a file in an existing folder, got .*missing"):
+        embed(model, IMAGES, out=tmp_path / "missing" / "rows.npy")
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("out", [None, "rows.npy"])
-def test_images_of_several_sizes_whose_embeddings_differ_in_length_are_refused(tmp_path, monkeypatch, untyped, out):
+def test_rejects_embeddings_of_different_dimensions(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     images = [torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)]
-    with pytest.raises(ValueError, match=r"Embeddings must have one dimension, got 48 after 192\. Crop the images"):
+    with pytest.raises(
+        ValueError, match=r"Embeddings must have the same dimension, got 48 after 192\. Crop the images"
+    ):
         embed(nn.Flatten(), images, batch_size=1, out=out)
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("rows", [slice(2), [0, 0, 1, 2]])
 @pytest.mark.parametrize("out", [None, "rows.npy"])
-def test_a_model_that_returns_another_number_of_rows_is_refused(tmp_path, monkeypatch, untyped, rows, out):
-    class Picks(nn.Module):
+def test_rejects_a_model_that_returns_another_number_of_rows(tmp_path, monkeypatch, rows, out):
+    class SelectRows(nn.Module):
         def forward(self, images):
             return images.flatten(1)[rows]
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"A model must return one row per image, got [24] for 3 images\. Pool what"):
-        embed(Picks(), IMAGES[:3], out=out)
+    with pytest.raises(ValueError, match=r"The model must return one row per image, got [24] for 3 images\. Pool the"):
+        embed(SelectRows(), IMAGES[:3], out=out)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from udmlss import _row_store
 from udmlss._row_store import RowBuffer, allocate_rows, map_rows, write_rows
 
 MAPPINGS = Path("/proc/self/maps")
@@ -24,9 +26,17 @@ def write(path, parts, n=11, dtype="float32"):
             append(part)
 
 
+@pytest.fixture
+def small_disk(monkeypatch):
+    """Return a function that sets the largest size of a file: like a full disk, the system refuses more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("size", [1, 4, 11])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_numpy_reads_the_file_whatever_the_parts_were(tmp_path, size, dtype):
+def test_numpy_reads_the_file_for_any_size_of_the_parts(tmp_path, size, dtype):
     write(tmp_path / "rows.npy", ROWS.split(size), dtype=dtype)
     found = np.load(tmp_path / "rows.npy")
     assert found.dtype == dtype
@@ -34,31 +44,38 @@ def test_numpy_reads_the_file_whatever_the_parts_were(tmp_path, size, dtype):
     assert names(tmp_path) == ["rows.npy"]
 
 
-def test_columns_apart_in_memory_are_written_in_order(tmp_path):
+def test_rows_that_are_not_contiguous_are_written_in_order(tmp_path):
     write(tmp_path / "rows.npy", [ROWS.T.contiguous().T])
     assert np.array_equal(np.load(tmp_path / "rows.npy"), ROWS.numpy())
 
 
-def test_a_mapped_file_is_its_rows_and_changes_with_them(tmp_path):
-    write(tmp_path / "rows.npy", [ROWS])
-    mapped = map_rows(tmp_path / "rows.npy")
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_writing_to_mapped_rows_does_not_change_the_file(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr("sys.platform", platform)
+    path = tmp_path / "rows.npy"
+    write(path, [ROWS])
+    mapped = map_rows(path)
     assert torch.equal(mapped, ROWS)
     mapped[3] = 7
-    assert (np.load(tmp_path / "rows.npy")[3] == 7).all()
+    assert (mapped[3] == 7).all()
+    assert torch.equal(map_rows(path), ROWS)
+    assert np.array_equal(np.load(path), ROWS.numpy())
 
 
-def test_a_file_larger_than_memory_is_mapped(tmp_path):
-    n = 2**38  # 1 TiB, but the disk need not hold the holes
+def test_maps_a_file_that_is_larger_than_memory(tmp_path):
+    n = 2**38  # 1 TiB of zeros, which take no space on the disk
     with (tmp_path / "rows.npy").open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (n // 64, 64)}
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + 4 * n)
-    assert float(map_rows(tmp_path / "rows.npy")[-1].sum()) == 0
+    mapped = map_rows(tmp_path / "rows.npy")
+    mapped[0] = 1
+    assert mapped[[0, -1]].sum() == 64
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("before", [None, b"as it was"])
-def test_after_an_error_no_half_a_file_is_left_and_an_older_one_is_as_it_was(tmp_path, error, before):
+@pytest.mark.parametrize("before", [None, b"previous content"])
+def test_an_error_leaves_no_partial_file_and_keeps_the_previous_one(tmp_path, error, before):
     path = tmp_path / "rows.npy"
     if before is not None:
         path.write_bytes(before)
@@ -73,7 +90,7 @@ def test_after_an_error_no_half_a_file_is_left_and_an_older_one_is_as_it_was(tmp
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before] * (before is not None)
 
 
-def test_what_was_mapped_from_a_file_stays_when_another_takes_its_place(tmp_path):
+def test_mapped_rows_are_unchanged_after_the_file_is_replaced(tmp_path):
     write(tmp_path / "rows.npy", [ROWS])
     first = map_rows(tmp_path / "rows.npy")
     write(tmp_path / "rows.npy", [ROWS + 1])
@@ -81,103 +98,104 @@ def test_what_was_mapped_from_a_file_stays_when_another_takes_its_place(tmp_path
     assert torch.equal(map_rows(tmp_path / "rows.npy"), ROWS + 1)
 
 
-def test_a_disk_that_takes_no_more_is_an_error_that_names_the_file(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))  # like a full disk: it takes a part, then refuses
-    try:
-        with pytest.raises(OSError, match="too large") as caught:
-            write(tmp_path / "rows.npy", ROWS.split(2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+@pytest.mark.parametrize("size", [100, 300])  # inside the header and inside the rows
+def test_an_error_of_the_disk_names_the_file(tmp_path, small_disk, size):
+    small_disk(size)
+    with pytest.raises(OSError, match="too large") as caught:
+        write(tmp_path / "rows.npy", ROWS.split(2))
     assert caught.value.__notes__ == [f"while writing embeddings to {tmp_path / 'rows.npy'}"]
     assert not names(tmp_path)
 
 
-def test_an_error_of_the_images_does_not_blame_the_file(tmp_path):
-    with pytest.raises(OSError, match="no such picture") as caught, write_rows(tmp_path / "rows.npy", 11, "float32"):
-        raise OSError("no such picture")
+def test_an_error_of_the_images_does_not_name_the_file(tmp_path):
+    with pytest.raises(OSError, match="no such image") as caught, write_rows(tmp_path / "rows.npy", 11, "float32"):
+        raise OSError("no such image")
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_a_disk_without_room_for_all_rows_is_refused_at_the_first_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=219))
-    with pytest.raises(ValueError, match=r"`out` needs 220 bytes of free disk, got 219\. Make room, name a file on"):
-        write(tmp_path / "rows.npy", ROWS.split(2))
-    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=220))
-    write(tmp_path / "rows.npy", ROWS.split(2))
+@pytest.mark.parametrize(
+    ("name", "remedy", "use"),
+    [
+        ("out", "use another disk, or pass", lambda folder: write(folder / "rows.npy", ROWS.split(2))),
+        ("embeddings_folder", "use a folder on another disk", lambda folder: allocate_rows(11, 5, folder)),
+    ],
+)
+def test_rejects_a_disk_without_space_for_all_rows(tmp_path, monkeypatch, name, remedy, use):
+    monkeypatch.setattr(_row_store, "disk_usage", lambda _: SimpleNamespace(free=219))
+    message = rf"`{name}` needs 220 bytes of free disk space, got 219\. Free some space, {remedy}"
+    with pytest.raises(ValueError, match=message):
+        use(tmp_path)
+    assert not names(tmp_path)
+    monkeypatch.setattr(_row_store, "disk_usage", lambda _: SimpleNamespace(free=220))
+    use(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["folder", "nowhere/rows.npy"])
-def test_a_place_where_no_file_can_be_is_refused_before_any_work(tmp_path, name):
+@pytest.mark.parametrize("name", ["folder", "missing/rows.npy"])
+def test_rejects_a_path_that_cannot_be_a_file_before_any_work(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"`out` must name a file in a folder that is there, got .*/" + name):
+    with pytest.raises(ValueError, match=r"`out` must be a file in an existing folder, got .*/" + name):
         write(tmp_path / name, iter(int, 1))
 
 
-def test_rows_of_another_length_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Embeddings must have one dimension, got 4 after 5\. Crop the images"):
-        write(tmp_path / "rows.npy", [ROWS, ROWS[:, :4]])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rejects_rows_of_another_dimension(tmp_path, on_disk):
+    message = r"Embeddings must have the same dimension, got 4 after 5\. Crop the images"
+    parts = [ROWS, ROWS[:, :4]]
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "rows.npy", parts) if on_disk else fill(RowBuffer(22, torch.empty), parts)
     assert not names(tmp_path)
+
+
+def fill(buffer, parts):
+    for part in parts:
+        buffer.append(part)
+    return buffer.rows
 
 
 @pytest.mark.parametrize("size", [1, 4, 11])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_rows_are_held_as_they_came(tmp_path, size, on_disk):
-    held = RowBuffer(11, tmp_path if on_disk else None)
-    for part in ROWS.split(size):
-        held.append(part)
-    assert torch.equal(held.rows, ROWS)
+def test_a_buffer_holds_its_rows_in_order(tmp_path, size, on_disk):
+    allocate = partial(allocate_rows, folder=tmp_path if on_disk else None)
+    assert torch.equal(fill(RowBuffer(11, allocate), ROWS.split(size)), ROWS)
     assert not names(tmp_path)
 
 
-def test_room_on_a_disk_is_taken_at_once(tmp_path):
-    assert taken_by_a_file_of(2**20, tmp_path) >= 2**20
-
-
-@pytest.mark.parametrize("answer", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_where_the_file_system_cannot_give_room_at_once_the_file_still_has_its_length(tmp_path, monkeypatch, answer):
-    def cannot(*_):
-        raise OSError(answer, "not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", cannot)
-    assert taken_by_a_file_of(2**20, tmp_path) == 0
-
-
-def taken_by_a_file_of(size, folder):
-    """Return the bytes that the file takes on the disk."""
+def disk_space_of_a_file(size, folder):
+    """Reserve a file and return the number of bytes that it takes on the disk."""
     with (folder / "rows").open("w+b") as file:
-        storing._reserve(file.fileno(), size)
+        _row_store._reserve(file.fileno(), size)
         assert os.fstat(file.fileno()).st_size == size
-        return os.fstat(file.fileno()).st_blocks * 512  # st_blocks counts in 512 bytes whatever the disk's own are
+        return os.fstat(file.fileno()).st_blocks * 512  # the unit of st_blocks is 512 bytes on every file system
 
 
-@pytest.mark.skipif(not MAPPINGS.exists(), reason="the system does not list what a process maps")
-def test_room_on_a_disk_is_given_back_with_the_tensor(tmp_path):
-    room = allocate_rows(11, 5, tmp_path)
-    assert room.shape == (11, 5)
+def test_disk_space_is_reserved_in_advance(tmp_path):
+    assert disk_space_of_a_file(2**20, tmp_path) >= 2**20
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_reserve_space_gets_the_size_of_the_file(tmp_path, monkeypatch, code):
+    def not_supported(*_):
+        raise OSError(code, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", not_supported)
+    assert disk_space_of_a_file(2**20, tmp_path) == 0
+
+
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="the system does not list the mapped files of a process")
+def test_disk_space_is_freed_with_the_tensor(tmp_path):
+    rows = allocate_rows(11, 5, tmp_path)
+    assert rows.shape == (11, 5)
     assert str(tmp_path) in MAPPINGS.read_text()
-    del room
+    del rows
     assert str(tmp_path) not in MAPPINGS.read_text()
 
 
-def test_room_for_nothing_is_an_empty_tensor(tmp_path):
+def test_no_rows_are_an_empty_tensor(tmp_path):
     assert allocate_rows(0, 5, tmp_path).shape == (0, 5)
 
 
-def test_a_disk_without_room_for_a_round_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=219))
-    with pytest.raises(ValueError, match=r"`embeddings_folder` needs 220 bytes of free disk, got 219\. Make room"):
+def test_an_error_of_the_disk_names_the_folder(tmp_path, small_disk):
+    small_disk(219)
+    with pytest.raises(OSError, match="too large") as caught:
         allocate_rows(11, 5, tmp_path)
-    monkeypatch.setattr(storing, "disk_usage", lambda _: SimpleNamespace(free=220))
-    assert allocate_rows(11, 5, tmp_path).shape == (11, 5)
-
-
-def test_a_disk_that_fills_up_meanwhile_is_an_error_that_names_the_folder(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (219, before[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as caught:
-            allocate_rows(11, 5, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.__notes__ == [f"while writing embeddings to {tmp_path}"]

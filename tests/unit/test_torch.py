@@ -3,54 +3,106 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from udmlss._torch import seeded_generators
+from udmlss._torch import device_of, evaluation_mode, fork_torch_rng, is_channels_last, restore_modes, to_device
+from udmlss._torch import seeded_generators as seeded
 
-
-def draw():
-    return random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002, S311 (what transforms do)
-
-
-@pytest.mark.parametrize("key", [(0,), (0, 3), (2**40, 1, 5)])
-def test_the_same_key_draws_the_same_in_torch_numpy_and_python(key):
-    with seeded_generators(*key):
-        one, two, three = draw()
-    draw()
-    with seeded_generators(*key):
-        again = draw()
-    assert (one, two) == again[:2]
-    assert torch.equal(three, again[2])
+KEYS = [(0,), (1,), (0, 1), (1, 0), (0, 0, 1), (0, 0), (2**40, 1, 5)]
 
 
-def test_different_keys_draw_differently_also_where_one_begins_with_the_other():
-    drawn = []
-    for key in [(0,), (1,), (0, 1), (1, 0), (0, 0, 1), (0, 0)]:
-        with seeded_generators(*key):
-            drawn.append(draw())
-    for position in range(3):
-        assert len({float(values[position] if position < 2 else values[2][0]) for values in drawn}) == 6
+def sample():
+    """Sample from the global generators of Python, NumPy and torch, as transforms do."""
+    return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002, S311
 
 
-def test_states_come_back_also_after_an_error():
-    expected = drawn_after(lambda: None)
-    assert drawn_after(draw_elsewhere) == expected
-    assert drawn_after(fail_elsewhere) == expected
+def sample_seeded(key):
+    with seeded(*key):
+        return sample()
 
 
-def draw_elsewhere():
-    with seeded_generators(9):
-        draw()
+def test_the_same_key_gives_the_same_random_numbers():
+    first = [sample_seeded(key) for key in KEYS]
+    sample()
+    assert [sample_seeded(key) for key in KEYS] == first
 
 
-def fail_elsewhere():
-    with pytest.raises(ZeroDivisionError), seeded_generators(9):
-        1 / len(draw()[3:])
+def test_different_keys_give_different_random_numbers_in_every_library():
+    for numbers in zip(*map(sample_seeded, KEYS), strict=True):
+        assert len(set(numbers)) == len(KEYS)
 
 
-def drawn_after(action):
-    random.seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    torch.manual_seed(5)
-    action()
-    one, two, three = draw()
-    return one, two, *three.tolist()
+@pytest.mark.parametrize("context", [lambda: seeded(9), lambda: fork_torch_rng(9, torch.device("cpu"))])
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_generator_states_are_restored(context, error):
+    def sample_after(use_context):
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        torch.manual_seed(5)
+        if use_context:
+            with pytest.raises(error) if error else context(), context():
+                torch.rand(3)
+                if error:
+                    raise error
+        return sample()
+
+    assert sample_after(use_context=True) == sample_after(use_context=False)
+
+
+def test_fork_torch_rng_seeds_the_block():
+    with fork_torch_rng(3, torch.device("cpu")):
+        found = torch.rand(4)
+    assert torch.equal(found, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3), True),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), False),
+        (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4)), False),  # the formats do not differ
+        (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3), nn.Flatten()), True),
+        (nn.Flatten, False),
+    ],
+)
+def test_the_memory_format_is_that_of_the_convolutions(model, expected):
+    model = model()
+    images = torch.rand(2, 3, 5, 5)
+    assert not is_channels_last(model)
+    assert to_device(images, model).is_contiguous()
+    model.to(memory_format=torch.channels_last)
+    assert is_channels_last(model) == expected
+    found = to_device(images, model)
+    assert found.is_contiguous(memory_format=torch.channels_last) == expected
+    assert torch.equal(found, images)
+
+
+def test_images_keep_their_format_for_a_model_in_the_standard_format():
+    images = torch.rand(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    assert to_device(images, nn.Conv2d(3, 4, 3)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_move_to_the_device_of_the_model():
+    model = nn.Linear(2, 2, device="meta")
+    assert device_of(model) == to_device(torch.rand(2, 3, 5, 5), model).device == torch.device("meta")
+    assert device_of(nn.Flatten()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_evaluation_mode_restores_the_mode_of_every_submodule(error):
+    model = nn.Sequential(nn.Sequential(nn.Dropout(), nn.Dropout().eval()), nn.Dropout())
+    before = [part.training for part in model.modules()]
+    with pytest.raises(error) if error else evaluation_mode(model), evaluation_mode(model):
+        assert not any(part.training for part in model.modules())
+        if error:
+            raise error
+    assert [part.training for part in model.modules()] == before
+
+
+def test_restore_modes_restores_several_modules():
+    model, head = nn.Sequential(nn.Dropout()), nn.Linear(2, 2).eval()
+    with restore_modes(model, head):
+        model.eval()
+        head.train()
+    assert all(part.training for part in model.modules())
+    assert not head.training
