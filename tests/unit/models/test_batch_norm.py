@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -30,26 +32,23 @@ def model(request):
     return model
 
 
-def test_statistics_stay_whatever_train_is_called(model):
+def test_running_statistics_are_fixed_within_the_block_alone(model):
     before = statistics(model)
     with frozen_batch_norm(model):
-        for _ in range(3):
+        with frozen_batch_norm(model):  # blocks may be nested
             model.train()
-            for norm in norms_of(model):
-                norm.train()
             model(IMAGES)
+        for norm in norms_of(model):
+            norm.train()
+        model(IMAGES)
     assert all(map(torch.equal, before, statistics(model)))
-
-
-def test_without_it_they_would_not_stay(model):
-    before = statistics(model)
+    assert not any(part._forward_pre_hooks for part in model.modules())
     model.train()
     model(IMAGES)
     assert not any(map(torch.equal, before, statistics(model)))
 
 
 def test_the_output_is_that_of_evaluation_mode(model):
-    expected = model.eval()(IMAGES)
     in_training = model.train()(IMAGES)
     for norm in norms_of(model):
         norm.reset_running_stats()
@@ -60,18 +59,18 @@ def test_the_output_is_that_of_evaluation_mode(model):
         found = model(IMAGES)
         alone = torch.cat([model(image[None]) for image in IMAGES])
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)  # no image depends on its batch
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)  # independent of the rest of the batch
     assert not torch.allclose(found, in_training)
 
 
-def test_scale_and_shift_still_train(model):
+def test_scale_and_shift_are_trained(model):
     model.train()
     with frozen_batch_norm(model):
         (model(IMAGES) * torch.randn(5, 1)).square().sum().backward()
     assert all(parameter.grad.any() for norm in norms_of(model) for parameter in norm.parameters())
 
 
-def test_only_batch_norm_is_held():
+def test_other_layers_stay_in_training_mode():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).train()
     model[0].running_mean += 1
     with frozen_batch_norm(model):
@@ -80,54 +79,28 @@ def test_only_batch_norm_is_held():
     assert (found == 0).any()
 
 
-def test_it_ends_with_its_block(model):
-    model.train()
-    before = statistics(model)
-    with frozen_batch_norm(model):
-        model(IMAGES)
-    model.train()
-    model(IMAGES)
-    assert not any(part._forward_pre_hooks for part in model.modules())
-    assert not any(map(torch.equal, before, statistics(model)))
-
-
-def test_it_ends_after_an_error_too(model):
-    with pytest.raises(KeyError), frozen_batch_norm(model):
-        raise KeyError
-    assert not any(part._forward_pre_hooks for part in model.modules())
-
-
 @pytest.mark.parametrize("mode", [True, False])
-def test_every_part_has_its_mode_again_after_the_block(model, mode):
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_restores_the_mode_of_every_submodule(model, mode, error):
     model.train(mode)
     before = [part.training for part in model.modules()]
-    with frozen_batch_norm(model):
+    with pytest.raises(error) if error else nullcontext(), frozen_batch_norm(model):
         model(IMAGES)
+        if error:
+            raise error
     assert [part.training for part in model.modules()] == before
-
-
-def test_blocks_can_be_nested(model):
-    before = statistics(model)
-    with frozen_batch_norm(model):
-        with frozen_batch_norm(model):
-            model.train()
-            model(IMAGES)
-        model.train()
-        model(IMAGES)
-    assert all(map(torch.equal, before, statistics(model)))
-
-
-def test_initial_statistics_are_refused():
-    model = MODELS["2d"]()
-    sentence = (
-        r"needs statistics worth keeping, got all 2 batch norms as they are initialised\. Pass `freeze_batch_norm"
-    )
-    with pytest.raises(ValueError, match=sentence), frozen_batch_norm(model):
-        pytest.fail("the block must not begin")
     assert not any(part._forward_pre_hooks for part in model.modules())
 
 
-def test_one_new_batch_norm_beside_a_pretrained_one_is_fine():
+def test_rejects_initial_statistics():
+    model = MODELS["2d"]()
+    message = r"needs the running statistics of .*, got initial statistics in all 2 layers\. Pass `freeze_batch_norm"
+    with pytest.raises(ValueError, match=message), frozen_batch_norm(model):
+        pytest.fail("the block must not start")
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_accepts_a_new_layer_in_a_pretrained_model():
     model = MODELS["2d"]().train()
     model[1].running_mean.normal_()
     with frozen_batch_norm(model):
@@ -143,7 +116,7 @@ def test_one_new_batch_norm_beside_a_pretrained_one_is_fine():
         nn.BatchNorm1d(4, track_running_stats=False),
     ],
 )
-def test_a_model_without_statistics_is_fine(model):
+def test_has_no_effect_without_running_statistics(model):
     expected = model.train()(torch.eye(4))
     with frozen_batch_norm(model):
         assert torch.equal(model(torch.eye(4)), expected)
