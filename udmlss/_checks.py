@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udmlss._chunks import row_slices
@@ -123,14 +124,22 @@ def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[
         TypeError: The labels are not integers.
         ValueError: The labels are not one-dimensional, or are not `n`.
     """
-    found = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise type_error(f"`{name}` must be integers", found.dtype, "Call .long() first")
+    found = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if not _is_integer(found):
+        raise type_error(f"`{name}` must be integers", found.dtype, "Convert them to int64")
+    if isinstance(found, np.ndarray):
+        found = torch.from_numpy(found.astype(np.int64))  # a copy, which has no negative strides and is writable
     if found.ndim != 1 or (n is not None and len(found) != n):
         shape = "(n,)" if n is None else f"({n},)"
         rule = f"`{name}` must have shape {shape}, one label per item"
         raise value_error(rule, f"shape {tuple(found.shape)}", "Pass one label per item, in order")
     return found.long()
+
+
+def _is_integer(labels: Tensor | NDArray[Any]) -> bool:
+    if isinstance(labels, Tensor):
+        return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return labels.dtype.kind in "iu"
 
 
 def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:

@@ -1,125 +1,139 @@
-"""Models and labelled images to scores. Labels judge here; nothing in training sees them."""
+"""Evaluation of a model or of embeddings with known classes."""
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from udmlss import metrics
-from udmlss._checks import value_error
+from udmlss._checks import check_integer, value_error
 from udmlss._torch import device_of
-from udmlss.clustering.kmeans import check_seed, k_means
+from udmlss.clustering.kmeans import k_means
 from udmlss.inference import embed
-from udmlss.types import Images, Output, Precision, Scores
+from udmlss.types import Images, Labels, Output, Precision, Scores
 
 
 def evaluate(
     model: nn.Module,
     images: Images,
-    labels: Int[Tensor, " n"],
+    labels: Labels,
     *,
     queries: Images | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    query_labels: Labels | None = None,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
     output: Output = "embeddings",
     batch_size: int = 128,
     num_workers: int = 0,
     precision: Precision = "float32",
-    channels_last: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Scores:
-    """Embed labelled images and score how well the embeddings retrieve and group their classes.
+    """Embed images and score how well the embeddings retrieve and cluster their classes.
 
-    Scores are computed on the CPU, or on the model's GPU with CUDA.
+    Scores are computed on the model's device if that is a CUDA GPU, and otherwise on the CPU. Labels, `ks` and the
+    seed are checked before the first image is embedded.
 
     Args:
         model: An `EmbeddingModel`, or any module from images to embeddings if `output` is "embeddings".
-        images: The images searched: a data set as for `embed`, with test-time transforms.
-        labels: Class of each image, in data-set order.
-        queries: Query images, where they are apart; else each image is a query among the others.
-        query_labels: Class of each query.
-        ks: The k of recall@k.
-        output: Whether to score the model's embeddings or its trunk's features.
-        batch_size: Images a forward pass.
-        num_workers: Processes that load images.
-        precision: As for `embed`.
-        channels_last: As for `embed`.
-        seed: Seed of the k-means behind NMI and AMI.
+        images: Images that are searched, with test-time transforms; any dataset that `embed` accepts.
+        labels: Class of each image, in the order of the dataset.
+        queries: Images of the queries. None uses each image as a query that is searched among all other images.
+        query_labels: Class of each query; required with `queries`.
+        ks: The k of recall@k, one or several.
+        output: "embeddings" scores the model's embeddings, "features" those of its trunk.
+        batch_size: Number of images per forward pass.
+        num_workers: Number of processes that load images. 0 loads them in the main process.
+        precision: "bfloat16" embeds in mixed precision.
+        seed: Seed of k-means, whose clusters NMI and AMI score.
         progress: Whether to show a progress bar.
 
     Returns:
-        The scores; NMI and AMI are of the searched images.
+        The scores. NMI and AMI are those of `images`, without the queries.
 
     Raises:
-        ValueError: As `embed` and `evaluate_embeddings`.
+        TypeError: Labels or `ks` are not integers.
+        ValueError: Labels do not match the images, a k exceeds the number of images, there are fewer than two classes,
+            or the embeddings are not finite.
 
     Example:
-        >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])
-        >>> sorted(evaluate(nn.Flatten(), images, labels, ks=(1, 2)).recall_at)
-        [1, 2]
+        >>> images = torch.eye(4).reshape(4, 1, 2, 2)
+        >>> evaluate(nn.Flatten(), images, labels=[0, 0, 1, 1], ks=(1, 2)).recall_at.keys()
+        dict_keys([1, 2])
     """
+    _check_labels(len(images), labels, ks, None if queries is None else len(queries), query_labels)
+    check_integer("seed", seed, 0)
     device = device_of(model)
 
-    def run(dataset: Images) -> Float[Tensor, "n d"]:
-        found = embed(
+    def embed_all(dataset: Images) -> Float[Tensor, "n d"]:
+        embeddings = embed(
             model,
             dataset,
             output=output,
             batch_size=batch_size,
             num_workers=num_workers,
             precision=precision,
-            channels_last=channels_last,
             progress=progress,
         )
-        return found.to(device) if device.type == "cuda" else found  # other GPUs know no float64
+        return embeddings.to(device) if device.type == "cuda" else embeddings  # MPS does not support float64
 
-    check_seed(seed)
-    asked = None if queries is None else run(queries)
-    return evaluate_embeddings(run(images), labels, queries=asked, query_labels=query_labels, ks=ks, seed=seed)
+    embedded = None if queries is None else embed_all(queries)
+    return evaluate_embeddings(embed_all(images), labels, queries=embedded, query_labels=query_labels, ks=ks, seed=seed)
 
 
 def evaluate_embeddings(
     embeddings: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
+    labels: Labels,
     *,
     queries: Float[Tensor, "q d"] | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    query_labels: Labels | None = None,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
     seed: int = 0,
 ) -> Scores:
-    """Score embeddings: `metrics.retrieval`, and NMI and AMI of k-means with as many clusters as classes.
+    """Score how well embeddings retrieve and cluster their classes.
 
-    Similarity is the cosine. k-means runs on the embeddings as they are; its figures depend on the seed. Both run where
-    the embeddings lie.
+    Retrieval is scored by `metrics.retrieval`. NMI and AMI compare the classes with the clusters of k-means, with one
+    cluster per class; they depend on the seed. Both run on the device of the embeddings.
 
     Args:
-        embeddings: Embeddings of the images searched.
-        labels: Class of each.
-        queries: Embeddings of queries apart from the images searched.
-        query_labels: Class of each query.
-        ks: The k of recall@k.
+        embeddings: Embeddings of the images that are searched.
+        labels: Class of each image.
+        queries: Embeddings of the queries. None uses each image as a query that is searched among all other images.
+        query_labels: Class of each query; required with `queries`.
+        ks: The k of recall@k, one or several.
         seed: Seed of k-means.
 
     Returns:
         The scores.
 
     Raises:
-        ValueError: As `metrics.recall_at_k`; fewer than two classes.
+        TypeError: Labels or `ks` are not integers.
+        ValueError: Labels do not match the embeddings, a k exceeds the number of images, there are fewer than two
+            classes, or embeddings are not finite.
 
     Example:
-        >>> evaluate_embeddings(torch.eye(2).repeat(3, 1), torch.tensor([0, 1, 0, 1, 0, 1]), ks=(1,)).recall_at
+        >>> evaluate_embeddings(torch.eye(2).repeat(3, 1), labels=[0, 1, 0, 1, 0, 1], ks=1).recall_at
         {1: 1.0}
     """
-    found = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
-    n_classes = len(labels.unique())
-    if n_classes < 2:  # noqa: PLR2004 (mutual information with one class is none)
-        raise value_error("Scoring needs at least 2 classes", n_classes, "Add images of another class")
+    n_queries = None if queries is None else len(queries)
+    n_classes = _check_labels(len(embeddings), labels, ks, n_queries, query_labels)
+    check_integer("seed", seed, 0)
+    retrieval = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
     clusters = k_means(embeddings, n_classes, seed=seed)
     return Scores(
-        recall_at=found.recall_at,
-        map_at_r=found.map_at_r,
-        r_precision=found.r_precision,
+        recall_at=retrieval.recall_at,
+        map_at_r=retrieval.map_at_r,
+        r_precision=retrieval.r_precision,
         nmi=metrics.nmi(labels, clusters),
         ami=metrics.ami(labels, clusters),
     )
+
+
+def _check_labels(
+    n: int, labels: Labels, ks: int | Sequence[int], n_queries: int | None, query_labels: Labels | None
+) -> int:
+    """Raise an error if labels or ks do not fit n images, and return the number of classes."""
+    plan = metrics.plan_retrieval(n, labels, ks, n_queries, query_labels)
+    n_classes = len(plan.labels.unique())
+    if n_classes < 2:  # noqa: PLR2004 (mutual information needs two classes)
+        raise value_error("Scoring needs at least 2 classes", n_classes, "Add images of another class")
+    return n_classes

@@ -1,4 +1,4 @@
-"""Embeddings and true labels to scores; cosine similarity throughout, an item never its own neighbour."""
+"""Retrieval and clustering scores of embeddings with known classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,20 +7,30 @@ from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float, Float64, Int64
+from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, value_error
-from udmlss.neighbors.search import search_in_chunks
+from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
+from udmlss.neighbors.search import check_queries, nearest, search_in_chunks
+from udmlss.types import Labels
+
+__all__ = ["Retrieval", "ami", "map_at_r", "nearest", "nmi", "r_precision", "recall_at_k", "retrieval"]
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The three retrieval scores of one search, shares in 0..1."""
+    """Retrieval scores of one search, all in 0..1.
+
+    Attributes:
+        recall_at: For each k the fraction of queries with an item of their class among the k nearest.
+        map_at_r: Mean average precision at R.
+        r_precision: Mean fraction of the R nearest items that have the class of the query.
+    """
 
     recall_at: dict[int, float]
     map_at_r: float
@@ -29,33 +39,34 @@ class Retrieval:
 
 def recall_at_k(
     embeddings: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
-    ks: Sequence[int] = (1, 2, 4, 8),
+    labels: Labels,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
     *,
     queries: Float[Tensor, "q d"] | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
+    query_labels: Labels | None = None,
 ) -> dict[int, float]:
-    """Return for each k the share of queries with an item of their class among the k nearest.
+    """Compute recall@k: the fraction of queries with an item of their class among the k nearest.
 
-    A query without any item of its class to find is not counted.
+    Similarity is the cosine. Queries whose class has no other item are ignored.
 
     Args:
-        embeddings: The gallery, rows of any length: similarity is the cosine. Without `queries` each item is a query
-            among the others; it is left out by its index, so that an exact duplicate still counts.
+        embeddings: Embeddings of the items that are searched, of any length.
         labels: Class of each item.
-        ks: How many nearest items to look at.
-        queries: Queries apart from the gallery.
-        query_labels: Class of each query.
+        ks: Numbers k of nearest items, one or several.
+        queries: Embeddings of the queries. None uses each item as a query that is searched among all other items; an
+            exact duplicate of an item is one of the others.
+        query_labels: Class of each query; required with `queries`.
 
     Returns:
-        The share in 0..1 for each k.
+        The recall in 0..1 for each k.
 
     Raises:
-        ValueError: A k larger than the gallery, shapes that do not fit, embeddings that are not finite, or no query
-            with anything to find.
+        TypeError: Labels or `ks` are not integers.
+        ValueError: A k exceeds the number of items, shapes do not match, embeddings are not finite, or no query has an
+            item of its class.
 
     Example:
-        >>> recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]), ks=(1,))
+        >>> metrics.recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), labels=[0, 0, 1], ks=1)
         {1: 1.0}
     """
     return retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels).recall_at
@@ -63,137 +74,173 @@ def recall_at_k(
 
 def map_at_r(
     embeddings: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
+    labels: Labels,
     *,
     queries: Float[Tensor, "q d"] | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
+    query_labels: Labels | None = None,
 ) -> float:
-    """Return the mean average precision at R, in 0..1; arguments and errors as in `recall_at_k`.
+    """Compute the mean average precision at R, in 0..1.
 
-    For a query with R items of its class: the mean over ranks 1..R of the precision up to that rank, where the item
-    at that rank is of the class, and 0 where it is not.
+    For a query with R items of its class, it is the mean over the ranks 1..R of the precision up to that rank, where
+    ranks with an item of another class count as 0. Arguments and errors are those of `recall_at_k`.
 
     References:
         A Metric Learning Reality Check. Musgrave, Belongie, Lim. 2020. https://arxiv.org/abs/2003.08505
     """
-    return retrieval(embeddings, labels, queries=queries, query_labels=query_labels, ks=(1,)).map_at_r
+    return retrieval(embeddings, labels, ks=1, queries=queries, query_labels=query_labels).map_at_r
 
 
 def r_precision(
     embeddings: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
+    labels: Labels,
     *,
     queries: Float[Tensor, "q d"] | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
+    query_labels: Labels | None = None,
 ) -> float:
-    """Return the mean share of a query's class among its R nearest, R items of the class being there to find.
+    """Compute the mean R-precision, in 0..1.
 
-    Arguments and errors as in `recall_at_k`.
+    For a query with R items of its class, it is the fraction of the R nearest items that have this class. Arguments
+    and errors are those of `recall_at_k`.
     """
-    return retrieval(embeddings, labels, queries=queries, query_labels=query_labels, ks=(1,)).r_precision
+    return retrieval(embeddings, labels, ks=1, queries=queries, query_labels=query_labels).r_precision
 
 
-def nmi(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
-    """Return the normalised mutual information of classes and clusters, arithmetic mean, in 0..1.
+def retrieval(
+    embeddings: Float[Tensor, "n d"],
+    labels: Labels,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
+    *,
+    queries: Float[Tensor, "q d"] | None = None,
+    query_labels: Labels | None = None,
+) -> Retrieval:
+    """Compute `recall_at_k`, `map_at_r` and `r_precision` with one search.
 
-    It rises with the number of clusters even by chance; `ami` does not.
+    Arguments and errors are those of `recall_at_k`.
     """
-    _check_pair(labels, clusters)
-    return float(normalized_mutual_info_score(labels.numpy(force=True), clusters.numpy(force=True)))
+    check_embeddings(embeddings)
+    check_queries(queries, embeddings)
+    n_queries = None if queries is None else len(queries)
+    plan = plan_retrieval(len(embeddings), labels, ks, n_queries, query_labels)
+    labels, query_labels, n_relevant = (
+        each.to(embeddings.device) for each in (plan.labels, plan.query_labels, plan.n_relevant)
+    )
+    sums = torch.zeros(len(plan.ks) + 2, dtype=torch.float64, device=embeddings.device)
+    for chunk, (_, indices) in search_in_chunks(embeddings, max(*plan.ks, int(n_relevant.max())), queries):
+        hits = labels[indices] == query_labels[chunk].unsqueeze(1)
+        sums += _summed_scores(hits, n_relevant[chunk].unsqueeze(1), plan.ks)
+    *recalls, average_precision, precision = (sums / int((n_relevant > 0).sum())).tolist()
+    return Retrieval(dict(zip(plan.ks, recalls, strict=True)), average_precision, precision)
 
 
-def ami(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> float:
-    """Return the mutual information of classes and clusters adjusted for chance: 0 for chance, 1 for equality.
+@dataclass(frozen=True, eq=False)
+class RetrievalPlan:
+    """The checked labels and numbers of a retrieval, which do not depend on the embeddings.
+
+    Attributes:
+        labels: Class of each item.
+        query_labels: Class of each query.
+        n_relevant: Number R of items that have the class of each query, without the query itself.
+        ks: The k of recall@k.
+    """
+
+    labels: Int64[Tensor, " n"]
+    query_labels: Int64[Tensor, " q"]
+    n_relevant: Int64[Tensor, " q"]
+    ks: tuple[int, ...]
+
+
+def plan_retrieval(
+    n: int, labels: Labels, ks: int | Sequence[int], n_queries: int | None, query_labels: Labels | None
+) -> RetrievalPlan:
+    """Check the labels and the k of a retrieval among n items; `n_queries` is None if each item is a query."""
+    if (n_queries is None) != (query_labels is None):
+        found = "`queries`" if query_labels is None else "`query_labels`"
+        remedy = "Pass both, or neither to search each item among the others"
+        raise value_error("`queries` and `query_labels` must be given together", f"only {found}", remedy)
+    labels = as_labels(labels, n)
+    queried = labels if query_labels is None else as_labels(query_labels, n_queries, "query_labels").to(labels.device)
+    n_relevant = _count_equal(labels, queried) - int(n_queries is None)
+    if not n_relevant.any():
+        rule, remedy = "At least one query must have an item of its class", "Check the labels"
+        raise value_error(rule, f"none of {len(queried)} queries", remedy)
+    listed = (ks,) if isinstance(ks, int | np.integer) else tuple(ks)
+    if not listed:
+        raise value_error("`ks` must hold at least one integer", ks, "Use (1, 2, 4, 8)")
+    for k in listed:
+        check_integer("ks", k, 1, n - (n_queries is None))
+    return RetrievalPlan(labels, queried, n_relevant, tuple(map(int, listed)))
+
+
+def _count_equal(labels: Int64[Tensor, " n"], queried: Int64[Tensor, " q"]) -> Int64[Tensor, " q"]:
+    """Return the number of labels that equal each queried label."""
+    ids: Tensor = torch.cat([labels, queried]).unique(return_inverse=True)[1]
+    sizes: Tensor = ids[: len(labels)].bincount(minlength=len(ids))
+    return sizes[ids[len(labels) :]]
+
+
+def _summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Float64[Tensor, " s"]:
+    """Return recall at each k, average precision and R-precision, each summed over the queries."""
+    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    relevant_hits = hits & (ranks <= n_relevant)
+    r = n_relevant.clamp(min=1).squeeze(1)
+    average_precision = (relevant_hits.cumsum(dim=1) / ranks.double() * relevant_hits).sum(dim=1) / r
+    recalls = [hits[:, :k].any(dim=1).double() for k in ks]
+    return torch.stack([*recalls, average_precision, relevant_hits.sum(dim=1) / r.double()]).sum(dim=1)
+
+
+def nmi(labels: Labels, clusters: Labels) -> float:
+    """Compute the normalized mutual information of classes and clusters, with the arithmetic mean, in 0..1.
+
+    It rises with the number of clusters even by chance, unlike `ami`.
+
+    Args:
+        labels: Class of each item.
+        clusters: Cluster of each item.
+
+    Raises:
+        TypeError: Labels or clusters are not integers.
+        ValueError: Labels and clusters are not of the same length.
+    """
+    classes, found = _as_arrays(labels, clusters)
+    return float(normalized_mutual_info_score(classes, found))
+
+
+def ami(labels: Labels, clusters: Labels) -> float:
+    """Compute the adjusted mutual information of classes and clusters: 0 for chance, 1 for equality.
+
+    Arguments and errors are those of `nmi`.
 
     References:
         Information Theoretic Measures for Clusterings Comparison. Vinh, Epps, Bailey. 2010.
         https://jmlr.org/papers/v11/vinh10a.html
     """
-    _check_pair(labels, clusters)
-    counts = contingency_matrix(labels.numpy(force=True), clusters.numpy(force=True), sparse=True)
-    sizes = [each.unique(return_counts=True)[1].tolist() for each in (labels, clusters)]
-    chance = _mutual_information_by_chance(*sizes)
-    found = mutual_info_score(None, None, contingency=counts) - chance
-    most = sum(map(entropy, sizes)) / 2 - chance
-    return float(found / most) if abs(most) > np.finfo(float).eps else 1.0  # nothing is split, or everything in both
+    arrays = _as_arrays(labels, clusters)
+    counts = contingency_matrix(*arrays, sparse=True)
+    sizes = [np.unique(array, return_counts=True)[1].tolist() for array in arrays]
+    expected = _expected_mutual_information(*sizes)
+    found = mutual_info_score(None, None, contingency=counts) - expected
+    largest = sum(map(entropy, sizes)) / 2 - expected
+    # the largest value is 0 if both have one cluster, or if in both each item has its own cluster
+    return float(found / largest) if abs(largest) > np.finfo(float).eps else 1.0
 
 
-def _mutual_information_by_chance(sizes: list[int], others: list[int]) -> float:
-    """Return the expected mutual information of two random groupings with groups of these sizes.
+def _expected_mutual_information(sizes: list[int], others: list[int]) -> float:
+    """Return the expected mutual information of two random clusterings with clusters of these sizes.
 
-    Two groups share as many items as a hypergeometric draw does. That depends on their sizes alone, so each pair of
-    sizes is looked at once, where scikit-learn looks at each pair of groups.
+    The number of items that two clusters share follows a hypergeometric distribution, which depends on their sizes
+    alone. Each pair of sizes is therefore evaluated once, where scikit-learn evaluates each pair of clusters.
     """
     n, expected = sum(sizes), 0.0
     log_factorial = gammaln(np.arange(n + 1) + 1)
     for (a, n_a), (b, n_b) in product(Counter(sizes).items(), Counter(others).items()):
         shared = np.arange(max(1, a + b - n), min(a, b) + 1)
-        log_ways = log_factorial[[a, b, n - a, n - b]].sum() - log_factorial[n]
-        log_taken = sum(log_factorial[rest] for rest in (shared, a - shared, b - shared, n - a - b + shared))
-        gain = shared / n * np.log(n * shared / (a * b))
-        expected += n_a * n_b * float((gain * np.exp(log_ways - log_taken)).sum())
+        log_numerator = log_factorial[[a, b, n - a, n - b]].sum() - log_factorial[n]
+        log_denominator = sum(log_factorial[rest] for rest in (shared, a - shared, b - shared, n - a - b + shared))
+        information = shared / n * np.log(n * shared / (a * b))
+        expected += n_a * n_b * float((information * np.exp(log_numerator - log_denominator)).sum())
     return expected
 
 
-def _check_pair(labels: Tensor, clusters: Tensor) -> None:
-    as_labels(labels, len(labels))
-    as_labels(clusters, len(labels), "clusters")
-
-
-def retrieval(
-    embeddings: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
-    ks: Sequence[int] = (1, 2, 4, 8),
-    *,
-    queries: Float[Tensor, "q d"] | None = None,
-    query_labels: Int[Tensor, " q"] | None = None,
-) -> Retrieval:
-    """Return `recall_at_k`, `map_at_r` and `r_precision` from one search; arguments and errors as in `recall_at_k`."""
-    _check_retrieval(embeddings, labels, ks, queries, query_labels)
-    device = embeddings.device
-    labels = labels.to(device)
-    asked = labels if query_labels is None else query_labels.to(device)
-    to_find = _count_same(labels, asked) - int(queries is None)
-    counted = int((to_find > 0).sum())
-    if counted == 0:
-        raise value_error("A query needs another item of its class", "none for any query", "Look at the labels")
-    sums = torch.zeros(len(ks) + 2, dtype=torch.float64, device=device)
-    for chunk, (_, indices) in search_in_chunks(embeddings, max(*ks, int(to_find.max())), queries):
-        sums += _sums(labels[indices] == asked[chunk].unsqueeze(1), to_find[chunk].unsqueeze(1), ks)
-    *recalls, average, precision = (sums / counted).tolist()
-    return Retrieval(dict(zip(ks, recalls, strict=True)), average, precision)
-
-
-def _sums(hits: Tensor, to_find: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Float64[Tensor, " s"]:
-    """Return the scores summed over queries: recall at each k, average precision, R-precision."""
-    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    within = hits & (ranks <= to_find)
-    share = to_find.clamp(min=1).squeeze(1)
-    average = (within.cumsum(dim=1) / ranks.double() * within).sum(dim=1) / share
-    recalls = [hits[:, :k].any(dim=1).double() for k in ks]
-    return torch.stack([*recalls, average, within.sum(dim=1) / share.double()]).sum(dim=1)
-
-
-def _count_same(labels: Int[Tensor, " n"], asked: Int[Tensor, " q"]) -> Int64[Tensor, " q"]:
-    """Return how many of the labels equal each label asked for."""
-    ids: Tensor = torch.cat([labels, asked]).unique(return_inverse=True)[1]
-    sizes: Tensor = ids[: len(labels)].bincount(minlength=int(ids.max()) + 1)
-    return sizes[ids[len(labels) :]]
-
-
-def _check_retrieval(
-    embeddings: Tensor, labels: Tensor, ks: Sequence[int], queries: Tensor | None, query_labels: Tensor | None
-) -> None:
-    check_embeddings(embeddings)
-    as_labels(labels, len(embeddings))
-    if not ks or min(ks) < 1:
-        raise value_error("`ks` must hold whole numbers of at least 1", list(ks), "Pass (1, 2, 4, 8), say")
-    if (queries is None) != (query_labels is None):
-        found = "`query_labels` alone" if queries is None else "`queries` alone"
-        raise value_error("`queries` and `query_labels` go together", found, "Pass both, or neither to search one set")
-    if queries is not None and query_labels is not None:
-        check_embeddings(queries, "queries")
-        as_labels(query_labels, len(queries), "query_labels")
-        if queries.shape[1] != embeddings.shape[1]:
-            found = f"{queries.shape[1]} and {embeddings.shape[1]} dimensions"
-            raise value_error("`queries` and `embeddings` must have one dimension", found, "Embed both with one model")
+def _as_arrays(labels: Labels, clusters: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    classes = as_labels(labels)
+    return classes.numpy(force=True), as_labels(clusters, len(classes), "clusters").numpy(force=True)

@@ -1,4 +1,4 @@
-"""Embeddings to label-free scores: how good they look to someone who has no labels."""
+"""Label-free scores of embeddings, for choosing between models without labels."""
 
 from math import log
 
@@ -6,111 +6,106 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from udmlss._checks import check_embeddings, check_not_collapsed, value_error
-from udmlss.neighbors.search import nearest, without_self
-from udmlss.types import LabelFreeScores
+from udmlss._checks import as_labels, check_embeddings, check_not_collapsed, value_error
+from udmlss.neighbors.search import check_queries, nearest, without_self
+from udmlss.types import LabelFreeScores, Labels
 
-_NEIGHBORS = 20
-_JUDGED = 2**16  # most embeddings of which the effective rank is taken
-_CHUNK = 8192  # rows that are held in double precision at once
+_N_NEIGHBORS = 20
+_RANK_SAMPLE = 2**16  # largest number of embeddings whose effective rank is computed
+_CHUNK = 8192  # rows that are converted to float64 at once
 
 
 def label_free_scores(
-    embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], of: Int64[Tensor, " m"]
+    embeddings: Float[Tensor, "n d"], views: Float[Tensor, "m d"], indices: Labels
 ) -> LabelFreeScores:
-    """Score embeddings by what a second, augmented view of some of the images gives.
+    """Score embeddings without labels, by comparing some images with an augmented view of them.
 
-    `LabelFreeScores` says what is measured. Of fewer than 41 images half of the others count as neighbours in place of
-    20. All images are searched; of more than 65,536 so many, always the same, have their effective rank taken.
+    All images are searched. With fewer than 41 images, half of the other images are compared instead of 20. With more
+    than 65,536 images, the effective rank is that of a random sample of 65,536 images, always the same.
 
     Args:
         embeddings: Embeddings of all images, of any floating type, in memory or mapped from a file.
-        views: Embeddings of augmented views of some of them, a thousand say.
-        of: The image that each view is of, as a row of `embeddings`.
+        views: Embeddings of augmented views of some images, for example of a thousand.
+        indices: Index in `embeddings` of the image of each view.
 
     Returns:
-        The scores.
+        The scores, which `LabelFreeScores` describes.
 
     Raises:
-        ValueError: Views of another dimension, rows that are not there, embeddings that are not finite or all equal.
+        TypeError: Indices are not integers.
+        ValueError: Views have another dimension than the embeddings, an index is out of range, or embeddings are not
+            finite or are all equal.
 
     Example:
-        >>> label_free_scores(torch.eye(9), torch.eye(9)[:4] + 0.1, torch.arange(4)).self_retrieval
+        >>> label_free_scores(torch.eye(9), torch.eye(9)[:4] + 0.1, indices=[0, 1, 2, 3]).self_retrieval
         1.0
     """
-    _check_views(embeddings, views, of)
+    indices = _check_views(embeddings, views, indices).to(embeddings.device)
     check_not_collapsed(embeddings)
-    k = min(_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # of few images all would be shared
-    views, of = views.to(embeddings.device), of.to(embeddings.device)
-    queries = torch.cat([embeddings[of].float(), views.float()])
-    similarities, indices = nearest(embeddings, k + 1, queries=queries)
-    of_images = without_self((similarities[: len(of)], indices[: len(of)]), of)[1]
-    by_view = similarities[len(of) :], indices[len(of) :]
+    k = min(_N_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # few images would share all of more neighbors
+    queries = torch.cat([embeddings[indices].float(), views.to(embeddings.device).float()])
+    similarities, found = nearest(embeddings, k + 1, queries=queries)
+    m = len(indices)
+    _, near_images = without_self((similarities[:m], found[:m]), indices)
+    _, near_views = without_self((similarities[m:], found[m:]), indices)
     rank = effective_rank(embeddings)
     return LabelFreeScores(
-        self_retrieval=_mean(by_view[1][:, 0] == of),
-        shared_neighbors=_shared(of_images, without_self(by_view, of)[1]),
+        self_retrieval=_fraction(found[m:, 0] == indices),
+        shared_neighbors=_fraction((near_images.unsqueeze(1) == near_views.unsqueeze(2)).any(dim=2)),
         effective_rank=rank,
         spread=_spread(rank, min(embeddings.shape[1], len(embeddings) - 1)),
     )
 
 
-def _shared(one: Int64[Tensor, "m k"], other: Int64[Tensor, "m k"]) -> float:
-    return _mean((one.unsqueeze(1) == other.unsqueeze(2)).any(dim=2))
-
-
-def _spread(effective_rank: float, highest: int) -> float:
-    """Return the share of the highest entropy; 0 where there is but one direction, and 1 at most for all rounding."""
-    return min(1.0, log(effective_rank) / log(max(2, highest)))
-
-
-def _mean(right: Bool[Tensor, "..."]) -> float:
-    return float(right.float().mean())
-
-
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> float:
-    """Return how many directions the embeddings fill: 1 on a line, d if they spread alike in every direction.
+    """Compute the effective number of dimensions of embeddings: 1 on a line, d if all directions have equal variance.
 
-    The exponential of the entropy of the singular values about the mean; of more than 65,536 embeddings, of so many.
+    It is the exponential of the entropy of the normalized singular values of the centered embeddings. With more than
+    65,536 embeddings it is that of a random sample of 65,536, always the same.
 
     References:
         The effective rank: A measure of effective dimensionality. Roy, Vetterli. 2007.
-        https://ieeexplore.ieee.org/document/7098875. As a label-free score (not centred there): RankMe. Garrido et
+        https://ieeexplore.ieee.org/document/7098875. As a label-free score, without centering: RankMe. Garrido et
         al. 2023. https://arxiv.org/abs/2210.02885
     """
-    check_embeddings(embeddings)
-    if len(embeddings) > _JUDGED:
-        embeddings = embeddings[_drawn(len(embeddings))]
+    if len(embeddings) > _RANK_SAMPLE:
+        embeddings = embeddings[_sample_indices(len(embeddings))]
     values = _singular_values(embeddings)
-    shares = values / values.sum()
-    return float(torch.special.entr(shares).sum().exp())
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def _spread(effective_rank: float, highest: int) -> float:
+    """Return the entropy as a fraction of the highest possible entropy; 0 if there is a single direction."""
+    return min(1.0, log(effective_rank) / log(max(2, highest)))  # rounding can exceed 1
+
+
+def _fraction(matches: Bool[Tensor, "..."]) -> float:
+    return float(matches.float().mean())
 
 
 def _singular_values(embeddings: Float[Tensor, "n d"]) -> Float64[Tensor, " r"]:
-    """Return the singular values of the embeddings about their mean."""
+    """Return the singular values of the centered embeddings."""
     mean = embeddings.mean(dim=0, dtype=torch.float64)
-    if len(embeddings) < len(mean):  # squares would make noise of the d - n values that are zero
+    if len(embeddings) < len(mean):  # the d - n zero eigenvalues of the squares would become noise
         values: Tensor = torch.linalg.svdvals(embeddings - mean)
         return values
-    centred = (part - mean for part in embeddings.split(_CHUNK))
-    squares = sum((part.T @ part for part in centred), start=torch.zeros_like(mean))
+    centered = (part - mean for part in embeddings.split(_CHUNK))
+    squares = sum((part.T @ part for part in centered), start=torch.zeros_like(mean))
     values = torch.linalg.eigvalsh(squares)
     return values.clamp(min=0).sqrt()
 
 
-def _drawn(n: int) -> Int64[Tensor, " j"]:
-    """Return which images of so many stand for all: at random, always the same."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_JUDGED].sort().values
+def _sample_indices(n: int) -> Int64[Tensor, " j"]:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_RANK_SAMPLE].sort().values
 
 
-def _check_views(embeddings: Tensor, views: Tensor, of: Tensor) -> None:
+def _check_views(embeddings: Tensor, views: Tensor, indices: Labels) -> Int64[Tensor, " m"]:
+    """Raise an error if the arguments do not match, and return the indices as a tensor."""
     check_embeddings(embeddings)
-    check_embeddings(views, "views")
-    if views.shape[1] != embeddings.shape[1] or of.shape != views.shape[:1]:
-        found = f"shapes {tuple(views.shape)} and {tuple(of.shape)} beside {tuple(embeddings.shape)}"
-        raise value_error(
-            "`views` must have the embeddings' dimension, and `of` a row for each", found, "Embed both alike"
-        )
-    if not 0 <= int(of.min()) <= int(of.max()) < len(embeddings):
-        found = f"{int(of.min())} to {int(of.max())}"
-        raise value_error(f"`of` must lie in 0..{len(embeddings) - 1}", found, "Count the rows of `embeddings` from 0")
+    check_queries(views, embeddings, "views")
+    indices = as_labels(indices, len(views), "indices")
+    least, most = int(indices.min()), int(indices.max())
+    if not 0 <= least <= most < len(embeddings):
+        found, remedy = f"{least} to {most}", "Pass the row of `embeddings` of each view"
+        raise value_error(f"`indices` must lie in 0..{len(embeddings) - 1}", found, remedy)
+    return indices

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_number, value_error
+from udmlss._checks import as_labels, check_embeddings, check_number, value_error
+from udmlss._chunks import group_means
 
 Precision = Literal["float32", "bfloat16"]
 Output = Literal["embeddings", "features"]
@@ -92,12 +93,15 @@ class PseudoLabels:
 
         Raises:
             TypeError: The labels are not integers.
-            ValueError: The labels are not one-dimensional, are not one per embedding, or have no cluster.
+            ValueError: The labels are not one-dimensional, are not one per embedding, or have no cluster, or the
+                embeddings are not finite.
 
         Example:
             >>> PseudoLabels.from_labels([7, 7, 3, -1]).labels
             tensor([ 1,  1,  0, -1])
         """
+        if embeddings is not None:
+            check_embeddings(embeddings)
         found = as_labels(labels, None if embeddings is None else len(embeddings)).cpu()
         assigned = found >= 0
         if not assigned.any():
@@ -106,11 +110,7 @@ class PseudoLabels:
         compact = torch.full_like(found, -1)
         compact[assigned] = found[assigned].unique(return_inverse=True)[1]
         sizes = compact[assigned].bincount()
-        centers = None
-        if embeddings is not None:
-            rows = embeddings.detach().cpu()[assigned].double()
-            sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, compact[assigned], rows)
-            centers = (sums / sizes.unsqueeze(1)).float()
+        centers = None if embeddings is None else group_means(embeddings.detach(), compact, len(sizes)).cpu()
         return cls(compact, centers, sizes)
 
     @property
@@ -134,7 +134,7 @@ class PseudoLabels:
 
 def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
     counted = labels[labels >= 0].bincount()
-    if int(labels.min()) < -1:
+    if len(labels) and int(labels.min()) < -1:
         raise value_error("`labels` must be -1 or above", int(labels.min()), "Use PseudoLabels.from_labels")
     if len(counted) == 0 or not torch.equal(counted, sizes.to(counted)) or not counted.all():
         rule = "`sizes` must be the number of images of each cluster, and clusters must be numbered without gaps"

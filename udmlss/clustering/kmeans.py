@@ -1,4 +1,4 @@
-"""Embeddings to clusters: k-means, and what one round's clusters have to do with the last round's."""
+"""k-means without empty clusters."""
 
 import warnings
 from functools import cache
@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from udmlss._checks import _EQUAL, check_embeddings, check_integer, check_not_collapsed, check_number, value_error
-from udmlss._chunks import row_slices
+from udmlss._checks import _EQUAL, as_labels, check_embeddings, check_integer, check_not_collapsed, value_error
+from udmlss._chunks import group_means, row_slices
 from udmlss.clustering.kmeans_plusplus import initial_centers
 from udmlss.clustering.lloyd import lloyd
 from udmlss.neighbors.backends import import_faiss
-
-SEEDS = 2**32  # scikit-learn takes so many
+from udmlss.types import Labels
 
 
 def k_means(
@@ -26,33 +25,32 @@ def k_means(
     max_iter: int = 25,
     seed: int = 0,
 ) -> Int64[Tensor, " n"]:
-    """Assign each embedding to one of k clusters by Lloyd's k-means, on every row and with no cluster empty.
+    """Cluster embeddings by Lloyd's k-means, with all embeddings and without empty clusters.
 
-    Runs in faiss, on a GPU where faiss and PyTorch both have it; without faiss-gpu in PyTorch for embeddings on a GPU,
-    and without faiss in scikit-learn for others. Embeddings are read a part at a time, of any floating type, in
-    memory or mapped from a file. Iterations end when no embedding moves. A cluster that ends empty is given the
-    embedding farthest from its centroid. Only where fewer than k embeddings differ are there fewer clusters, with a
-    warning.
+    The search for the nearest centers runs in faiss, on a GPU if both faiss and PyTorch have one. Without faiss it
+    runs in PyTorch for embeddings on a GPU and in scikit-learn for other embeddings. Embeddings are read one slice at
+    a time, so that they may be mapped from a file. Iterations end when no embedding changes its cluster. A cluster
+    that is empty at the end gets the embedding farthest from its center.
 
     Args:
-        embeddings: Points, compared by Euclidean distance.
+        embeddings: Embeddings of any floating type; distances are Euclidean.
         n_clusters: Number of clusters k, at least 2 and at most n.
-        start: Up to k centroids to start from; random embeddings stand in for those not given. Without any,
-            k-means++ draws embeddings far from each other, so that groups far apart are each begun in. Of more than
-            2**28 numbers (1 GiB of float32) it draws from a sample of 64 embeddings per cluster, and k-means starts
-            from the centroids of k-means on these.
-        max_iter: Most iterations.
-        seed: Seed of what is drawn at the start, from 0 and below 2**32.
+        start: Initial centers, at most k; randomly sampled embeddings are added up to k. None chooses the centers by
+            k-means++. Of embeddings with more than 2**28 numbers (1 GiB in float32), k-means++ then sees a sample of
+            64 per cluster, and k-means on this sample computes the initial centers.
+        max_iter: Maximum number of iterations.
+        seed: Seed of the initial centers.
 
     Returns:
-        The cluster of each embedding, 0..k-1, every one of them used, on the CPU.
+        The cluster of each embedding in 0..k-1, on the CPU. If fewer than k embeddings differ, there are fewer
+        clusters and a warning.
 
     Raises:
-        ValueError: Embeddings that are not finite, are all equal, or are fewer than k; another seed.
+        ValueError: Embeddings are not finite, are all equal, or are fewer than `n_clusters`.
 
     References:
         k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007.
-        https://dl.acm.org/doi/10.5555/1283383.1283494. The released UDML-SS code starts from random rows.
+        https://dl.acm.org/doi/10.5555/1283383.1283494. The released UDML-SS code starts from randomly sampled rows.
 
     Example:
         >>> k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).bincount()
@@ -60,15 +58,45 @@ def k_means(
     """
     check_embeddings(embeddings)
     check_count(n_clusters, len(embeddings))
-    check_seed(seed)
+    check_integer("max_iter", max_iter, 0)
+    check_integer("seed", seed, 0)
     check_not_collapsed(embeddings)
+    n_clusters, max_iter, seed = int(n_clusters), int(max_iter), int(seed)
     points, faiss = embeddings.detach(), _import_faiss(embeddings.device)
     if start is None:
-        first, known = initial_centers(points, n_clusters, max_iter, seed, faiss)
+        centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
     else:
-        first, known = _filled(start, points, n_clusters, seed), None
-    labels, _ = lloyd(points, first, max_iter, faiss, known)
-    return _without_empty(points, labels, n_clusters)
+        centers, assignment = _add_random_rows(start, points, n_clusters, seed), None
+    labels, _ = lloyd(points, centers, max_iter, faiss, assignment)
+    return _without_empty_clusters(points, labels, n_clusters)
+
+
+def check_count(n_clusters: int, n: int) -> None:
+    """Raise an error unless the number of clusters is an integer in 2..n, where n is the number of images."""
+    check_integer("n_clusters", n_clusters, 2)
+    if n_clusters > n:
+        raise value_error(f"`n_clusters={n_clusters}` needs at least {n_clusters} images", n, "Lower it, or add images")
+
+
+def cluster_means(embeddings: Float[Tensor, "n d"], labels: Labels, n_clusters: int) -> Float32[Tensor, "k d"]:
+    """Compute the mean embedding of each cluster.
+
+    Args:
+        embeddings: Embeddings of any floating type, in memory or mapped from a file.
+        labels: Cluster of each embedding in 0..k-1; a negative label means that the embedding is unassigned.
+        n_clusters: Number of clusters k.
+
+    Returns:
+        The means (k, d), on the device of the embeddings; 0 for an empty cluster.
+
+    Raises:
+        ValueError: Labels are not one per embedding, or are not below `n_clusters`.
+    """
+    check_integer("n_clusters", n_clusters, 1)
+    labels = as_labels(labels, len(embeddings))
+    if len(labels) and int(labels.max()) >= n_clusters:
+        raise value_error(f"`labels` must be below `n_clusters={n_clusters}`", int(labels.max()), "Raise `n_clusters`")
+    return group_means(embeddings, labels, n_clusters)
 
 
 def _import_faiss(device: torch.device) -> ModuleType | None:
@@ -78,7 +106,7 @@ def _import_faiss(device: torch.device) -> ModuleType | None:
     return faiss
 
 
-@cache  # Python's own once-per-line is forgotten whenever any code enters `warnings.catch_warnings`
+@cache  # Python's own filter warns again after any use of `warnings.catch_warnings`
 def _warn_of_missing_faiss() -> None:
     warnings.warn(
         'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
@@ -86,74 +114,46 @@ def _warn_of_missing_faiss() -> None:
     )
 
 
-def check_count(n_clusters: int, n: int) -> None:
-    """Refuse a number of clusters below 2 or above the number of images."""
-    check_integer("n_clusters", n_clusters, 2)
-    if n_clusters > n:
-        raise value_error(f"`n_clusters={n_clusters}` needs at least as many images", n, "Lower it, or add images")
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that scikit-learn, for PCA, would not take."""
-    check_number("seed", seed, 0, SEEDS - 1)
-
-
-def _filled(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> Float32[Tensor, "k d"]:
-    """Return k centroids to start from: those given, then random points."""
+def _add_random_rows(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> Float32[Tensor, "k d"]:
+    """Return k initial centers: those of `start`, and randomly sampled points."""
     check_embeddings(start, "start")
     if len(start) > k or start.shape[1] != points.shape[1]:
         found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
-        raise value_error(
-            f"`start` must have shape {most} or fewer rows", found, "Pass the centroids of these clusters"
-        )
-    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[: k - len(start)])
-    return torch.cat([start.detach().cpu().float(), points[drawn.to(points.device)].cpu().float()])
+        raise value_error(f"`start` must have shape {most} or fewer rows", found, "Pass the centers of these clusters")
+    sampled = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[: k - len(start)])
+    return torch.cat([start.detach().cpu().float(), points[sampled.to(points.device)].cpu().float()])
 
 
-def _without_empty(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
+def _without_empty_clusters(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
     sizes = labels.bincount(minlength=k)
     if sizes.all():
         return labels
-    labels = _fill_empty(points, labels, sizes)
+    labels = _fill_empty_clusters(points, labels, sizes)
     used, compact = np.unique(labels.numpy(), return_inverse=True)
     if len(used) < k:
         warnings.warn(
-            f"`n_clusters={k}` needs as many embeddings that differ; going on with {len(used)} clusters, "
-            "which is how many could be told apart.",
+            f"`n_clusters={k}` needs {k} embeddings that differ, got {len(used)}. There are {len(used)} clusters.",
             stacklevel=3,
         )
     return torch.from_numpy(compact)
 
 
-def _fill_empty(
+def _fill_empty_clusters(
     points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], sizes: Int64[Tensor, " k"]
 ) -> Int64[Tensor, " n"]:
-    """Move the points farthest from their centroids, each into an empty cluster of its own."""
-    means = cluster_means(points, labels, len(sizes)).numpy(force=True)
-    distance, longest = np.empty(len(points), dtype=np.float32), 0.0
+    """Move the points that are farthest from their centers, each to one of the empty clusters."""
+    means = group_means(points, labels, len(sizes)).numpy(force=True)
+    distances, longest = np.empty(len(points), dtype=np.float32), 0.0
     for rows in row_slices(points):
         part = points[rows].float().numpy(force=True)
-        distance[rows] = np.linalg.norm(part - means[labels[rows].numpy()], axis=1)
+        distances[rows] = np.linalg.norm(part - means[labels[rows].numpy()], axis=1)
         longest = max(longest, np.linalg.norm(part, axis=1).max())
     labels, sizes = labels.clone(), sizes.clone()
     empty = (sizes == 0).nonzero().flatten().tolist()
-    for point in np.argsort(-distance, kind="stable"):
-        if not empty or distance[point] <= _EQUAL * longest:
+    for point in np.argsort(-distances, kind="stable"):
+        if not empty or distances[point] <= _EQUAL * longest:
             break
         if sizes[labels[point]] > 1:
             sizes[labels[point]] -= 1
             labels[point] = empty.pop()
     return labels
-
-
-def cluster_means(
-    embeddings: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], n_clusters: int
-) -> Float32[Tensor, "k d"]:
-    """Return the mean embedding of each cluster; an embedding labelled -1 counts nowhere."""
-    sums = embeddings.new_zeros(n_clusters, embeddings.shape[1], dtype=torch.float64)
-    labels = labels.to(embeddings.device)
-    for rows in row_slices(embeddings):
-        kept = labels[rows] >= 0
-        part = embeddings[rows][kept].float()
-        sums += torch.zeros_like(sums, dtype=torch.float32).index_add_(0, labels[rows][kept], part)
-    return (sums / labels[labels >= 0].bincount(minlength=n_clusters).clamp(min=1).unsqueeze(1)).float()

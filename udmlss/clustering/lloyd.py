@@ -1,4 +1,4 @@
-"""Lloyd's k-means part by part: for a few rows, for more than memory holds, and for a GPU."""
+"""Lloyd's iterations of k-means, for points in memory, on a GPU or mapped from a file."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,144 +10,158 @@ from torch import Tensor
 from udmlss._chunks import row_slices
 from udmlss.neighbors.backends import Search, euclidean_search
 
-_APART = 1 / 1024  # share by which the halves of a split cluster start from its centroid, as in faiss
+_SPLIT_OFFSET = 1 / 1024  # relative offset of the two halves of a split cluster from its center, as in faiss
 
 
 @dataclass
-class Known:
-    """What is known of points: the centroid nearest to each, and two squared distances."""
+class Assignment:
+    """The nearest center of each point, with the squared distances that decide whether it can change.
 
-    labels: Int64[Tensor, " n"]  # -1 before the first look
-    nearest: Float32[Tensor, " n"]  # to the point's centroid
-    others: Float32[Tensor, " n"]  # no other centroid is nearer than this
+    Attributes:
+        labels: Index of the nearest center, or -1 before the first search.
+        distances: Squared distance to the nearest center.
+        lower_bounds: Lower bound of the squared distances to all other centers.
+    """
 
-    def __getitem__(self, rows: slice | Tensor) -> "Known":
-        return Known(self.labels[rows], self.nearest[rows], self.others[rows])
+    labels: Int64[Tensor, " n"]
+    distances: Float32[Tensor, " n"]
+    lower_bounds: Float32[Tensor, " n"]
 
-    def __setitem__(self, rows: slice | Tensor, new: "Known") -> None:
-        self.labels[rows], self.nearest[rows], self.others[rows] = new.labels, new.nearest, new.others
+    def __getitem__(self, rows: slice | Tensor) -> "Assignment":
+        return Assignment(self.labels[rows], self.distances[rows], self.lower_bounds[rows])
+
+    def __setitem__(self, rows: slice | Tensor, new: "Assignment") -> None:
+        self.labels[rows], self.distances[rows], self.lower_bounds[rows] = new.labels, new.distances, new.lower_bounds
 
 
 @dataclass
-class _Sums:
-    """The sum of the points of each cluster, in float64, and in whose sum each point is."""
+class _ClusterSums:
+    """The sum of the points of each cluster, and the cluster whose sum includes each point (-1 for none)."""
 
-    of: Float64[Tensor, "k d"]
-    holding: Int64[Tensor, " n"]  # -1 for none
+    sums: Float64[Tensor, "k d"]
+    labels: Int64[Tensor, " n"]
 
-    def hold(self, rows: slice, points: Float32[Tensor, "c d"], labels: Int64[Tensor, " c"]) -> int:
-        """Put points into the sums of these clusters, out of those they were in; return how many were not there."""
-        changed = (labels != self.holding[rows]).nonzero().flatten()
-        old, new = self.holding[rows][changed], labels[changed]
-        self.of.index_add_(0, old[old >= 0], points[changed[old >= 0]].double(), alpha=-1)
-        self.of.index_add_(0, new, points[changed].double())
-        self.holding[rows] = labels
+    def update(self, rows: slice, points: Float32[Tensor, "c d"], labels: Int64[Tensor, " c"]) -> int:
+        """Move points to the sums of their new clusters and return the number of points that were moved."""
+        changed = (labels != self.labels[rows]).nonzero().flatten()
+        old, new = self.labels[rows][changed], labels[changed]
+        self.sums.index_add_(0, old[old >= 0], points[changed[old >= 0]].double(), alpha=-1)
+        self.sums.index_add_(0, new, points[changed].double())
+        self.labels[rows] = labels
         return len(changed)
 
 
-def nothing_known(n: int, device: torch.device) -> Known:
-    """Return what is known of points before the first look."""
-    far = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
-    return Known(torch.full((n,), -1, device=device), far, far.clone())
+def unassigned(n: int, device: torch.device) -> Assignment:
+    """Return the assignment of n points before the first search."""
+    infinite = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
+    return Assignment(torch.full((n,), -1, device=device), infinite, infinite.clone())
 
 
 def lloyd(
     points: Float[Tensor, "n d"],
-    centroids: Float[Tensor, "k d"],
+    centers: Float[Tensor, "k d"],
     max_iter: int,
     faiss: ModuleType | None,
-    known: Known | None = None,
+    assignment: Assignment | None = None,
 ) -> tuple[Int64[Tensor, " n"], Float32[Tensor, "k d"]]:
-    """Return the points' clusters after so many iterations, or fewer if no point moves any more, and their means.
+    """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
 
-    Each iteration reads the points once, a part at a time, and sums in float64 those that moved. Once most centroids
-    stay where they are, a point is compared with those that moved, and with all only where another may be nearer:
-    the clusters are those of comparing with all. An empty cluster takes half of one of the largest.
+    Each iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
+    at least half of the centers no longer move, a point is compared with the centers that moved, and with all centers
+    only if bounds of its distances do not exclude them. The result is that of comparing each point with all centers.
+    An empty cluster takes over half of one of the largest clusters.
 
     Args:
         points: Points of any floating type, in memory, on a GPU or mapped from a file.
-        centroids: Where to start; at least two.
-        max_iter: Most iterations.
-        faiss: Finds the nearest centroids, on a GPU if it can. Without it PyTorch does for points on a GPU, and
-            scikit-learn for others.
-        known: What is known of the points and these centroids; it saves the first look and is changed.
+        centers: Initial centers, at least two.
+        max_iter: Maximum number of iterations.
+        faiss: The faiss module, which then searches for the nearest centers, on a GPU if it has one. None searches in
+            PyTorch for points on a GPU and in scikit-learn for other points.
+        assignment: Assignment of the points to the initial centers, which is changed in place. None computes it.
+
+    Returns:
+        The cluster of each point (n,), on the CPU, and the means of the clusters (k, d).
     """
-    device, closest = euclidean_search(faiss, points.device)
-    centroids = centroids.to(device, torch.float32)
-    moved = torch.full((len(centroids),), known is None, device=device)
-    known = nothing_known(len(points), device) if known is None else known
-    sums = _Sums(torch.zeros_like(centroids, dtype=torch.float64), torch.full((len(points),), -1, device=device))
-    for _ in range(max_iter + 1):  # the last one assigns only
-        if not _visit(points, centroids, moved, known, sums, closest=closest):
+    device, search = euclidean_search(faiss, points.device)
+    centers = centers.to(device, torch.float32)
+    moved = torch.full((len(centers),), assignment is None, device=device)
+    assignment = unassigned(len(points), device) if assignment is None else assignment
+    sums = _ClusterSums(torch.zeros_like(centers, dtype=torch.float64), torch.full((len(points),), -1, device=device))
+    for _ in range(max_iter + 1):  # the last iteration only assigns
+        if not _assign(points, centers, moved, assignment, sums, search=search):
             break
-        before, centroids = centroids, _moved(centroids, sums.of, known.labels.bincount(minlength=len(centroids)))
-        moved = (centroids != before).any(dim=1)
-    return known.labels.cpu(), centroids
+        previous, centers = (
+            centers,
+            _updated_centers(centers, sums.sums, assignment.labels.bincount(minlength=len(centers))),
+        )
+        moved = (centers != previous).any(dim=1)
+    return assignment.labels.cpu(), centers
 
 
-def _visit(
+def _assign(
     points: Float[Tensor, "n d"],
-    centroids: Float32[Tensor, "k d"],
+    centers: Float32[Tensor, "k d"],
     moved: Bool[Tensor, " k"],
-    known: Known,
-    sums: _Sums,
+    assignment: Assignment,
+    sums: _ClusterSums,
     *,
-    closest: Search,
+    search: Search,
 ) -> int:
-    """Bring up to date what is known of the points, and the sums; return how many points were in another sum."""
-    compared = moved.int().topk(max(2, int(moved.sum()))).indices  # two at least, for there to be a second nearest
+    """Update the assignment and the sums, and return the number of points that changed their cluster."""
+    candidates = moved.int().topk(max(2, int(moved.sum()))).indices  # at least two, to have a second nearest center
     n_changed = 0
     for rows in row_slices(points):
-        part, before = points[rows].to(centroids.device, torch.float32).contiguous(), known[rows]
-        if 2 * len(compared) > len(centroids):
-            found = _among_all(part, centroids, 1, closest)
+        part, before = points[rows].to(centers.device, torch.float32).contiguous(), assignment[rows]
+        if 2 * len(candidates) > len(centers):
+            after = _assign_to_all(part, centers, 1, search)
         else:
-            found = _among(part, centroids, compared, before, closest)
-            unsure = (found.nearest > found.others).nonzero().flatten()
-            if len(unsure):
-                found[unsure] = _among_all(part[unsure], centroids, 2, closest)
-        known[rows] = found
-        n_changed += sums.hold(rows, part, found.labels)
+            after = _assign_to_candidates(part, centers, candidates, before, search)
+            uncertain = (after.distances > after.lower_bounds).nonzero().flatten()
+            if len(uncertain):
+                after[uncertain] = _assign_to_all(part[uncertain], centers, 2, search)
+        assignment[rows] = after
+        n_changed += sums.update(rows, part, after.labels)
     return n_changed
 
 
-def _among_all(
-    points: Float32[Tensor, "c d"], centroids: Float32[Tensor, "k d"], n_nearest: int, closest: Search
-) -> Known:
-    """Return what the one or two nearest of all centroids tell: of one, that no other is nearer than it."""
-    distances, places = closest(points, centroids, n_nearest)
-    return Known(places[:, 0], distances[:, 0], distances[:, -1])
+def _assign_to_all(
+    points: Float32[Tensor, "c d"], centers: Float32[Tensor, "k d"], n_nearest: int, search: Search
+) -> Assignment:
+    """Assign points by a search of all centers; with one nearest center its distance is also the lower bound."""
+    distances, labels = search(points, centers, n_nearest)
+    return Assignment(labels[:, 0], distances[:, 0], distances[:, -1])
 
 
-def _among(
+def _assign_to_candidates(
     points: Float32[Tensor, "c d"],
-    centroids: Float32[Tensor, "k d"],
-    compared: Int64[Tensor, " m"],
-    known: Known,
-    closest: Search,
-) -> Known:
-    """Return what is known once the points are compared with the centroids that moved, and not with the others."""
-    distances, places = closest(points, centroids[compared], 2)
-    places = compared[places]
-    is_own = places == known.labels.unsqueeze(1)
-    own = distances.where(is_own, torch.inf).amin(dim=1)  # infinite where two that moved are nearer than it
-    own = known.nearest.where(torch.isin(known.labels, compared, invert=True), own)
-    rival = distances[:, 0].where(~is_own[:, 0], distances[:, 1])
-    others = torch.stack([known.others, torch.maximum(own, rival), distances[:, 1]]).amin(dim=0)
-    return Known(places[:, 0].where(rival < own, known.labels), torch.minimum(own, rival), others)
+    centers: Float32[Tensor, "k d"],
+    candidates: Int64[Tensor, " m"],
+    before: Assignment,
+    search: Search,
+) -> Assignment:
+    """Assign points by a search of the candidates, which include all centers that moved, and of their own center."""
+    distances, nearest = search(points, centers[candidates], 2)
+    nearest = candidates[nearest]
+    is_own = nearest == before.labels.unsqueeze(1)
+    own = distances.where(is_own, torch.inf).amin(dim=1)  # infinite if two other candidates are nearer
+    own = before.distances.where(torch.isin(before.labels, candidates, invert=True), own)
+    nearest_other = distances[:, 0].where(~is_own[:, 0], distances[:, 1])
+    bounds = torch.stack([before.lower_bounds, torch.maximum(own, nearest_other), distances[:, 1]]).amin(dim=0)
+    labels = nearest[:, 0].where(nearest_other < own, before.labels)
+    return Assignment(labels, torch.minimum(own, nearest_other), bounds)
 
 
-def _moved(
-    centroids: Float32[Tensor, "k d"], sums: Float64[Tensor, "k d"], sizes: Int64[Tensor, " k"]
+def _updated_centers(
+    centers: Float32[Tensor, "k d"], sums: Float64[Tensor, "k d"], sizes: Int64[Tensor, " k"]
 ) -> Float32[Tensor, "k d"]:
-    """Return the means of the clusters; an empty one and one of the largest start from both sides of the latter's."""
-    centroids = torch.where(sizes.unsqueeze(1) > 0, sums / sizes.clamp(min=1).unsqueeze(1), centroids).float()
+    """Return the means of the clusters, where each empty cluster takes over half of one of the largest clusters."""
+    centers = torch.where(sizes.unsqueeze(1) > 0, sums / sizes.clamp(min=1).unsqueeze(1), centers).float()
     empty = (sizes == 0).nonzero().flatten()
     largest = sizes.argsort(descending=True)[: len(empty)]
     largest = largest[sizes[largest] > 1]
     empty = empty[: len(largest)]
-    apart = torch.full((centroids.shape[1],), _APART, dtype=torch.float32, device=centroids.device)
-    apart[1::2] *= -1
-    centroids[empty] = centroids[largest] * (1 + apart)
-    centroids[largest] *= 1 - apart
-    return centroids
+    offset = torch.full((centers.shape[1],), _SPLIT_OFFSET, dtype=torch.float32, device=centers.device)
+    offset[1::2] *= -1
+    centers[empty] = centers[largest] * (1 + offset)
+    centers[largest] *= 1 - offset
+    return centers

@@ -1,4 +1,4 @@
-"""Cluster ids matched between rounds, and the agreement of two clusterings."""
+"""Cluster ids that are matched between rounds, and the agreement of two clusterings."""
 
 from typing import Any
 
@@ -12,54 +12,91 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-_TABLE = 2**24  # counts in the largest table that is filled out: 4,096 clusters by as many, 128 MiB
+from udmlss._checks import as_labels
+from udmlss.types import Labels
+
+_MAX_TABLE_SIZE = 2**24  # counts in a dense table: 4,096 x 4,096 clusters, 128 MiB
 
 
-def match_ids(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Rename clusters so that each keeps the id of the previous cluster it shares most images with.
+def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
+    """Renumber clusters so that each has the id of the previous cluster that it shares most images with.
 
-    The renaming is the one that maximises the number of images whose id stays (Kuhn 1955, on the table of counts),
-    so a change of label means a change of mind and not of name. Ids stay 0..k-1; -1 stays -1.
+    The renumbering maximizes the number of images whose id does not change. If an image then changes its id, it has
+    changed its cluster.
+
+    Args:
+        labels: Cluster of each image in 0..k-1, or -1 for an unassigned image.
+        previous: Cluster of each image in the previous round, likewise; the number of clusters may differ.
+
+    Returns:
+        The renumbered labels: the same clusters with ids in 0..k-1, and -1 for the same images.
+
+    References:
+        The Hungarian method for the assignment problem. Kuhn. 1955. https://doi.org/10.1002/nav.3800020109
+
+    Example:
+        >>> from udmlss.clustering import match_ids
+        >>> match_ids([1, 1, 0, 0, -1], previous=[0, 0, 1, 1, 1])
+        tensor([ 0,  0,  1,  1, -1])
     """
+    labels, previous = _as_tensors(labels, previous)
     k, k_previous = int(labels.max()) + 1, int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
-    matched = _match_in_table if k * k_previous <= _TABLE else _match_in_pairs
-    new, old = matched(labels[both], previous[both], k, k_previous)
-    ids = np.full(k + 1, -1)  # the last place is where -1 looks
+    match = _match_dense if k * k_previous <= _MAX_TABLE_SIZE else _match_sparse
+    new, old = match(labels[both], previous[both], k, k_previous)
+    ids = np.full(k + 1, -1)  # the last element is the id of -1
     ids[new] = old
     ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old)
     return torch.from_numpy(ids)[labels]
 
 
-def _match_in_table(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return pairs of a new and an old id below k that share images, no id in two, most images in all."""
-    pairs = labels * k_previous + previous
-    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
-    new, old = linear_sum_assignment(shared, maximize=True)
-    kept = shared[new, old] > 0
-    return new[kept], old[kept]
+def agreement(labels: Labels, previous: Labels) -> float | None:
+    """Compute the adjusted Rand index of two clusterings, over the images that are assigned in both.
 
+    Unlike normalized mutual information, the index does not rise with the number of clusters.
 
-def _match_in_pairs(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return what `_match_in_table` does from the pairs of ids that occur: a table of millions is mostly zeros."""
-    pairs = (np.ones(len(labels)), (labels.numpy(), previous.numpy()))
-    shared = coo_array(pairs, shape=(k, k_previous)).tocsr()[:, :k]
-    shared.data += 1  # and 1 for staying alone, since the matching leaves no new id out
-    new, old = min_weight_full_bipartite_matching(hstack([shared, eye_array(k)], format="csr"), maximize=True)
-    kept = old < shared.shape[1]
-    return new[kept], old[kept]
+    Args:
+        labels: Cluster of each image, or -1 for an unassigned image.
+        previous: Cluster of each image in the other clustering.
 
-
-def agreement(labels: Int64[Tensor, " n"], previous: Int64[Tensor, " n"]) -> float | None:
-    """Return the adjusted Rand index of two labelings over the images both have in a cluster.
-
-    1 for equal clusters, 0 for what chance gives whatever the number of clusters (unlike NMI, which rises with it).
-    None where both have fewer than two images in a cluster: then there is no pair to agree on.
+    Returns:
+        The index: 1 for equal clusters, 0 for chance. None if fewer than two images are assigned in both.
 
     References:
         Comparing partitions. Hubert, Arabie. 1985. https://doi.org/10.1007/BF01908075
+
+    Example:
+        >>> from udmlss.clustering import agreement
+        >>> agreement([1, 1, 0, 0, -1], previous=[0, 0, 1, 1, 1])
+        1.0
     """
+    labels, previous = _as_tensors(labels, previous)
     both = (labels >= 0) & (previous >= 0)
     if both.sum() < 2:  # noqa: PLR2004 (the index compares pairs)
         return None
     return float(adjusted_rand_score(previous[both].numpy(), labels[both].numpy()))
+
+
+def _as_tensors(labels: Labels, previous: Labels) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+    labels = as_labels(labels).cpu()
+    return labels, as_labels(previous, len(labels), "previous").cpu()
+
+
+def _match_dense(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Match new ids to old ids below k that they share images with, by a table of all pairs of ids."""
+    pairs = labels * k_previous + previous
+    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
+    new, old = linear_sum_assignment(shared, maximize=True)
+    matched = shared[new, old] > 0
+    return new[matched], old[matched]
+
+
+def _match_sparse(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Match as `_match_dense` does, by a sparse table of the pairs of ids that share images."""
+    pairs = (np.ones(len(labels)), (labels.numpy(), previous.numpy()))
+    shared = coo_array(pairs, shape=(k, k_previous)).tocsr()[:, :k]
+    shared.data += 1
+    # the matching must include each new id, so that each has a column of its own with weight 1, which leaves it alone
+    new, old = min_weight_full_bipartite_matching(hstack([shared, eye_array(k)], format="csr"), maximize=True)
+    matched = old < shared.shape[1]
+    return new[matched], old[matched]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from udmlss._checks import check_embeddings, check_number, value_error
+from udmlss._checks import check_embeddings, check_integer, check_number, value_error
 from udmlss._chunks import row_slices
 from udmlss.neighbors.backends import Neighbors, most_similar
 
@@ -28,13 +28,18 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
         The cosine similarities (q k) in descending order, and the indices (q k) of the items.
 
     Raises:
-        ValueError: `k` is below 1 or above the number of items.
+        TypeError: `k` is not an integer, or embeddings are not floating-point tensors.
+        ValueError: `k` is below 1 or above the number of items, the queries have another dimension than the items, or
+            embeddings are not finite.
 
     Example:
         >>> similarities, indices = nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), k=1)
         >>> indices.flatten()
         tensor([1, 2, 1])
     """
+    check_embeddings(embeddings)
+    check_queries(queries, embeddings)
+    check_integer("k", k, 1)
     found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
     return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
 
@@ -42,13 +47,13 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
 def search_in_chunks(
     embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None
 ) -> Iterator[tuple[slice, Neighbors]]:
-    """Yield slices of the queries with their k nearest items; arguments and errors as for `nearest`.
+    """Yield slices of the queries with their k nearest items; arguments are those of `nearest`.
 
     The items are read in parts, so that memory does not grow with their number.
     """
     n_items = len(embeddings) - (queries is None)
-    if not 1 <= k <= n_items:
-        raise value_error(f"`k={k}` must lie between 1 and the number of items", n_items, f"Use at most {n_items}")
+    if k > n_items:
+        raise value_error(f"`k={k}` must not exceed the number of items", n_items, "Lower `k`, or add items")
     all_queries = embeddings if queries is None else queries.to(embeddings)
     parts = list(row_slices(embeddings))
     gallery = _unit_length(embeddings) if len(parts) == 1 else None  # normalize once if there is a single part
@@ -62,6 +67,16 @@ def search_in_chunks(
         if best is not None:
             own = torch.arange(begin, chunk.stop, device=all_queries.device)
             yield chunk, best if queries is not None else without_self(best, own)
+
+
+def check_queries(queries: Tensor | None, embeddings: Tensor, name: str = "queries") -> None:
+    """Raise an error unless queries are None or a finite floating-point tensor of the embeddings' dimension."""
+    if queries is None:
+        return
+    check_embeddings(queries, name)
+    if queries.shape[1] != embeddings.shape[1]:
+        found = f"{queries.shape[1]} and {embeddings.shape[1]} dimensions"
+        raise value_error(f"`{name}` and `embeddings` must have the same dimension", found, "Use one model for both")
 
 
 def without_self(neighbors: Neighbors, own: Int64[Tensor, " q"]) -> Neighbors:
@@ -92,6 +107,7 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
         Three things everyone should know to improve object retrieval. Arandjelovic, Zisserman. 2012.
         https://doi.org/10.1109/CVPR.2012.6248018
     """
+    check_integer("n_neighbors", n_neighbors, 1)
     check_n_neighbors(n_neighbors, len(embeddings))
     directions = _unit_length(embeddings)
     _, indices = nearest(directions, n_neighbors)
@@ -137,9 +153,10 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
         2020. https://arxiv.org/abs/2009.04091
     """
     check_number("fraction", fraction, 0, 1)
+    check_integer("seed", seed, 0)
     check_embeddings(features, "features")
     own = torch.arange(len(features), device=features.device)
-    take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(seed)) < fraction
+    take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(int(seed))) < float(fraction)
     _, indices = nearest(features, 1)
     return torch.where(take_neighbor.to(features.device), indices[:, 0], own)
 
