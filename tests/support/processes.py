@@ -1,4 +1,4 @@
-"""A program run as several processes, as torchrun runs it."""
+"""Programs that run as several processes, as `torchrun` runs them."""
 
 import os
 import socket
@@ -6,19 +6,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-WAIT = 240.0  # seconds after which a process that waits for another is given up
+TIMEOUT = 240.0  # seconds until a process that waits for another one is killed
+
+
+def free_port() -> int:
+    """Return the number of a port that no process uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def start(program: str, world_size: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start the Python program once for each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    """Start a Python program once for each rank."""
+    common = {
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "OMP_NUM_THREADS": 1,
+    }
     return [
-        subprocess.Popen(  # noqa: S603 (our own code)
+        subprocess.Popen(  # noqa: S603 (the program is part of the tests)
             [sys.executable, program, *map(str, arguments)],
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
+            env=os.environ | {name: str(value) for name, value in (common | {"RANK": r, "LOCAL_RANK": r}).items()},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -29,11 +39,11 @@ def start(program: str, world_size: int, *arguments: object) -> list[subprocess.
 def finish(
     processes: Sequence[subprocess.Popen[str]], meanwhile: Callable[[], None] = lambda: None
 ) -> list[tuple[int, str]]:
-    """Wait for all, and return how each ended and what it said."""
+    """Wait for all processes, and return the exit code and the standard error of each."""
     try:
         meanwhile()
-        said = [process.communicate(timeout=WAIT)[1] for process in processes]
+        errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
