@@ -17,7 +17,7 @@ from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write
 from udmlss._torch import autocast, device_of, evaluation_mode, to_device
 from udmlss.dataset import SeededBatches
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
-from udmlss.models.embedding_model import EmbeddingModel, trunk_of
+from udmlss.models.embedding_model import trunk_of
 from udmlss.types import Images, Output, Precision
 
 _FEATURES_AT_ONCE = 8192
@@ -136,14 +136,14 @@ def embed_all(
 
 
 def embed_features(
-    model: EmbeddingModel, features: Float[Tensor, "n f"], folder: Path | None = None
+    model: nn.Module, features: Float[Tensor, "n f"], folder: Path | None = None
 ) -> Float[Tensor, "n d"]:
     """Compute embeddings on the CPU from features of the model's trunk, stored as those of `embed_all` are."""
     device, buffer = device_of(model), RowBuffer(len(features), lambda n, d: allocate_rows(n, d, folder))
     with evaluation_mode(model):
         for part in features.split(_FEATURES_AT_ONCE):
             with torch.inference_mode():
-                rows = model.embed_features(part.to(device)).cpu()
+                rows = model.embed_features(part.to(device)).cpu()  # type: ignore[operator] # an EmbeddingModel
             buffer.append(rows)  # Outside inference mode, where the buffer would not be an ordinary tensor
     return buffer.rows
 

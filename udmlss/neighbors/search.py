@@ -79,7 +79,7 @@ def check_queries(queries: Tensor | None, embeddings: Tensor, name: str = "queri
         raise value_error(f"`{name}` and `embeddings` must have the same dimension", found, "Use one model for both")
 
 
-def without_self(neighbors: Neighbors, own: Int64[Tensor, " q"]) -> Neighbors:
+def without_self(neighbors: tuple[Tensor, Tensor], own: Int64[Tensor, " q"]) -> Neighbors:
     """Remove each query from its own neighbors; where exact duplicates displaced it, remove the last neighbor."""
     similarities, indices = neighbors
     others = indices != own.unsqueeze(1)
@@ -166,7 +166,11 @@ def _unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
 
 
 def _merge(
-    best: Neighbors | None, directions: Float32[Tensor, "q d"], rows: Float32[Tensor, "g d"], begin: int, k: int
+    best: tuple[Tensor, Tensor] | None,
+    directions: Float32[Tensor, "q d"],
+    rows: Float32[Tensor, "g d"],
+    begin: int,
+    k: int,
 ) -> Neighbors:
     """Return the k best of the neighbors so far and of further rows, whose indices count from `begin`."""
     similarities, indices = most_similar(directions, rows, min(k, len(rows)))

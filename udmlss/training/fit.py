@@ -23,7 +23,7 @@ from udmlss.training.optim import build_optimizer
 from udmlss.training.rounds import ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
-from udmlss.training.validation import check_auxiliary, check_images, check_model, check_optimizer
+from udmlss.training.validation import check_auxiliary, check_images, check_optimizer
 from udmlss.types import (
     Epochs,
     FitResult,
@@ -35,6 +35,8 @@ from udmlss.types import (
     StopReason,
     UsesSeed,
 )
+
+_BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
 
 def fit(
@@ -73,7 +75,7 @@ def fit(
     parameters, and are left in the modes in which they were. Ctrl-C ends training and returns a result.
 
     Args:
-        model: The model to train, an `EmbeddingModel`.
+        model: The model to train, an `EmbeddingModel`, compiled or not.
         images: Training images with their augmentations, square if there is a rotation head: any map-style dataset.
             Labels in its items are ignored.
         labeler: Computes the pseudo-labels; see `Rounds`.
@@ -137,7 +139,6 @@ def fit(
         are augmented. Here `cluster_images` avoids the former, and a rotation after a flip distinguishes 90 from 270
         degrees.
     """
-    check_model(model)
     check_auxiliary(auxiliary)
     check_choice("precision", precision, ("float32", "bfloat16"))
     if clip_norm is not None:
@@ -191,8 +192,8 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
     """Run the loop over rounds and batches; return why it ended."""
     if run.show_progress and has_other_fields(run.rounds.images.images):
         _say_that_labels_are_ignored()
-    bar = tqdm(total=run.rounds.n_steps, initial=run.step, desc="fit", ncols=80, disable=not run.show_progress)
-    with bar:
+    n_steps, hidden = run.rounds.n_steps, not run.show_progress
+    with tqdm(total=n_steps, initial=run.step, desc="fit", ncols=80, bar_format=_BAR_FORMAT, disable=hidden) as bar:
         for current in run.rounds:
             run.start_round(current)
             batches = iter(current)

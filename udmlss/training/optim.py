@@ -6,13 +6,13 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from udmlss._checks import check_number, value_error
-from udmlss.models.embedding_model import EmbeddingModel
+from udmlss.models.embedding_model import trunk_of
 
 TRUNK_LR, LR, PROXY_LR = 1e-4, 1e-3, 1e-2
 
 
 def parameter_groups(
-    model: EmbeddingModel,
+    model: nn.Module,
     criterion: nn.Module,
     rotation_head: nn.Module | None = None,
     *,
@@ -24,7 +24,8 @@ def parameter_groups(
     """Group all trainable parameters by learning rate, for any optimizer of torch.
 
     Args:
-        model: The embedding model. Its trunk is usually pretrained, so it has a learning rate of its own.
+        model: The `EmbeddingModel`, compiled or not. Its trunk is usually pretrained, so it has a learning rate of its
+            own.
         criterion: The loss. Its proxies or class weights, if it has any, are trained without weight decay.
         rotation_head: The rotation head, if any.
         auxiliary: The auxiliary loss, if any.
@@ -37,6 +38,7 @@ def parameter_groups(
 
     Raises:
         ValueError: A learning rate is negative or not finite.
+        TypeError: The model has no trunk.
 
     Example:
         >>> model, criterion = EmbeddingModel(nn.Linear(8, 4), nn.Linear(4, 2)), nn.Identity()
@@ -45,9 +47,10 @@ def parameter_groups(
     """
     for name, value in {"trunk_lr": trunk_lr, "lr": lr, "proxy_lr": proxy_lr}.items():
         check_number(name, value, 0)
-    new = [part for part in (model.embedder, rotation_head, auxiliary) if part is not None]
+    trunk = trunk_of(model)
+    new = [part for part in (model.get_submodule("embedder"), rotation_head, auxiliary) if part is not None]
     groups = [
-        {"name": "trunk", "params": _trainable(model.trunk), "lr": float(trunk_lr)},
+        {"name": "trunk", "params": _trainable(trunk), "lr": float(trunk_lr)},
         {"name": "new parts", "params": _trainable(*new), "lr": float(lr)},
         {"name": "loss", "params": _trainable(criterion), "lr": float(proxy_lr), "weight_decay": 0.0},
     ]

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
-from udmlss._checks import check_choice, check_integer
+from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
 from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import as_labeler
@@ -19,10 +19,12 @@ from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
 from udmlss.inference import InferenceOptions, embed_all, embed_features
 from udmlss.model_selection import label_free_scores
-from udmlss.models.embedding_model import EmbeddingModel
 from udmlss.training.round import Round
-from udmlss.training.validation import check_embeddings_folder, check_same_length, check_sizes, in_steps
+from udmlss.training.validation import check_embeddings_folder, check_model, check_same_length, check_sizes, in_steps
 from udmlss.types import Epochs, Images, LabelFreeScores, Output, Precision, PseudoLabels, UsesSeed
+
+if TYPE_CHECKING:
+    from udmlss.models.embedding_model import EmbeddingModel
 
 ClusterOn = Literal["features-first", "embeddings", "features"]
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
@@ -36,8 +38,8 @@ class Rounds:
     iterates over its share of the batches; rank 0 clusters.
 
     Args:
-        model: The model that is trained, an `EmbeddingModel`. It may be replaced between rounds by assigning
-            `rounds.model`, for example by a moving average of its weights.
+        model: The model that is trained, an `EmbeddingModel`, compiled or not. It may be replaced between rounds by
+            assigning `rounds.model`, for example by a moving average of its weights.
         images: Training images with their augmentations.
         labeler: Computes the pseudo-labels: a `ClusterPseudoLabeler`, a clusterer with scikit-learn's `fit_predict`,
             or a function from embeddings (n, d) to labels (n,).
@@ -66,7 +68,7 @@ class Rounds:
 
     Raises:
         ValueError: Settings that contradict each other or the images. In a later round: all embeddings are equal, or
-            there are fewer clusters than a batch needs.
+            there are fewer clusters than a batch needs, or no batch of the round before was sampled.
         TypeError: An argument of a wrong type.
 
     Example:
@@ -78,7 +80,7 @@ class Rounds:
 
     def __init__(
         self,
-        model: EmbeddingModel,
+        model: nn.Module,
         images: Images,
         labeler: object,
         *,
@@ -95,7 +97,8 @@ class Rounds:
         embeddings_folder: str | PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.model = model
+        check_model(model)
+        self.model: EmbeddingModel = model  # type: ignore[assignment] # or a compiled one
         self.images = IndexedImages(images)
         self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
         self.labeler = as_labeler(labeler)
@@ -137,8 +140,12 @@ class Rounds:
                 pseudo_labels = self._cluster(self._snapshot or self._first_snapshot())
                 self._snapshot = None  # memory holds the embeddings of one pass at a time
                 self._round = Round(self._number, pseudo_labels, self, self._n_batches())
-            yield self._round
+            current, batches_before = self._round, self._round.batches_done
+            yield current
             self.end_round()
+            if self._round is current and current.batches_done == batches_before:
+                rule = "The batches of a round must be sampled before the next round"
+                raise value_error(rule, f"none of round {current.number}", "Write `for images, labels in round:`")
 
     def end_round(self) -> None:
         """End the present round; the loop over the rounds does so by itself."""

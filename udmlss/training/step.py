@@ -32,7 +32,7 @@ class TrainingStep:
 
     def __init__(self, run: Run, *, freeze_batch_norm: bool, precision: Precision, clip_norm: float | None) -> None:
         self.run = run
-        self.clip_norm = clip_norm
+        self.max_norm = inf if clip_norm is None else float(clip_norm)
         self.losses = _Losses(run, reuse_features=freeze_batch_norm, precision=precision)
         self.parallel = data_parallel(self.losses)
 
@@ -70,7 +70,7 @@ class TrainingStep:
 
     def _clip_gradient(self) -> None:
         parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]
-        norm = float(clip_grad_norm_(parameters, inf if self.clip_norm is None else self.clip_norm))
+        norm = float(clip_grad_norm_(parameters, self.max_norm))
         if not isfinite(norm):
             self.run.optimizer.zero_grad()
             raise FloatingPointError(f"The gradient must be finite, got a norm of {norm}. {_REMEDY}")
