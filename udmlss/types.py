@@ -16,7 +16,7 @@ from udmlss._chunks import group_means
 Precision = Literal["float32", "bfloat16"]
 Output = Literal["embeddings", "features"]
 StopReason = Literal["max_steps", "callback", "interrupt"]
-Labels = Shaped[Tensor, " n"] | NDArray[Any] | Sequence[int]
+Labels = Shaped[Tensor, "_"] | NDArray[Any] | Sequence[int]
 
 
 @runtime_checkable
