@@ -1,4 +1,4 @@
-"""How the documentation is built: `make docs`, or `sphinx-build -W -b html docs docs/_build/html`."""
+"""Settings of Sphinx. Build with `make docs`, or `sphinx-build -W -b html docs docs/_build/html`."""
 
 import re
 
@@ -12,7 +12,7 @@ version = release = udmlss.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "myst_parser"]
 exclude_patterns = ["_build"]
-default_role = "code"  # docstrings write `name`
+default_role = "code"  # docstrings write code as `name`
 html_theme = "furo"
 html_title = f"udmlss {version}"
 
@@ -21,13 +21,15 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "signature"  # shapes belong there: Float[Tensor, 'n d']
-napoleon_attr_annotations = False  # the signature has them
+autodoc_typehints = "signature"  # shapes are part of the types, as in Float[Tensor, 'n d']
+napoleon_attr_annotations = False  # the signature shows them
 napoleon_use_ivar = True
 
 
-def read_docstring(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
-    """Let docstrings write maths between dollars, as the pages do, and begin an argument with `P.`: it is no list."""
+def convert_docstring(
+    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+) -> None:
+    """Convert math between dollars to reStructuredText, and escape a single letter that would start a list."""
     text = re.sub(r"^\$\$(.+?)\$\$$", _equation, "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"(?<![\w$`])\$([^$\n`]+)\$(?![\w$])", r":math:`\1`", text)
     lines[:] = re.sub(r"^(:param \w+:\s+[A-Z])\. ", r"\1\\. ", text, flags=re.MULTILINE).split("\n")
@@ -38,5 +40,5 @@ def _equation(found: re.Match[str]) -> str:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the hook."""
-    app.connect("autodoc-process-docstring", read_docstring)
+    """Register the conversion of docstrings."""
+    app.connect("autodoc-process-docstring", convert_docstring)
