@@ -5,6 +5,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
 
 TIMEOUT = 240.0  # seconds until a process that waits for another one is killed
 
@@ -47,3 +52,15 @@ def finish(
         for process in processes:
             process.kill()
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+
+
+def compute_once(tmp_path_factory: pytest.TempPathFactory, name: str, compute: Callable[[Path], object]) -> object:
+    """Return the result of a function of an empty folder, which one worker of pytest-xdist runs for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all workers share
+    saved = folder / f"{name}.pt"
+    with FileLock(folder / f"{name}.lock"):
+        if not saved.exists():
+            torch.save(compute(tmp_path_factory.mktemp(name)), saved)
+    return torch.load(saved, weights_only=False)

@@ -9,7 +9,10 @@ import torch
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """Return the results of each rank by number of ranks, and the exit code and errors of each process."""
-    folder = tmp_path_factory.mktemp("ranks")
+    return processes.compute_once(tmp_path_factory, "ranks", run_program)
+
+
+def run_program(folder):
     sizes = ranks_program.WORLD_SIZES
     ports = [processes.free_port() for _ in sizes]
     exits = processes.finish(processes.start(ranks_program.__file__, max(sizes), folder, *ports))

@@ -4,8 +4,6 @@ from ranks_program import LOSSES, SIZES, TrainingStep, batches, gradients, pseud
 
 from udmlss.distributed import all_gather_objects, gather, gather_shards, mean_over_ranks, run_on_rank_zero, shard
 
-pytestmark = pytest.mark.xdist_group("distributed")  # so that the processes are started once
-
 
 def test_gather_preserves_the_order_of_the_ranks_and_the_data_type(ranks):
     for found in ranks:

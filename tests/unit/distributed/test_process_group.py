@@ -5,8 +5,6 @@ from torch import distributed
 from udmlss.distributed import process_group
 from udmlss.distributed.process_group import to_backend
 
-pytestmark = pytest.mark.xdist_group("distributed")  # so that the processes are started once
-
 
 def test_every_rank_has_its_number_and_its_device(ranks):
     assert [found["ranks"] for found in ranks] == [(rank, len(ranks), rank == 0) for rank in range(len(ranks))]

@@ -2,8 +2,6 @@ import pytest
 import torch
 from ranks_program import ERRORS, TIMEOUT, raise_on_ranks, stop_requested_by
 
-pytestmark = pytest.mark.xdist_group("distributed")  # so that the processes are started once
-
 
 def test_an_error_of_rank_0_is_raised_on_all_ranks(ranks):
     first, *others = [found["rank 0 fails"] for found in ranks]
