@@ -53,6 +53,7 @@ def k_means(
         https://dl.acm.org/doi/10.5555/1283383.1283494. The released UDML-SS code starts from randomly sampled rows.
 
     Example:
+        >>> from udmlss.clustering import k_means
         >>> k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).bincount()
         tensor([2, 2])
     """

@@ -1,0 +1,102 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from points import same_clusters
+from sklearn.metrics import normalized_mutual_info_score
+
+from udmlss.clustering import agreement, match_ids, matching
+
+
+def largest_number_of_unchanged_ids(labels, previous):
+    """Count the rows that have the same id in both, for the best permutation of the ids 0..k-1."""
+    k = max(labels) + 1
+    return max(
+        sum(label >= 0 and ids[label] == before for label, before in zip(labels, previous, strict=True))
+        for ids in itertools.permutations(range(k))
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20),
+    st.sampled_from([0, matching._MAX_TABLE_SIZE]),
+)
+@settings(max_examples=160, deadline=None)
+def test_as_many_rows_as_possible_retain_their_id(pairs, table_size):
+    labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))
+    before = labels.clone(), previous.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_MAX_TABLE_SIZE", table_size)
+        renumbered = match_ids(labels, previous)
+    assert renumbered.dtype == torch.int64
+    assert torch.equal(renumbered < 0, labels < 0)
+    assert int(renumbered.max()) <= int(labels.max())
+    assert same_clusters(renumbered, labels)
+    unchanged = int(((renumbered == previous) & (labels >= 0)).sum())
+    assert unchanged == largest_number_of_unchanged_ids(labels.tolist(), previous.tolist())
+    assert torch.equal(labels, before[0])
+    assert torch.equal(previous, before[1])
+
+
+def test_a_new_cluster_gets_a_new_id_and_a_lost_cluster_releases_its_id():
+    whole, split = [0, 0, 0, 1, 1, 1], [2, 2, 0, 1, 1, 1]
+    assert match_ids(split, whole).tolist() == [0, 0, 2, 1, 1, 1]
+    assert match_ids(whole, split).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_dense_and_the_sparse_table_retain_the_same_number_of_ids(monkeypatch):
+    previous = torch.randint(60, (3000,))
+    labels = torch.where(torch.rand(3000) < 0.5, torch.randint(50, (3000,)), torch.randperm(50)[previous % 50])
+    unchanged = int((match_ids(labels, previous) == previous).sum())
+    monkeypatch.setattr(matching, "_MAX_TABLE_SIZE", 0)
+    assert int((match_ids(labels, previous) == previous).sum()) == unchanged
+
+
+def test_many_clusters_are_matched_without_a_dense_table():
+    previous = torch.arange(60_000) % 20_000  # a dense table would have 3.2 GB
+    ids = torch.randperm(20_000)
+    assert torch.equal(match_ids(ids[previous], previous), previous)
+
+
+def adjusted_rand_by_hand(labels, previous):
+    """Count pairs of rows that are in one cluster or in two, in each of the clusterings."""
+    pairs = [
+        (labels[i] == labels[j], previous[i] == previous[j])
+        for i, j in itertools.combinations(range(len(labels)), 2)
+        if min(labels[i], labels[j], previous[i], previous[j]) >= 0
+    ]
+    if not pairs:
+        return None
+    joined, separate = pairs.count((True, True)), pairs.count((False, False))
+    only_new, only_old = pairs.count((True, False)), pairs.count((False, True))
+    if only_new == only_old == 0:
+        return 1.0
+    scale = (joined + only_new) * (only_new + separate) + (joined + only_old) * (only_old + separate)
+    return 2 * (joined * separate - only_new * only_old) / scale
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), min_size=1, max_size=15))
+@settings(max_examples=60, deadline=None)
+def test_agreement_is_the_adjusted_rand_index_of_the_rows_assigned_in_both(pairs):
+    labels, previous = (list(each) for each in zip(*pairs, strict=True))
+    expected = adjusted_rand_by_hand(labels, previous)
+    found = agreement(labels, np.array(previous))
+    assert found is expected is None or found == pytest.approx(expected, abs=1e-9)
+
+
+def test_agreement_is_0_by_chance_also_with_many_clusters():
+    labels, previous = torch.randint(0, 200, (2, 1500))
+    assert normalized_mutual_info_score(labels, previous) > 0.6
+    assert abs(agreement(labels, previous)) < 0.01
+    assert agreement(torch.randperm(200)[labels], labels) == 1
+
+
+@pytest.mark.parametrize("compare", [match_ids, agreement])
+def test_rejects_labelings_that_do_not_match(compare):
+    with pytest.raises(ValueError, match=r"`previous` must have shape \(3,\), one label per item, got shape \(2,\)"):
+        compare([0, 1, 1], [0, 1])
+    with pytest.raises(TypeError, match=r"`labels` must be integers, got float64"):
+        compare(np.array([0.5, 1.0]), [0, 1])
