@@ -1,8 +1,8 @@
-"""A GPU where there is none: tensors that say they are on it, lie in memory, and refuse what those on a GPU refuse.
+"""A simulated GPU: tensors in memory that report a GPU as their device and raise the errors of tensors on a GPU.
 
-What is checked is where tensors are: an operation on tensors of two devices raises, and so does a conversion to NumPy.
-Generators are the processor's, and so are all numbers. Autograd serves a device of another name only if that
-is "lazy", which has no kernels of its own.
+Only devices are simulated: an operation on tensors of two devices raises an error, and so does a conversion to NumPy.
+Generators and arithmetic are those of the CPU. The device is named "lazy" by default, the only name without kernels of
+its own that autograd supports.
 """
 
 from contextlib import contextmanager
@@ -13,43 +13,43 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
-INDEXED = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put_.default, aten.index_put.default}
-NUMBERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_pinned.default}
+INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put_.default, aten.index_put.default}
+RETURN_NUMBERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_pinned.default}
 
 
 class OnGPU(torch.Tensor):
-    """A tensor that is on the pretended GPU, and the one in memory that it stands for."""
+    """A tensor on the simulated GPU, which wraps a tensor in memory."""
 
     device_type = "lazy"
 
     @staticmethod
-    def __new__(cls, held):
-        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, device=f"{cls.device_type}:0", **layout)
+    def __new__(cls, wrapped):
+        layout = {"strides": wrapped.stride(), "storage_offset": wrapped.storage_offset(), "dtype": wrapped.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, wrapped.shape, device=f"{cls.device_type}:0", **layout)
 
-    def __init__(self, held):
-        self.held = held
+    def __init__(self, wrapped):
+        self.wrapped = wrapped
 
-    def __tensor_flatten__(self):  # so that modules that move there swap their parameters for these
-        return ["held"], None
+    def __tensor_flatten__(self):  # so that modules moved to the GPU swap their parameters for wrappers
+        return ["wrapped"], None
 
     @staticmethod
     def __tensor_unflatten__(inner, *_):
-        return OnGPU(inner["held"])
+        return OnGPU(inner["wrapped"])
 
-    def __reduce_ex__(self, protocol):  # a checkpoint is read to the CPU
-        return self.detach().held.__reduce_ex__(protocol)
+    def __reduce_ex__(self, protocol):  # checkpoints are loaded to the CPU
+        return self.detach().wrapped.__reduce_ex__(protocol)
 
     def __repr__(self, **_):
-        return f"OnGPU({self.held})"
+        return f"OnGPU({self.wrapped})"
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
 
 
-class _Anywhere(TorchDispatchMode):
-    """Sees what has no tensor among its arguments as well."""
+class _AllOperations(TorchDispatchMode):
+    """Dispatches operations without tensor arguments, such as `torch.zeros`, as well."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
@@ -61,32 +61,39 @@ class _Generator(torch.Generator):
 
 
 def _run(function, args, kwargs):
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
-    asked = kwargs.get("device")
-    there = any(isinstance(each, OnGPU) for each in tensors) if asked is None else _is_gpu(asked)
+    """Run an operation on the wrapped tensors, and wrap its result if its device is the simulated GPU."""
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    device = kwargs.get("device")
+    on_gpu = any(isinstance(tensor, OnGPU) for tensor in tensors) if device is None else _is_gpu(device)
     if function is aten.copy_.default:
-        there = isinstance(args[0], OnGPU)
+        on_gpu = isinstance(args[0], OnGPU)
     elif function not in COPIES:
-        _check_places(function, args, tensors)
-    if asked is not None:
-        kwargs = kwargs | {"device": torch.device("cpu") if _is_gpu(asked) else asked}
-    known = {id(each.held): each for each in tensors if isinstance(each, OnGPU)}
-    args, kwargs = tree_map_only(OnGPU, lambda each: each.held, (args, kwargs))
-    found = function(*args, **kwargs)
-    if not there or function in NUMBERS:
-        return found
-    return tree_map_only(torch.Tensor, lambda each: known[id(each)] if id(each) in known else OnGPU(each), found)
+        _check_devices(function, args, tensors)
+    if device is not None:
+        kwargs = kwargs | {"device": torch.device("cpu") if _is_gpu(device) else device}
+    wrappers = {id(tensor.wrapped): tensor for tensor in tensors if isinstance(tensor, OnGPU)}
+    args, kwargs = tree_map_only(OnGPU, lambda tensor: tensor.wrapped, (args, kwargs))
+    result = function(*args, **kwargs)
+    if not on_gpu or function in RETURN_NUMBERS:
+        return result
+    return tree_map_only(
+        torch.Tensor, lambda tensor: wrappers[id(tensor)] if id(tensor) in wrappers else OnGPU(tensor), result
+    )
 
 
-def _check_places(function, args, tensors):
-    """Refuse two devices: a single number may be on the CPU, and so may what indexes a tensor on the GPU."""
-    if function in INDEXED:
-        if not isinstance(args[0], OnGPU) and any(isinstance(each, OnGPU) for each in tensors):
-            raise RuntimeError(f"{function}: a tensor on the CPU indexed by, or given, one on the GPU")
+def _check_devices(function, args, tensors):
+    """Raise an error for tensors of two devices; scalars and the indices of a tensor on the GPU may be on the CPU."""
+    if function in INDEXING:
+        if not isinstance(args[0], OnGPU) and any(isinstance(tensor, OnGPU) for tensor in tensors):
+            raise RuntimeError(f"{function}: a tensor on the CPU with indices or values on the GPU")
         tensors = [args[0], *args[2:3]]
-    alone = [each for each in tensors if isinstance(each, torch.Tensor) and not isinstance(each, OnGPU) and each.dim()]
-    if alone and any(isinstance(each, OnGPU) for each in tensors):
-        raise RuntimeError(f"{function}: tensors on the GPU and one of shape {tuple(alone[0].shape)} on the CPU")
+    on_cpu = [
+        tensor
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, OnGPU) and tensor.dim()
+    ]
+    if on_cpu and any(isinstance(tensor, OnGPU) for tensor in tensors):
+        raise RuntimeError(f"{function}: tensors on the GPU and one of shape {tuple(on_cpu[0].shape)} on the CPU")
 
 
 def _is_gpu(device):
@@ -95,7 +102,7 @@ def _is_gpu(device):
 
 @contextmanager
 def pretended_gpu(monkeypatch, device_type="lazy"):
-    """Yield a device that is a GPU to all that PyTorch runs in the `with` block; "cuda" is one without autograd."""
+    """Yield a device that is a GPU for all operations of the `with` block. "cuda" does not support autograd."""
     numpy, tolist, autocast = torch.Tensor.numpy, torch.Tensor.tolist, torch.autocast
 
     def to_numpy(tensor, *, force=False):
@@ -110,5 +117,5 @@ def pretended_gpu(monkeypatch, device_type="lazy"):
     monkeypatch.setattr(torch, "Generator", _Generator)
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if _is_gpu(kind) else kind, *a, **k))
     torch._C._ensureCUDADeviceGuardSet()
-    with _Anywhere():
+    with _AllOperations():
         yield torch.device(device_type, 0)
