@@ -1,4 +1,4 @@
-"""Check a copy of a data set, and unpack it first if asked: `python -m udmlss.data cub200 ROOT --unpack`."""
+"""The command `python -m udmlss.data`, which unpacks and verifies a dataset."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -7,60 +7,63 @@ from functools import partial
 from pathlib import Path
 
 from udmlss._checks import value_error
-from udmlss.data.archive import check_md5, unpack
-from udmlss.data.cars196 import cars196
-from udmlss.data.catalog import CARS196, CUB200, INSHOP, SOP, Published
-from udmlss.data.cub200 import cub200
-from udmlss.data.image_files import ImageFiles
-from udmlss.data.image_folder import image_folder
-from udmlss.data.inshop import inshop
-from udmlss.data.sop import sop
-from udmlss.data.verify import Report, verify
+from udmlss.data.archives import check_md5, unpack
+from udmlss.data.cars196 import CARS196, cars196
+from udmlss.data.cub200 import CUB200, cub200
+from udmlss.data.image_folder import ImageFiles, image_folder
+from udmlss.data.inshop import INSHOP, inshop
+from udmlss.data.sop import SOP, sop
+from udmlss.data.verification import PublishedDataset, Report, verify
 
-_OPENERS: Mapping[str, tuple[Callable[..., ImageFiles], Published]] = {
-    published.name: (opener, published)
-    for opener, published in ((cub200, CUB200), (cars196, CARS196), (sop, SOP), (inshop, INSHOP))
+_DATASETS: Mapping[str, tuple[PublishedDataset, Callable[..., ImageFiles]]] = {
+    dataset.name: (dataset, open_split)
+    for dataset, open_split in ((CUB200, cub200), (CARS196, cars196), (SOP, sop), (INSHOP, inshop))
 }
-_SHOWN = 10  # lines of a kind
+_MAX_LINES = 10  # printed of the facts, and of the problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 if all is well, 1 if something is wrong with the data."""
+    """Run the command.
+
+    Args:
+        arguments: Arguments of the command. None takes them from `sys.argv`.
+
+    Returns:
+        The exit status: 0 if there are no problems, 1 if there are.
+    """
     args = _parse(arguments)
     try:
         if args.unpack:
-            _unpack(_OPENERS[args.name][1], args.root)
+            _unpack(_DATASETS[args.name][0], args.root)
         report = _verify(args)
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)  # noqa: T201 (a command prints)
         return 1
-    print("\n".join(_lines(report)))  # noqa: T201 (a command prints)
+    print("\n".join(_format(report)))  # noqa: T201 (a command prints)
     return 1 if report.problems else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser(
-        "python -m udmlss.data", description="Check a copy of a data set against the published one."
-    )
-    parser.add_argument("name", choices=[*_OPENERS, "folder"], help="folder: pictures of your own")
-    parser.add_argument("root", type=Path, help="the folder that holds it, or its archive")
-    parser.add_argument("--unpack", action="store_true", help="unpack the archive first, checked where it can be")
-    parser.add_argument("--quick", action="store_true", help="do not read the pictures, only see that they are there")
+    parser = ArgumentParser("python -m udmlss.data", description="Verify a copy of a published dataset.")
+    parser.add_argument("name", choices=[*_DATASETS, "folder"], help="the dataset, or 'folder' for your own images")
+    parser.add_argument("root", type=Path, help="the folder that contains the dataset or its archive")
+    parser.add_argument("--unpack", action="store_true", help="check and unpack the archive first")
+    parser.add_argument("--quick", action="store_true", help="do not read the images, only check that they exist")
     args = parser.parse_args(arguments)
     args.root = args.root.expanduser()
     if not args.root.is_dir():
-        parser.error(f"{args.root} is no folder")
+        parser.error(f"{args.root} is not a folder")
     if args.unpack and args.name == "folder":
-        parser.error("--unpack is for data sets with a published archive; unpack your own first")
+        parser.error("--unpack is for published datasets, not for a folder")
     return args
 
 
-def _unpack(published: Published, root: Path) -> None:
-    archive = published.archive_in(root)
+def _unpack(dataset: PublishedDataset, root: Path) -> None:
+    archive = dataset.find_archive(root)
     if archive is None:
-        wanted = " or ".join(published.archives)
-        raise value_error(f"`--unpack` needs {wanted} in {root}", "none", "Download it, or leave `--unpack` out")
-    for name, md5 in published.md5.items():
+        rule = f"`--unpack` requires {' or '.join(dataset.archives)} in {root}"
+        raise value_error(rule, "none", "Download it, or omit `--unpack`")
+    for name, md5 in dataset.md5.items():
         if archive.with_name(name).is_file():
             check_md5(archive.with_name(name), md5)
     unpack(archive, archive.parent)
@@ -69,20 +72,20 @@ def _unpack(published: Published, root: Path) -> None:
 def _verify(args: Namespace) -> Report:
     if args.name == "folder":
         return verify({"folder": partial(image_folder, args.root)}, {}, quick=args.quick)
-    opener, published = _OPENERS[args.name]
-    openers = {split: partial(opener, args.root, split) for split in published.splits}
-    return verify(openers, published.splits, quick=args.quick)
+    dataset, open_split = _DATASETS[args.name]
+    splits = {split: partial(open_split, args.root, split) for split in dataset.splits}
+    return verify(splits, dataset.splits, quick=args.quick)
 
 
-def _lines(report: Report) -> list[str]:
+def _format(report: Report) -> list[str]:
     count = len(report.problems)
-    verdict = f"{count} problem{'s' * (count > 1)}." if count else "All is well."
-    return [*_few(report.facts), *_few(report.problems), verdict]
+    summary = f"{count} problem{'s' * (count > 1)} found." if count else "No problems found."
+    return [*_shorten(report.facts), *_shorten(report.problems), summary]
 
 
-def _few(lines: Sequence[str]) -> list[str]:
-    left = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *[f"... and {left} more"] * (left > 0)]
+def _shorten(lines: Sequence[str]) -> list[str]:
+    n_more = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], *[f"... and {n_more} more"] * (n_more > 0)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cars196: the Stanford cars, split by class."""
+"""Cars196: photographs of cars."""
 
 import zlib
 from collections.abc import Callable
@@ -11,12 +11,21 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from udmlss._checks import check_choice, value_error
-from udmlss.data.catalog import CARS196
-from udmlss.data.image_files import ImageFiles
-from udmlss.data.layout import check_once, check_there, find, number
+from udmlss.data.image_folder import ImageFiles, label_images
+from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique
 
-_PARTS = (("cars_annos.mat",), ("car_ims/",))
-_DAMAGE = (
+CARS196 = PublishedDataset(
+    name="cars196",
+    folder="cars196",
+    parts=(("cars_annos.mat",), ("car_ims/",)),
+    archives=("car_ims.tgz",),
+    splits={"train": SplitSize(8054, 98), "test": SplitSize(8131, 98)},
+    md5={
+        "car_ims.tgz": "d5c8f0aa497503f355e17dc7886c3f14",
+        "cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc",
+    },
+)
+_DAMAGE_ERRORS = (
     MatReadError,
     ValueError,
     TypeError,
@@ -35,56 +44,55 @@ def cars196(
     *,
     transform: Callable[[Any], Any] | None = None,
 ) -> ImageFiles:
-    """Open one half of the Stanford cars, split by class as metric learning does.
+    """Open a split of Cars196 (Stanford Cars).
 
-    The first half of the classes is for training and the rest for testing: 8,054 images of 98 classes and 8,131 of
-    the other 98. The authors' own split, by image within each class, is for classification and not used here. Nor is
-    their later layout read, with the pictures in cars_train/ and cars_test/.
+    The first half of the classes is for training, and the second half for testing: 8,054 images of 98 classes and
+    8,131 images of the other 98. The authors' own split is for classification and is not used. Their later layout,
+    with the images in cars_train/ and cars_test/, is not supported.
 
     Args:
-        root: The folder with cars_annos.mat and, in car_ims/, the pictures of the archive car_ims.tgz.
+        root: Path of the folder that contains cars_annos.mat and the images of car_ims.tgz in car_ims/, or of a parent
+            folder in which it is named cars196.
         split: "train" or "test".
-        transform: Applied to each PIL image; give one that ends in a tensor.
+        transform: Function that is applied to each RGB PIL image and should return a tensor. None returns PIL images.
 
     Returns:
-        The images in the order of cars_annos.mat, labels counted from 0 within the split.
+        The images in the order of cars_annos.mat. Labels start at 0 in each split.
 
     Raises:
-        ValueError: The folder is not in that layout, or the annotations are damaged or contradict the pictures.
+        ValueError: The folder has another layout, an image does not exist, or the annotations are damaged.
 
     Example:
-        `train = cars196("cars196", "train", transform=train_transform)`
+        >>> train = cars196("~/data/cars196", "train", transform=transform)  # doctest: +SKIP
 
     References:
         3D Object Representations for Fine-Grained Categorization. Krause et al. 2013.
         https://ai.stanford.edu/~jkrause/cars/car_dataset.html
     """
     check_choice("split", split, ("train", "test"))
-    annotations, pictures = find(root, CARS196, _PARTS)
-    files, classes, names = _read(annotations)
-    check_once(files, annotations)
+    annotations, folder = CARS196.find_parts(root)
+    files, classes, names = _read_annotations(annotations)
+    check_unique(files, annotations)
     half = len(names) // 2
-    images = [(pictures.parent / file, key) for file, key in zip(files, classes, strict=True)]
+    images = [(folder.parent / file, key) for file, key in zip(files, classes, strict=True)]
     images = [(path, key) for path, key in images if (key <= half) == (split == "train")]
-    check_there(images, annotations)
-    return number(images, {key: names[key - 1] for key in sorted({key for _, key in images})}, transform)
+    check_files_exist(images, annotations)
+    return label_images(images, {key: names[key - 1] for key in sorted({key for _, key in images})}, transform)
 
 
-def _read(path: Path) -> tuple[list[str], list[int], list[str]]:
+def _read_annotations(path: Path) -> tuple[list[str], list[int], list[str]]:
+    """Return the path and the class (from 1) of each image, and the names of the classes."""
     try:
         content = loadmat(path, squeeze_me=True, variable_names=["annotations", "class_names"])
         annotations = np.atleast_1d(content["annotations"])
         files = [str(file) for file in annotations["relative_im_path"]]
         classes = [int(key) for key in annotations["class"]]
         names = [str(name) for name in np.atleast_1d(content["class_names"])]
-    except _DAMAGE as error:
-        raise value_error(
-            f"{path} must be the authors' MATLAB file, with `annotations` and `class_names`",
-            repr(error),
-            "Download it again",
-        ) from error
-    wrong = [key for key in classes if not 1 <= key <= len(names)]
-    if wrong:
-        found = f"class {wrong[0]} and {len(names)} names"
-        raise value_error(f"Each class in {path} must have one of its names", found, "Download it again")
+    except _DAMAGE_ERRORS as error:
+        rule = f"{path} must be the published MATLAB file with `annotations` and `class_names`"
+        raise value_error(rule, repr(error), "Download it again") from error
+    unnamed = [key for key in classes if not 1 <= key <= len(names)]
+    if unnamed:
+        found = f"class {unnamed[0]} and {len(names)} names"
+        raise value_error(f"Every class in {path} must have a name", found, "Download it again")
     return files, classes, names

@@ -1,4 +1,4 @@
-"""In-shop Clothes Retrieval of DeepFashion: garments to search in a gallery."""
+"""In-shop Clothes Retrieval of DeepFashion: photographs of clothes, with queries and a gallery."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from udmlss._checks import check_choice, value_error
-from udmlss.data.catalog import INSHOP
-from udmlss.data.image_files import ImageFiles
-from udmlss.data.layout import check_once, check_there, find, number, read_rows
+from udmlss.data.image_folder import ImageFiles, label_images
+from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique, read_rows
 
-_PARTS = (("Eval/list_eval_partition.txt", "list_eval_partition.txt"), ("Img/img/", "img/"))
+INSHOP = PublishedDataset(
+    name="inshop",
+    folder="In-shop Clothes Retrieval Benchmark",
+    parts=(("Eval/list_eval_partition.txt", "list_eval_partition.txt"), ("Img/img/", "img/")),
+    archives=("Img/img.zip", "img.zip"),
+    splits={
+        "train": SplitSize(25882, 3997),
+        "query": SplitSize(14218, 3985),
+        "gallery": SplitSize(12612, 3985),
+    },
+)
 _COLUMNS = "image_name item_id evaluation_status"
 
 
@@ -20,49 +29,46 @@ def inshop(
     *,
     transform: Callable[[Any], Any] | None = None,
 ) -> ImageFiles:
-    """Open one of the three parts of In-shop Clothes Retrieval.
+    """Open a split of In-shop Clothes Retrieval.
 
-    Training is on 25,882 images of 3,997 items. For testing, 14,218 queries look for images of the same item among
-    12,612 of the gallery, both of 3,985 other items.
+    The training split has 25,882 images of 3,997 items. The test images show 3,985 other items: 14,218 images are
+    queries, whose matches are among the 12,612 images of the gallery.
 
     Args:
-        root: The folder with Eval/list_eval_partition.txt (or the list itself) and the pictures of img.zip, in
-            Img/img/ or img/.
+        root: Path of the folder that contains Eval/list_eval_partition.txt or list_eval_partition.txt, and the images
+            of img.zip in Img/img/ or img/.
         split: "train", "query" or "gallery".
-        transform: Applied to each PIL image; give one that ends in a tensor.
+        transform: Function that is applied to each RGB PIL image and should return a tensor. None returns PIL images.
 
     Returns:
-        The images in the order of the list. Labels are counted from 0 within the training images, and within queries
-        and gallery together: the same item has the same label in both, and both have the same `classes`.
+        The images in the order of the list. Labels start at 0 in the training split, and in the query and gallery
+        splits together: an item has the same label in both, and both have the same `classes`.
 
     Raises:
-        ValueError: The folder is not in that layout, or the list is damaged or contradicts the pictures.
+        ValueError: The folder has another layout, an image does not exist, or the list is damaged.
 
     Example:
-        `recall_at_k(gallery_embeddings, gallery.labels, queries=query_embeddings, query_labels=query.labels)`
+        >>> query, gallery = (inshop("~/data/inshop", split) for split in ("query", "gallery"))  # doctest: +SKIP
 
     References:
         DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations. Liu et al. 2016.
         https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html
     """
     check_choice("split", split, ("train", "query", "gallery"))
-    path, pictures = find(root, INSHOP, _PARTS)
-    rows = _read(path)
-    group = ("train",) if split == "train" else ("query", "gallery")  # which share their labels
-    images = [(pictures.parent / file, item) for file, item, part in rows if part == split]
-    check_there(images, path)
-    return number(images, {item: item for _, item, part in rows if part in group}, transform)
+    path, folder = INSHOP.find_parts(root)
+    rows = _read_list(path)
+    with_same_labels = ("train",) if split == "train" else ("query", "gallery")
+    images = [(folder.parent / file, item) for file, item, row_split in rows if row_split == split]
+    check_files_exist(images, path)
+    return label_images(images, {item: item for _, item, row_split in rows if row_split in with_same_labels}, transform)
 
 
-def _read(path: Path) -> list[tuple[str, ...]]:
+def _read_list(path: Path) -> list[tuple[str, ...]]:
     rows = read_rows(path, r"(\S.*?)\s+(\S+)\s+(train|query|gallery)", _COLUMNS, header=2)
     with path.open(encoding="utf-8", errors="replace") as lines:
         count = next(lines).strip()
     if count != str(len(rows)):
-        raise value_error(
-            f"The first line of {path} must be the number of images",
-            f"{count!r} and {len(rows)} images",
-            "Unpack it again",
-        )
-    check_once([file for file, *_ in rows], path)
+        rule, found = f"The first line of {path} must be the number of images", f"{count!r} and {len(rows)} images"
+        raise value_error(rule, found, "Unpack the archive again")
+    check_unique([file for file, *_ in rows], path)
     return rows

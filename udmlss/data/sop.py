@@ -1,14 +1,21 @@
-"""Stanford Online Products: pictures of what was sold on eBay, a class per product."""
+"""Stanford Online Products: photographs of products offered on eBay."""
 
 from collections.abc import Callable
 from os import PathLike
 from typing import Any, Literal
 
 from udmlss._checks import check_choice
-from udmlss.data.catalog import SOP
-from udmlss.data.image_files import ImageFiles
-from udmlss.data.layout import check_once, check_there, find, number, read_rows
+from udmlss.data.image_folder import ImageFiles, label_images
+from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique, read_rows
 
+SOP = PublishedDataset(
+    name="sop",
+    folder="Stanford_Online_Products",
+    parts=(("Ebay_train.txt",), ("Ebay_test.txt",)),
+    archives=("Stanford_Online_Products.zip",),
+    splits={"train": SplitSize(59551, 11318), "test": SplitSize(60502, 11316)},
+    md5={"Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"},
+)
 _COLUMNS = "image_id class_id super_class_id path"
 
 
@@ -18,34 +25,35 @@ def sop(
     *,
     transform: Callable[[Any], Any] | None = None,
 ) -> ImageFiles:
-    """Open one of the authors' two lists of Stanford Online Products.
+    """Open a split of Stanford Online Products.
 
-    Training is on 59,551 images of 11,318 products, testing on 60,502 of 11,316 others.
+    The splits are those of the authors: 59,551 images of 11,318 products for training, and 60,502 images of 11,316
+    other products for testing. A class is a product; the twelve categories of products are not used.
 
     Args:
-        root: The folder Stanford_Online_Products, or the one it lies in. It holds Ebay_train.txt and Ebay_test.txt,
-            a line of column names and then one line per image, and the pictures in a folder per kind of product.
+        root: Path of the folder Stanford_Online_Products, or of its parent. The folder contains the lists
+            Ebay_train.txt and Ebay_test.txt, and the images in one folder per category.
         split: "train" or "test".
-        transform: Applied to each PIL image; give one that ends in a tensor.
+        transform: Function that is applied to each RGB PIL image and should return a tensor. None returns PIL images.
 
     Returns:
-        The images in the order of the list, labels counted from 0 within the split. A class is named by its number
-        in the list; the twelve kinds of product are not used.
+        The images in the order of the list. Labels start at 0 in each split. The name of a class is its number in the
+        list.
 
     Raises:
-        ValueError: The folder is not in that layout, or the list is damaged or contradicts the pictures.
+        ValueError: The folder has another layout, an image does not exist, or the list is damaged.
 
     Example:
-        `train = sop("Stanford_Online_Products", "train", transform=train_transform)`
+        >>> train = sop("~/data/Stanford_Online_Products", "train", transform=transform)  # doctest: +SKIP
 
     References:
         Deep Metric Learning via Lifted Structured Feature Embedding. Song et al. 2016. https://arxiv.org/abs/1511.06452
     """
     check_choice("split", split, ("train", "test"))
-    train, test = find(root, SOP, (("Ebay_train.txt",), ("Ebay_test.txt",)))
+    train, test = SOP.find_parts(root)
     path = train if split == "train" else test
     rows = read_rows(path, r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", _COLUMNS, header=1)
-    check_once([file for *_, file in rows], path)
+    check_unique([file for *_, file in rows], path)
     images = [(path.parent / file, key) for _, key, _, file in rows]
-    check_there(images, path)
-    return number(images, {key: key for _, key in images}, transform)
+    check_files_exist(images, path)
+    return label_images(images, {key: key for _, key in images}, transform)

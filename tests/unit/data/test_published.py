@@ -1,0 +1,145 @@
+"""Properties of all published datasets."""
+
+import inspect
+import sys
+
+import jaxtyping
+import layouts
+import pytest
+import torch
+
+from udmlss import data, embed
+from udmlss.data.cars196 import CARS196
+from udmlss.data.cub200 import CUB200
+from udmlss.data.inshop import INSHOP
+from udmlss.data.sop import SOP
+
+DATASETS = (CUB200, CARS196, SOP, INSHOP)
+
+
+@pytest.fixture(params=DATASETS, ids=lambda dataset: dataset.name)
+def dataset(request):
+    return request.param
+
+
+@pytest.fixture
+def write(dataset):
+    return getattr(layouts, dataset.name)
+
+
+@pytest.fixture
+def open_split(dataset):
+    return getattr(data, dataset.name)
+
+
+def test_every_image_is_rgb_and_in_one_split_with_its_own_label(tmp_path, dataset, write, open_split):
+    splits = [open_split(write(tmp_path), split) for split in dataset.splits]
+    read = {}
+    for images in splits:
+        assert images.labels.unique().tolist() == list(range(len(images.classes)))
+        for (image, label), path in zip(map(images.__getitem__, range(len(images))), images.paths, strict=True):
+            red, green, blue = image.getpixel((0, 0))
+            assert red == green == blue
+            read[red] = (path, images.classes[label])
+    assert sorted(read) == list(range(len([*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.JPG")])))
+    assert len({path for path, _ in read.values()}) == len(read) == sum(map(len, splits))
+
+
+def test_transform_is_applied_to_the_image_only(tmp_path, write, open_split):
+    assert open_split(write(tmp_path), "train", transform=lambda image: image.size)[0] == ((6, 4), 0)
+
+
+def test_root_may_be_the_parent_folder_below_the_home_folder(tmp_path, monkeypatch, dataset, write, open_split):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = open_split(write(tmp_path / "data" / dataset.folder), "train")
+    assert open_split("~/data", "train").paths == expected.paths
+
+
+@pytest.mark.parametrize(
+    ("names", "found"), [(None, "no such folder"), ([], "an empty folder"), (["b", "a"], "['a', 'b']")]
+)
+def test_rejects_another_layout_and_lists_the_content(tmp_path, dataset, open_split, names, found):
+    root = tmp_path / "here"
+    for name in (".", *names) if names is not None else ():
+        (root / name).mkdir()
+    with pytest.raises(
+        ValueError, match=r" must have the layout of .*, with .* and .*\. Pass the folder that"
+    ) as caught:
+        open_split(root, "train")
+    assert str(caught.value).startswith(f"{root} must")
+    assert f", got {found}. Pass" in str(caught.value)
+    assert all(path in str(caught.value) for paths in dataset.parts for path in paths)
+
+
+def test_an_incomplete_folder_is_reported_rather_than_its_parent(tmp_path, dataset, write, open_split):
+    root = write(tmp_path / dataset.folder)
+    (root / dataset.parts[0][0]).unlink()
+    names = sorted(path.name for path in root.iterdir())[:8]
+    with pytest.raises(ValueError, match=r"\. Pass the folder that contains them, or download the missing") as caught:
+        open_split(tmp_path, "train")
+    assert str(caught.value).startswith(f"{root} must have")
+    assert f"got {names}" in str(caught.value)
+
+
+def test_reports_the_command_that_unpacks_an_existing_archive(tmp_path, dataset, open_split):
+    root = tmp_path / "my data"
+    for archive in dataset.archives:
+        (root / archive).parent.mkdir(exist_ok=True, parents=True)
+        (root / archive).touch()
+        command = rf"Unpack the archive: `python -m udmlss\.data {dataset.name} '{root}' --unpack`\.$"
+        with pytest.raises(ValueError, match=command):
+            open_split(root, "train")
+        (root / archive).unlink()
+
+
+def test_rejects_a_missing_image_only_in_its_split(tmp_path, dataset, write, open_split):
+    *splits, split = dataset.splits
+    images = open_split(write(tmp_path), split)
+    images.paths[1].unlink()
+    found = f"must exist, got 1 of {len(images)} missing, the first is {images.paths[1]}"
+    with pytest.raises(ValueError, match=found):
+        open_split(tmp_path, split)
+    assert all(len(open_split(tmp_path, other)) for other in splits)
+
+
+def test_rejects_an_unknown_split(tmp_path, monkeypatch, open_split):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the signature rejects it as well
+    with pytest.raises(ValueError, match=r"`split` must be one of 'train', .*, got 'val'\. Pass one of these\."):
+        open_split(tmp_path, "val")
+
+
+def test_docstring_reports_the_published_sizes(dataset, open_split):
+    docstring = inspect.getdoc(open_split)
+    assert all(f"{size.n_images:,}" in docstring for size in dataset.splits.values())
+    assert f"{dataset.splits['train'].n_classes:,}" in docstring
+
+
+@pytest.mark.parametrize(
+    ("dataset", "n_images", "n_classes"),
+    [(CUB200, 11_788, 200), (CARS196, 16_185, 196), (SOP, 120_053, 22_634)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_splits_add_up_to_the_whole_dataset(dataset, n_images, n_classes):
+    assert sum(size.n_images for size in dataset.splits.values()) == n_images
+    assert sum(size.n_classes for size in dataset.splits.values()) == n_classes
+
+
+def test_splits_of_inshop_add_up_to_the_whole_list():
+    assert sum(size.n_images for size in INSHOP.splits.values()) == 52_712
+    assert INSHOP.splits["train"].n_classes + INSHOP.splits["query"].n_classes == 7_982
+    assert INSHOP.splits["query"].n_classes == INSHOP.splits["gallery"].n_classes
+
+
+def test_embed_reports_the_path_and_the_index_of_an_unreadable_image(tmp_path):
+    images = data.sop(layouts.sop(tmp_path), "train", transform=lambda image: torch.zeros(3, 4, 4))
+    images.paths[2].write_bytes(b"no image")
+    with pytest.raises(OSError, match=f"{images.paths[2]} must be a complete image file") as caught:
+        embed(torch.nn.Flatten(), images)
+    assert caught.value.__notes__ == ["while loading item 2 of `images`"]
+
+
+def test_reports_how_to_install_pillow(tmp_path, monkeypatch):
+    images = data.sop(layouts.sop(tmp_path), "train")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r'requires Pillow, got none\. Install it: pip install "udmlss\[demo\]"'):
+        images[0]
