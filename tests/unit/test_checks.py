@@ -4,133 +4,158 @@ import pytest
 import torch
 
 from udmlss._checks import (
-    check_at_least,
+    as_labels,
     check_choice,
     check_embeddings,
     check_features,
-    check_labels,
-    check_positive,
-    check_within,
+    check_integer,
+    check_number,
     type_error,
     value_error,
 )
 
 
 @pytest.fixture(autouse=True)
-def _types_unchecked(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types in the signatures refuse some, too
+def _untyped(monkeypatch):
+    """Without the types of the signatures, which reject some arguments before the checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize(("make", "kind"), [(value_error, ValueError), (type_error, TypeError)])
-def test_a_refusal_says_the_rule_what_was_found_and_the_remedy(make, kind):
+def test_an_error_states_the_rule_the_value_and_the_remedy(make, kind):
     error = make("`k` must be even", 3, "Double it")
     assert type(error) is kind
     assert str(error) == "`k` must be even, got 3. Double it."
 
 
-def test_a_number_below_the_least_is_refused_and_the_least_is_not():
-    check_at_least("k", 2, 2)
-    with pytest.raises(ValueError, match=r"`k` must be at least 2, got 1\. Raise it\."):
-        check_at_least("k", 1, 2)
+def test_check_integer_accepts_integers_of_python_and_numpy():
+    for value in (2, 5, np.int64(2), np.uint8(5)):
+        check_integer("k", value, 2)
+        check_integer("k", value, 2, 5)
 
 
-@pytest.mark.parametrize("found", [0, -1.0, float("nan")])
-def test_a_number_that_is_not_above_zero_is_refused(found):
-    check_positive("s", 1e-9)
-    with pytest.raises(ValueError, match=r"`s` must be above 0, got .*\. Raise it\."):
-        check_positive("s", found)
+@pytest.mark.parametrize(
+    ("value", "most", "kind", "sentence"),
+    [
+        (1, None, ValueError, r"`k` must be at least 2, got 1\. Raise it\."),
+        (6, 5, ValueError, r"`k` must lie in 2\.\.5, got 6\. Choose a number in this range\."),
+        (np.int64(1), 5, ValueError, r"`k` must lie in 2\.\.5, got 1\."),
+        (2.0, None, TypeError, r"`k` must be an integer, got 2\.0 of type float\. Pass an int\."),
+        (True, None, TypeError, r"`k` must be an integer, got True of type bool\."),
+        (None, None, TypeError, r"`k` must be an integer, got None of type NoneType\."),
+        ("3", None, TypeError, r"`k` must be an integer, got '3' of type str\."),
+    ],
+)
+def test_check_integer_rejects_other_values(value, most, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        check_integer("k", value, 2, most)
 
 
-@pytest.mark.parametrize("found", [-1.1, 1.1, float("nan")])
-def test_a_number_outside_a_range_is_refused_and_its_ends_are_not(found):
-    check_within("b", -1, -1, 1)
-    check_within("b", 1.0, -1, 1)
-    with pytest.raises(ValueError, match=r"`b` must lie in -1\.\.1, got .*\. Choose a number in this range\."):
-        check_within("b", found, -1, 1)
+def test_check_number_accepts_numbers_of_python_and_numpy():
+    for value in (0, 0.5, 1, np.float32(0.5), np.int64(1)):
+        check_number("b", value, 0, 1)
+        check_number("b", value, 0)
+        check_number("b", value, most=1)
+        check_number("b", value, above=-1e-9)
+        check_number("b", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "kind", "sentence"),
+    [
+        (-1.1, {"least": -1, "most": 1}, ValueError, r"`b` must lie in -1\.\.1, got -1\.1\. Choose a number in this"),
+        (1.1, {"least": -1, "most": 1}, ValueError, r"`b` must lie in -1\.\.1, got 1\.1\."),
+        (0.5, {"least": 1}, ValueError, r"`b` must be at least 1, got 0\.5\. Raise it\."),
+        (1.5, {"most": 1}, ValueError, r"`b` must be at most 1, got 1\.5\. Lower it\."),
+        (0, {"above": 0}, ValueError, r"`b` must be above 0, got 0\.0\. Raise it\."),
+        (float("nan"), {}, ValueError, r"`b` must be finite, got nan\."),
+        (np.float32("inf"), {}, ValueError, r"`b` must be finite, got inf\."),
+        (True, {}, TypeError, r"`b` must be a number, got True of type bool\. Pass a float\."),
+        ("0.5", {}, TypeError, r"`b` must be a number, got '0\.5' of type str\."),
+    ],
+)
+def test_check_number_rejects_other_values(value, limits, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        check_number("b", value, **limits)
+
+
+def test_check_choice_rejects_other_values():
+    check_choice("output", "a", ("a", None))
+    with pytest.raises(ValueError, match=r"`output` must be one of 'a', None, got 'b'\. Pass one of these\."):
+        check_choice("output", "b", ("a", None))
 
 
 @pytest.mark.parametrize(
     ("shape", "remedy"),
-    [((2,), r"nn\.Flatten\(\)"), ((2, 3, 4), "Take a token or their mean"), ((2, 3, 4, 5), r"nn\.Flatten\(\)")],
+    [((2,), r"nn\.Flatten\(\)"), ((2, 3, 4), "Select one token or average"), ((2, 3, 4, 5), r"nn\.Flatten\(\)")],
 )
-def test_features_that_are_no_matrix_are_refused(shape, remedy):
+def test_check_features_rejects_other_shapes(shape, remedy):
     check_features(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=rf"The trunk must return features \(b f\), got shape .*{remedy}\."):
+    with pytest.raises(ValueError, match=rf"The trunk must return features of shape \(b, f\), got shape .*{remedy}"):
         check_features(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("found", [(torch.zeros(2, 3),), {"pooler_output": torch.zeros(2, 3)}, None])
-def test_features_that_are_no_tensor_are_refused(found):
-    rule, kind = r"The trunk must return features \(b f\)", type(found).__name__
-    with pytest.raises(
-        TypeError, match=rf"{rule}, got {kind}\. Wrap it in a module .* `trunk\(images\)\.pooler_output`\."
-    ):
+def test_check_features_rejects_other_types(found):
+    sentence = rf"The trunk must return a tensor \(b, f\), got {type(found).__name__}\. Wrap it in .*pooler_output`\."
+    with pytest.raises(TypeError, match=sentence):
         check_features(found)
 
 
-def test_a_value_that_is_no_choice_is_refused():
-    check_choice("what", "a", ("a", None))
-    with pytest.raises(ValueError, match=r"`what` must be one of 'a', None, got 'b'\. Pass one of these\."):
-        check_choice("what", "b", ("a", None))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_finite_matrix_of_any_floating_type_is_embeddings(dtype):
-    check_embeddings(torch.ones(3, 2, dtype=dtype))
+def test_check_embeddings_accepts_finite_tensors_of_any_floating_type():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        check_embeddings(torch.ones(3, 2, dtype=dtype))
 
 
 @pytest.mark.parametrize(
     ("found", "kind", "sentence"),
     [
-        (np.ones((3, 2)), TypeError, r"`queries` must be a tensor \(n d\), got ndarray\. Use torch\.as_tensor\."),
-        ([[1.0]], TypeError, r"`queries` must be a tensor \(n d\), got list\."),
-        (torch.ones(3), ValueError, r"`queries` must be a non-empty matrix \(n d\), got shape \(3,\)\. Flatten"),
-        (torch.ones(3, 2, 1), ValueError, r"found shape \(3, 2, 1\)\. Flatten each item to one row\."),
-        (torch.ones(0, 2), ValueError, r"found shape \(0, 2\)"),
-        (torch.ones(2, 0), ValueError, r"found shape \(2, 0\)"),
-        (
-            torch.ones(3, 2).long(),
-            TypeError,
-            r"`queries` must hold floating-point .* torch\.int64\. Call \.float\(\) first",
-        ),
-        (torch.ones(3, 2).cfloat(), TypeError, r"hold floating-point numbers, got torch\.complex64"),
-        (
-            torch.ones(3, 2).log() / 0,
-            ValueError,
-            r"`queries` must be finite, got 3 of 3 rows .* is row 0\. ",
-        ),
+        (np.ones((3, 2)), TypeError, r"`queries` must be a tensor \(n, d\), got ndarray\. Use torch\.as_tensor\."),
+        ([[1.0]], TypeError, r"`queries` must be a tensor \(n, d\), got list\."),
+        (torch.ones(3), ValueError, r"`queries` must be a non-empty 2-D tensor, got shape \(3,\)\. Flatten each item"),
+        (torch.ones(3, 2, 1), ValueError, r"got shape \(3, 2, 1\)"),
+        (torch.ones(0, 2), ValueError, r"got shape \(0, 2\)"),
+        (torch.ones(2, 0), ValueError, r"got shape \(2, 0\)"),
+        (torch.ones(3, 2).long(), TypeError, r"`queries` must be a floating-point tensor, got torch\.int64\. Call"),
+        (torch.ones(3, 2).cfloat(), TypeError, r"floating-point tensor, got torch\.complex64"),
+        (torch.ones(3, 2) / 0, ValueError, r"`queries` must be finite, got 3 of 3 rows .* is row 0\. "),
         (
             torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, 1.0], [torch.nan, torch.nan]]),
             ValueError,
-            r"found 2 of 4 rows with NaN or infinity, the first is row 1\. Lower the learning rate, clip",
+            r"got 2 of 4 rows with NaN or infinity, the first is row 1\. Lower the learning rate, clip",
         ),
     ],
 )
-def test_what_is_no_finite_matrix_is_refused_under_its_name(found, kind, sentence):
+def test_check_embeddings_rejects_other_values(found, kind, sentence):
     with pytest.raises(kind, match=sentence):
         check_embeddings(found, "queries")
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_whole_numbers_of_any_type_are_labels(dtype):
-    check_labels(torch.zeros(3, dtype=dtype), 3)
+def test_as_labels_accepts_tensors_arrays_and_sequences_of_any_integer_type():
+    tensors = [torch.tensor([0, 1, 1], dtype=dtype) for dtype in (torch.uint8, torch.int16, torch.int64)]
+    arrays = [np.array([0, 1, 1], dtype=dtype) for dtype in (np.int8, np.uint16, np.int64, ">i4")]
+    read_only = np.array([0, 1, 1])
+    read_only.flags.writeable = False
+    for labels in (*tensors, *arrays, read_only, np.array([1, 1, 0])[::-1], [0, 1, 1], (0, 1, 1)):
+        found = as_labels(labels, 3)
+        assert found.dtype == torch.int64
+        assert found.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("found", "kind", "sentence"),
     [
-        ([0, 1, 1], TypeError, r"`classes` must be a tensor \(n\), got list\. Use torch\.as_tensor\."),
-        (torch.zeros(3), TypeError, r"`classes` must be whole numbers, got torch\.float32\. Call \.long\(\) first\."),
-        (torch.zeros(3).bool(), TypeError, r"`classes` must be whole numbers, got torch\.bool"),
-        (torch.zeros(3).cfloat(), TypeError, r"`classes` must be whole numbers, got torch\.complex64"),
-        (
-            torch.zeros(4).long(),
-            ValueError,
-            r"`classes` must have shape \(3,\), one .*, got shape \(4,\)",
-        ),
-        (torch.zeros(3, 1).long(), ValueError, r"found shape \(3, 1\)\. Pass one label per item, in order\."),
+        (torch.zeros(3), TypeError, r"`classes` must be integers, got torch\.float32\. Convert them to int64\."),
+        (torch.zeros(3).bool(), TypeError, r"`classes` must be integers, got torch\.bool"),
+        (torch.zeros(3).cfloat(), TypeError, r"`classes` must be integers, got torch\.complex64"),
+        ([0.0, 1.0, 2.0], TypeError, r"`classes` must be integers, got float64"),
+        (["cat", "dog", "cat"], TypeError, r"`classes` must be integers, got <U3"),
+        ([0, None, 1], TypeError, r"`classes` must be integers, got object"),
+        (None, TypeError, r"`classes` must be integers, got object"),
+        ([0, 1], ValueError, r"`classes` must have shape \(3,\), one label per item, got shape \(2,\)\. Pass one"),
+        (torch.zeros(3, 1).long(), ValueError, r"got shape \(3, 1\)\. Pass one label per item, in order\."),
     ],
 )
-def test_what_is_not_one_whole_number_an_item_is_refused_under_its_name(found, kind, sentence):
+def test_as_labels_rejects_other_values(found, kind, sentence):
     with pytest.raises(kind, match=sentence):
-        check_labels(found, 3, "classes")
+        as_labels(found, 3, "classes")
