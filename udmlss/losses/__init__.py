@@ -1,14 +1,18 @@
-"""UDMLSSLoss and the losses that pytorch-metric-learning lacks."""
+"""UDMLSSLoss, and losses of other methods that pytorch-metric-learning does not have."""
 
 from udmlss.losses import deep_metric
-from udmlss.losses.cbswr.cbswr_loss import CBSwRLoss, CBSwRTerms
-from udmlss.losses.cbswr.center_softmax import CenterSoftmaxLoss
-from udmlss.losses.cbswr.clustering_head import ClusteringHead, InformationLoss
-from udmlss.losses.cbswr.decoder import Decoder, centroid_maps, reconstruction_loss
-from udmlss.losses.deep_metric.cluster_nca import ClusterNCALoss
-from udmlss.losses.deep_metric.nearest_positive import NearestPositiveLoss
-from udmlss.losses.ranking.image_ranking import SelfSupervisedRanking
-from udmlss.losses.ranking.synthesis_ranking import SynthesisRankingLoss
+from udmlss.losses.cbswr import (
+    CBSwRLoss,
+    CBSwRTerms,
+    CenterSoftmaxLoss,
+    ClusteringHead,
+    Decoder,
+    InformationLoss,
+    center_maps,
+    reconstruction_loss,
+)
+from udmlss.losses.deep_metric import ClusterNCALoss, NearestPositiveLoss
+from udmlss.losses.ranking import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.losses.stml import STMLLoss
 from udmlss.losses.udmlss_loss import UDMLSSLoss
 
@@ -25,7 +29,7 @@ __all__ = [
     "SelfSupervisedRanking",
     "SynthesisRankingLoss",
     "UDMLSSLoss",
-    "centroid_maps",
+    "center_maps",
     "deep_metric",
     "reconstruction_loss",
 ]

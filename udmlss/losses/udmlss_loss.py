@@ -1,47 +1,47 @@
-"""Any metric loss on pseudo-labels plus the rotation loss."""
+"""Metric loss on pseudo-labels with an auxiliary rotation loss."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from pytorch_metric_learning.losses import CrossBatchMemory, ManifoldLoss, SelfSupervisedLoss, VICRegLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_number, type_error, value_error
 from udmlss.losses.proxies import check_fits, move_proxies
-from udmlss.types import LossTerms, PseudoLabels, UsesClusterCenters
+from udmlss.types import Labels, LossTerms, PseudoLabels, UsesClusterCenters
 
-_REFUSED = {
-    SelfSupervisedLoss: "it compares two views of each image and has no place for pseudo-labels",
-    VICRegLoss: "it compares two views of each image and refuses labels",
+_UNSUPPORTED = {
+    SelfSupervisedLoss: "it compares two views of each image and does not use labels",
+    VICRegLoss: "it compares two views of each image and does not accept labels",
 }
 
 
 class UDMLSSLoss(nn.Module):
-    r"""A metric loss on pseudo-labels plus a weighted rotation loss.
+    r"""Metric loss on pseudo-labels plus a weighted rotation loss.
 
     $$L = L_{metric}(z, y) + \eta \, L_{rotation}$$
 
-    where $z$ are embeddings, $y$ their clusters and $L_{rotation}$ is the cross-entropy of the turns. Embeddings
-    labelled -1 are masked. The metric loss runs in float32 outside autocast and sees the batch cluster by cluster. A
-    batch in which nothing is labelled has zero loss, with a gradient.
+    where $z$ are the embeddings, $y$ their pseudo-labels, and $L_{rotation}$ is the cross-entropy of the predicted
+    rotations. Embeddings with label -1 are masked. The metric loss runs in float32 outside autocast and receives the
+    batch sorted by label. If all embeddings are masked, the metric loss is zero and has a zero gradient.
 
     Args:
-        metric_loss: Any loss of pytorch-metric-learning (pairs, triplets, proxies, classifiers, `CrossBatchMemory`,
-            `MultipleLosses`), or any callable `(embeddings, labels) -> scalar`.
-        miner: A miner of pytorch-metric-learning, for the losses that take one.
-        rotation_weight: Weight eta. Default as published: 0.1.
+        metric_loss: A loss of pytorch-metric-learning (pairs, triplets, proxies, classifiers, `CrossBatchMemory`,
+            `MultipleLosses`), or a callable `(embeddings, labels) -> scalar`.
+        miner: A miner of pytorch-metric-learning, for losses that accept mined pairs. None passes no mined pairs.
+        rotation_weight: Weight eta of the rotation loss. The default is the published value.
 
     Raises:
-        TypeError: `metric_loss` cannot learn from labels (`SelfSupervisedLoss`, `VICRegLoss`), or it or the miner is
-            not callable.
-        ValueError: `rotation_weight` is negative.
+        TypeError: `metric_loss` or `miner` is not callable, or `metric_loss` does not learn from labels, such as
+            `SelfSupervisedLoss` and `VICRegLoss`.
+        ValueError: `rotation_weight` is negative, or `metric_loss` cannot be combined with `miner`.
 
     Example:
         >>> from pytorch_metric_learning import losses, miners
         >>> criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
-        >>> criterion(torch.eye(4), torch.tensor([0, 0, 1, 1])).shape
+        >>> criterion(torch.eye(4), [0, 0, 1, 1]).shape
         torch.Size([])
 
     References:
@@ -62,100 +62,109 @@ class UDMLSSLoss(nn.Module):
         check_number("rotation_weight", rotation_weight, 0)
         self.metric_loss = metric_loss
         self.miner = miner
-        self.rotation_weight = rotation_weight
+        self.rotation_weight = float(rotation_weight)
 
     def forward(
         self,
         embeddings: Float[Tensor, "b d"],
-        labels: Int[Tensor, " b"],
-        turn_logits: Float[Tensor, "t 4"] | None = None,
-        turns: Int64[Tensor, " t"] | None = None,
+        labels: Labels,
+        rotation_logits: Float[Tensor, "r 4"] | None = None,
+        rotations: Int64[Tensor, " r"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the total loss; see `terms` for its parts.
+        """Compute the total loss; `terms` also returns its two parts.
 
         Args:
-            embeddings: Embeddings of the batch.
-            labels: Their clusters, -1 for left out, on any device.
-            turn_logits: What the rotation head says of turned images; None for the metric loss alone.
-            turns: The true turns in 0..3, given together with the logits.
+            embeddings: Embeddings (b, d) of the batch.
+            labels: Pseudo-label of each embedding, or -1 for an unassigned image. A tensor may be on any device.
+            rotation_logits: Logits (r, 4) of the rotation head for rotated images. None omits the rotation loss.
+            rotations: Rotation class of each rotated image, in 0..3; required together with `rotation_logits`.
+
+        Returns:
+            The scalar loss.
 
         Raises:
-            ValueError: Shapes or device do not fit, or the metric loss refuses the miner's pairs.
-            TypeError: Labels are not whole numbers.
+            TypeError: The labels are not integers.
+            ValueError: The labels are not one per embedding, only one of `rotation_logits` and `rotations` is passed,
+                or the metric loss does not accept mined pairs.
         """
-        return self.terms(embeddings, labels, turn_logits, turns).total
+        return self.terms(embeddings, labels, rotation_logits, rotations).total
 
     def terms(
         self,
         embeddings: Float[Tensor, "b d"],
-        labels: Int[Tensor, " b"],
-        turn_logits: Float[Tensor, "t 4"] | None = None,
-        turns: Int64[Tensor, " t"] | None = None,
+        labels: Labels,
+        rotation_logits: Float[Tensor, "r 4"] | None = None,
+        rotations: Int64[Tensor, " r"] | None = None,
     ) -> LossTerms:
-        """Return the total loss and its two parts; arguments as in `forward`."""
-        if (turn_logits is None) != (turns is None):
-            given = "`turns` alone" if turn_logits is None else "`turn_logits` alone"
-            raise value_error("`turn_logits` and `turns` go together", given, "Pass both, or neither for plain UDML")
-        as_labels(labels, len(embeddings))
+        """Compute the total loss and its two parts. The arguments are those of `forward`."""
+        if (rotation_logits is None) != (rotations is None):
+            passed = "`rotations`" if rotation_logits is None else "`rotation_logits`"
+            raise value_error(
+                "`rotation_logits` and `rotations` must be passed together", f"{passed} alone", "Pass both or neither"
+            )
+        labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
-            metric = self._metric(embeddings.float(), labels.to(embeddings.device, torch.int64))
+            metric = self._metric_loss(embeddings.float(), labels)
             rotation = metric.new_zeros(())
-            if turn_logits is not None and turns is not None:
-                rotation = functional.cross_entropy(turn_logits.float(), turns)
+            if rotation_logits is not None and rotations is not None:
+                rotation = functional.cross_entropy(rotation_logits.float(), rotations)
         return LossTerms(metric + self.rotation_weight * rotation, metric, rotation)
 
-    def start_round(self, pseudo: PseudoLabels) -> None:
-        """Follow a new clustering: call it once after every `label`.
+    def start_round(self, pseudo_labels: PseudoLabels) -> None:
+        """Adapt the loss to a new clustering; call it once after every clustering.
 
-        A `CrossBatchMemory` is emptied, because its labels mean something else now. Proxies and classifier weights
-        are turned to where the centroids lie from the mean of all, keeping their lengths and, where a cluster has
-        several, their spread. A loss with a method `set_centers` is told the centroids.
+        `CrossBatchMemory` is emptied, because the labels that it stores belong to the previous clusters. Proxies and
+        classifier weights are rotated to the directions of the cluster centers from the mean of all centers. A loss
+        with a method `set_centers` receives the centers.
 
         Args:
-            pseudo: The new clusters, with centroids in the space of the embeddings.
+            pseudo_labels: The new clusters. Their centers must be in the space of the embeddings.
 
         Raises:
-            ValueError: The loss holds parameters for another number of clusters, or of another dimension, or needs
-                centroids that the labeler does not know.
+            ValueError: The loss has parameters for another number of clusters or another dimension, or it needs
+                centers and the labeler does not compute them.
         """
-        self.check_fits(pseudo.n_clusters, None if pseudo.centers is None else pseudo.centers.shape[1])
+        centers = pseudo_labels.centers
+        self.check_fits(pseudo_labels.n_clusters, None if centers is None else centers.shape[1])
         for module in self.modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
             if isinstance(module, UsesClusterCenters):
-                module.set_centers(pseudo.centers)
-            if pseudo.centers is not None:
-                move_proxies(module, pseudo.centers)
+                module.set_centers(centers)
+            if centers is not None:
+                move_proxies(module, centers)
 
     def check_fits(self, n_clusters: int | None, dimension: int | None) -> None:
-        """Refuse, with a ValueError, clusters or embeddings that the loss's parameters were not built for.
+        """Raise ValueError if the loss has parameters for other clusters or other embeddings.
 
-        What is None is not known, and not checked.
+        Args:
+            n_clusters: Number of clusters. None does not check it.
+            dimension: Dimension of the embeddings. None does not check it.
         """
         for module in self.modules():
             check_fits(module, n_clusters, dimension)
 
-    def _metric(self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        kept = labels.argsort(stable=True)[int((labels < 0).sum()) :]  # cluster by cluster, -1 masked
-        if len(kept) == 0:
+    def _metric_loss(self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+        assigned = labels.argsort(stable=True)[int((labels < 0).sum()) :]
+        if len(assigned) == 0:
             return embeddings.sum() * 0
-        embeddings, labels = embeddings[kept], labels[kept]
-        if isinstance(self.metric_loss, ManifoldLoss):  # takes its labels in the place of mined pairs
+        embeddings, labels = embeddings[assigned], labels[assigned]
+        if isinstance(self.metric_loss, ManifoldLoss):  # its parameter for mined pairs expects cluster labels
             loss: Tensor = self.metric_loss(embeddings, indices_tuple=labels)
             return loss
         if self.miner is None:
             return self.metric_loss(embeddings, labels)
-        return self._mined(embeddings, labels, self.miner(embeddings, labels))
+        return self._loss_of_mined_pairs(embeddings, labels, self.miner(embeddings, labels))
 
-    def _mined(self, embeddings: Tensor, labels: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
+    def _loss_of_mined_pairs(self, embeddings: Tensor, labels: Tensor, pairs: tuple[Tensor, ...]) -> Tensor:
         try:
-            return self.metric_loss(embeddings, labels, indices)
+            return self.metric_loss(embeddings, labels, pairs)
         except ValueError as error:
             if "indices_tuple is not supported" not in str(error):
                 raise
             name = type(self.metric_loss).__name__
             raise value_error(
-                f"{name} takes no mined pairs", f"`miner={type(self.miner).__name__}`", "Leave the miner out"
+                f"{name} does not accept mined pairs", f"`miner={type(self.miner).__name__}`", "Remove `miner`"
             ) from error
 
 
@@ -166,16 +175,16 @@ def _check_metric_loss(metric_loss: object) -> None:
             repr(metric_loss),
             "Pass an instance, such as losses.MultiSimilarityLoss(2, 40, 0.5)",
         )
-    parts = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
-    for part in parts:
-        reason = next((why for kind, why in _REFUSED.items() if isinstance(part, kind)), None)
-        if isinstance(part, ManifoldLoss) and part is not metric_loss:
-            reason = "it takes clusters in the place of mined pairs, which only UDMLSSLoss itself can pass"
+    modules = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
+    for module in modules:
+        reason = next((reason for kind, reason in _UNSUPPORTED.items() if isinstance(module, kind)), None)
+        if isinstance(module, ManifoldLoss) and module is not metric_loss:
+            reason = "it expects cluster labels instead of mined pairs, which only UDMLSSLoss can pass to it directly"
         if reason is not None:
             raise type_error(
                 "`metric_loss` must learn from labels",
-                f"{type(part).__name__}: {reason}",
-                "Pass the loss inside it, or one that takes labels, such as losses.NTXentLoss()",
+                f"{type(module).__name__}: {reason}",
+                "Pass the loss inside it, or a loss that uses labels, such as losses.NTXentLoss()",
             )
 
 
@@ -184,10 +193,10 @@ def _check_miner(metric_loss: object, miner: object) -> None:
         return
     if not callable(miner) or isinstance(miner, type):
         raise type_error("`miner` must be a miner object", repr(miner), "Pass MultiSimilarityMiner(0.1) or None")
-    given = f"`miner={type(miner).__name__}`"
+    passed = f"`miner={type(miner).__name__}`"
     if isinstance(metric_loss, ManifoldLoss):
-        raise value_error("ManifoldLoss takes no mined pairs", given, "Leave the miner out")
-    parts = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
-    if any(isinstance(part, CrossBatchMemory) for part in parts):
-        remedy = "Give the miner to it: CrossBatchMemory(loss, embedding_size, miner=...)"
-        raise value_error("CrossBatchMemory must mine in its memory, not in the batch", given, remedy)
+        raise value_error("ManifoldLoss does not accept mined pairs", passed, "Remove `miner`")
+    modules = metric_loss.modules() if isinstance(metric_loss, nn.Module) else ()
+    if any(isinstance(module, CrossBatchMemory) for module in modules):
+        remedy = "Pass the miner to CrossBatchMemory(loss, embedding_size, miner=...)"
+        raise value_error("CrossBatchMemory must mine pairs of its memory, not of the batch", passed, remedy)

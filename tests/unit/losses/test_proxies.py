@@ -1,19 +1,18 @@
-"""How many clusters and dimensions a loss's parameters are for, and how they follow the centroids."""
+"""Numbers of classes and dimensions of class weights, and their rotation to cluster centers."""
 
 import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 from torch import nn
 
 from udmlss.losses.proxies import check_fits, move_proxies
 
 K, D = 4, 6
+SHAPES = [(4, 6), (6, 4), (5, 5)]
 
-# The parameter that holds classes, whether a class is a row of it, and how many centres a class has.
+# The parameter that holds the class weights, whether a class is one of its rows, and the number of weights per class.
 LAYOUTS = {
     "ProxyNCALoss": ("proxies", True, 1),
     "ProxyAnchorLoss": ("proxies", True, 1),
@@ -27,8 +26,8 @@ LAYOUTS = {
     "SubCenterArcFaceLoss": ("W", False, 3),
     "SoftTripleLoss": ("fc", False, 10),
 }
-SINGLE = [name for name, (_, _, centres) in LAYOUTS.items() if centres == 1]
-SEVERAL = [name for name, (_, _, centres) in LAYOUTS.items() if centres > 1]
+SINGLE = [name for name, (_, _, n_weights) in LAYOUTS.items() if n_weights == 1]
+SEVERAL = [name for name, (_, _, n_weights) in LAYOUTS.items() if n_weights > 1]
 
 
 def make(name, k=K, d=D):
@@ -38,17 +37,17 @@ def make(name, k=K, d=D):
     if name == "ManifoldLoss":
         sizes = {"K": k, "l": d}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # LargeMarginSoftmaxLoss, by numpy 2
+        warnings.simplefilter("ignore", DeprecationWarning)  # LargeMarginSoftmaxLoss with NumPy 2
         return getattr(losses, name)(**sizes)
 
 
-def centres_of(loss):
-    """Return a list of the centres of each class, each a tensor (d), read one by one."""
-    parameter, by_row, centres = LAYOUTS[type(loss).__name__]
+def weights_by_class(loss):
+    """Return, for each class, a list of its weights (d,)."""
+    parameter, by_row, n_weights = LAYOUTS[type(loss).__name__]
     weight = getattr(loss, parameter).detach().clone()
     n_vectors = weight.shape[0] if by_row else weight.shape[1]
     vectors = [weight[i] if by_row else weight[:, i] for i in range(n_vectors)]
-    return [vectors[i : i + centres] for i in range(0, n_vectors, centres)]
+    return [vectors[i : i + n_weights] for i in range(0, n_vectors, n_weights)]
 
 
 def unit(vector):
@@ -59,47 +58,37 @@ def cosine(a, b):
     return float(unit(a) @ unit(b))
 
 
-def from_the_mean(centroids):
-    """Return where each centroid lies from the mean of all."""
-    mean = sum(centroids) / len(centroids)
-    return [centroid - mean for centroid in centroids]
+def deviations(centers):
+    """Return the difference of each center from the mean of all centers."""
+    mean = sum(centers) / len(centers)
+    return [center - mean for center in centers]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize(("k", "d"), [(4, 6), (6, 4), (5, 5)])
-def test_the_loss_fits_the_clusters_and_embeddings_it_was_built_for(name, k, d):
-    check_fits(make(name, k, d), k, d)
+def test_check_fits_accepts_only_the_sizes_of_the_loss(name):
+    for k, d in SHAPES:
+        loss = make(name, k, d)
+        check_fits(loss, k, d)
+        check_fits(loss, None, None)
+        with pytest.raises(ValueError, match=rf"{name} has parameters for {k} clusters .* got {k + 1}\."):
+            check_fits(loss, k + 1, d)
+        with pytest.raises(ValueError, match=rf"{name} was built for embeddings of {d} dimensions, got {d + 1}\."):
+            check_fits(loss, k, d + 1)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize(("k", "d"), [(4, 6), (6, 4), (5, 5)])
-def test_other_clusters_and_other_dimensions_are_told_apart(name, k, d):
-    loss = make(name, k, d)
-    with pytest.raises(ValueError, match=rf"{name} holds parameters for {k} clusters .* found {k + 1}\."):
-        check_fits(loss, k + 1, d)
-    with pytest.raises(ValueError, match=rf"{name} was built for embeddings of {d} dimensions, got {d + 1}\."):
-        check_fits(loss, k, d + 1)
-
-
-def test_the_remedies_name_the_numbers():
-    with pytest.raises(
-        ValueError, match=r"Use ClusterPseudoLabeler\(4\), build the loss for 9, or take a loss without"
-    ):
+def test_errors_suggest_the_required_sizes():
+    message = r"Use ClusterPseudoLabeler\(4\), build the loss for 9, or choose a loss without proxies\."
+    with pytest.raises(ValueError, match=message):
         check_fits(make("ProxyAnchorLoss"), 9, D)
     with pytest.raises(ValueError, match=r"Build it with embedding size 512\."):
         check_fits(make("ProxyAnchorLoss"), K, 512)
 
 
-def test_swapped_sizes_are_refused():
-    with pytest.raises(ValueError, match="was built for embeddings of 4 dimensions, got 6"):
-        check_fits(make("ArcFaceLoss", k=6, d=4), 4, 6)
-
-
 @pytest.mark.parametrize("learn_beta", [True, False])
-def test_a_margin_for_each_cluster_fits_only_as_many(learn_beta):
+def test_check_fits_counts_the_margins_of_margin_loss(learn_beta):
     loss = losses.MarginLoss(learn_beta=learn_beta, num_classes=K)
     check_fits(loss, K, D)
-    with pytest.raises(ValueError, match="MarginLoss holds parameters for 4 clusters"):
+    with pytest.raises(ValueError, match="MarginLoss has parameters for 4 clusters"):
         check_fits(loss, K + 1, D)
 
 
@@ -107,14 +96,13 @@ def test_a_margin_for_each_cluster_fits_only_as_many(learn_beta):
     "loss",
     [
         losses.MultiSimilarityLoss(2, 40, 0.5),
-        losses.TripletMarginLoss(),
         losses.MarginLoss(),
         losses.MarginLoss(learn_beta=True),
         losses.CrossBatchMemory(losses.ContrastiveLoss(), embedding_size=D),
-        nn.Linear(3, 9),  # has a parameter called `weight`, and is no loss of the library
+        nn.Linear(3, 9),  # has a parameter `weight`, but is not a loss of PML
     ],
 )
-def test_without_parameters_per_cluster_anything_fits_and_nothing_moves(loss):
+def test_losses_without_class_weights_accept_all_sizes_and_do_not_change(loss):
     before = [parameter.clone() for parameter in loss.parameters()]
     check_fits(loss, 17, 23)
     move_proxies(loss, torch.randn(17, 23))
@@ -122,78 +110,78 @@ def test_without_parameters_per_cluster_anything_fits_and_nothing_moves(loss):
 
 
 @pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize(("k", "d"), [(4, 6), (6, 4), (5, 5)])
-def test_a_single_centre_takes_the_direction_of_its_centroid_and_keeps_its_length(name, k, d):
-    loss, centroids = make(name, k, d), 3 * torch.randn(k, d) + 2
-    before = centres_of(loss)
-    move_proxies(loss, centroids)
-    expected = from_the_mean(centroids)
-    for cluster, [centre] in enumerate(centres_of(loss)):
-        assert cosine(centre, expected[cluster]) == pytest.approx(1, abs=1e-5)
-        assert centre.norm().item() == pytest.approx(before[cluster][0].norm().item(), rel=1e-5)
+def test_a_single_weight_gets_the_direction_of_its_center_and_keeps_its_length(name):
+    for k, d in SHAPES:
+        loss, centers = make(name, k, d), 3 * torch.randn(k, d) + 2
+        before = weights_by_class(loss)
+        move_proxies(loss, centers)
+        expected = deviations(centers)
+        for cluster, [weight] in enumerate(weights_by_class(loss)):
+            assert cosine(weight, expected[cluster]) == pytest.approx(1, abs=1e-5)
+            assert weight.norm().item() == pytest.approx(before[cluster][0].norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 @pytest.mark.parametrize(("k", "d"), [(4, 16), (16, 16)])
-def test_the_mean_direction_of_several_centres_becomes_the_centroid_s(name, k, d):
-    loss, centroids = make(name, k, d), torch.randn(k, d) + 2
-    before = centres_of(loss)
-    move_proxies(loss, centroids)
-    expected = from_the_mean(centroids)
-    for cluster, centres in enumerate(centres_of(loss)):
-        mean = sum(unit(centre) for centre in centres)
+def test_the_mean_direction_of_several_weights_becomes_that_of_the_center(name, k, d):
+    loss, centers = make(name, k, d), torch.randn(k, d) + 2
+    before = weights_by_class(loss)
+    move_proxies(loss, centers)
+    expected = deviations(centers)
+    for cluster, weights in enumerate(weights_by_class(loss)):
+        mean = sum(unit(weight) for weight in weights)
         assert cosine(mean, expected[cluster]) == pytest.approx(1, abs=1e-4)
-        for centre, old in zip(centres, before[cluster], strict=True):
-            assert centre.norm().item() == pytest.approx(old.norm().item(), rel=1e-5)
+        for weight, old in zip(weights, before[cluster], strict=True):
+            assert weight.norm().item() == pytest.approx(old.norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.parametrize("settled", [True, False])
-def test_several_centres_of_a_class_keep_their_spread_over_many_rounds(name, settled):
-    loss, centroids = make(name, K, 16), torch.randn(K, 16)
-    before = centres_of(loss)
+@pytest.mark.parametrize("constant", [True, False])
+def test_angles_between_the_weights_of_a_class_are_preserved_over_many_rounds(name, constant):
+    loss, centers = make(name, K, 16), torch.randn(K, 16)
+    before = weights_by_class(loss)
     for _ in range(30):
-        move_proxies(loss, centroids if settled else torch.randn(K, 16))
-    for old, new in zip(before, centres_of(loss), strict=True):
+        move_proxies(loss, centers if constant else torch.randn(K, 16))
+    for old, new in zip(before, weights_by_class(loss), strict=True):
         for i in range(len(old)):
             for j in range(i):
                 assert cosine(new[i], new[j]) == pytest.approx(cosine(old[i], old[j]), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_centroids_that_stay_where_they_are_move_nothing(name):
-    loss, centroids = make(name), torch.randn(K, D)
-    move_proxies(loss, centroids)
+def test_equal_centers_do_not_move_the_weights_again(name):
+    loss, centers = make(name), torch.randn(K, D)
+    move_proxies(loss, centers)
     before = [parameter.clone() for parameter in loss.parameters()]
-    move_proxies(loss, centroids)
+    move_proxies(loss, centers)
     torch.testing.assert_close(before, list(map(torch.Tensor.clone, loss.parameters())), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_centroid_opposite_to_its_proxies_is_followed_too(name):
-    loss, centroids = make(name), torch.randn(K, D)
-    move_proxies(loss, -centroids)
-    move_proxies(loss, centroids)
-    expected = from_the_mean(centroids)
-    for cluster, centres in enumerate(centres_of(loss)):
-        assert cosine(sum(map(unit, centres)), expected[cluster]) == pytest.approx(1, abs=1e-4)
+def test_weights_move_to_an_opposite_center(name):
+    loss, centers = make(name), torch.randn(K, D)
+    move_proxies(loss, -centers)
+    move_proxies(loss, centers)
+    expected = deviations(centers)
+    for cluster, weights in enumerate(weights_by_class(loss)):
+        assert cosine(sum(map(unit, weights)), expected[cluster]) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@given(seed=st.integers(0, 2**16), scale=st.sampled_from([1e-4, 1.0, 1e4]))
-@settings(max_examples=10, deadline=None)
-def test_the_length_of_centroids_makes_no_difference(name, seed, scale):
-    centroids = torch.randn(K, D, generator=torch.Generator().manual_seed(seed))
-    one, other = make(name), make(name)
-    other.load_state_dict(one.state_dict())
-    move_proxies(one, centroids)
-    move_proxies(other, scale * centroids)
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_is_invariant_to_the_scale_of_centers(name, scale):
+    for seed in range(3):
+        centers = torch.randn(K, D, generator=torch.Generator().manual_seed(seed))
+        loss, scaled = make(name), make(name)
+        scaled.load_state_dict(loss.state_dict())
+        move_proxies(loss, centers)
+        move_proxies(scaled, scale * centers)
+        for a, b in zip(loss.parameters(), scaled.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_parameter_stays_the_one_the_optimizer_holds(name):
+def test_moves_the_parameter_of_the_optimizer_in_place(name):
     loss = make(name)
     [parameter] = loss.parameters()
     optimizer = torch.optim.SGD([parameter], lr=0.1)
@@ -204,8 +192,8 @@ def test_the_parameter_stays_the_one_the_optimizer_holds(name):
     assert parameter.grad is None
 
 
-def test_centroids_in_float64_leave_the_parameter_in_float32():
-    loss, centroids = make("ProxyAnchorLoss"), torch.randn(K, D, dtype=torch.float64)
-    move_proxies(loss, centroids)
+def test_float64_centers_leave_the_weights_in_float32():
+    loss, centers = make("ProxyAnchorLoss"), torch.randn(K, D, dtype=torch.float64)
+    move_proxies(loss, centers)
     assert loss.proxies.dtype == torch.float32
-    assert cosine(loss.proxies[0].detach().double(), from_the_mean(centroids)[0]) == pytest.approx(1, abs=1e-6)
+    assert cosine(loss.proxies[0].detach().double(), deviations(centers)[0]) == pytest.approx(1, abs=1e-6)

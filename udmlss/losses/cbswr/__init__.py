@@ -3,7 +3,7 @@
 from udmlss.losses.cbswr.cbswr_loss import CBSwRLoss, CBSwRTerms
 from udmlss.losses.cbswr.center_softmax import CenterSoftmaxLoss
 from udmlss.losses.cbswr.clustering_head import ClusteringHead, InformationLoss
-from udmlss.losses.cbswr.decoder import Decoder, centroid_maps, reconstruction_loss
+from udmlss.losses.cbswr.decoder import Decoder, center_maps, reconstruction_loss
 
 __all__ = [
     "CBSwRLoss",
@@ -12,6 +12,6 @@ __all__ = [
     "ClusteringHead",
     "Decoder",
     "InformationLoss",
-    "centroid_maps",
+    "center_maps",
     "reconstruction_loss",
 ]

@@ -1,4 +1,4 @@
-"""CBSwR: clusters, centroids and second views in one loss, end to end and without k-means."""
+"""CBSwR: clusters, cluster centers and second views in one loss, without k-means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from udmlss._checks import check_number, value_error
 from udmlss.losses.cbswr.center_softmax import CenterSoftmaxLoss
 from udmlss.losses.cbswr.clustering_head import ClusteringHead, InformationLoss
-from udmlss.losses.cbswr.decoder import centroid_maps, reconstruction_loss
+from udmlss.losses.cbswr.decoder import center_maps, reconstruction_loss
 
 
 @dataclass(frozen=True, eq=False)
 class CBSwRTerms:
-    """The scalar loss and its parts, unweighted; without a decoder `reconstruction` is zero."""
+    """The scalar loss and its unweighted terms; `reconstruction` is zero without a decoder."""
 
     total: Float[Tensor, ""]
     metric: Float[Tensor, ""]
@@ -24,31 +24,34 @@ class CBSwRTerms:
 
 
 class CBSwRLoss(nn.Module):
-    r"""Center-based softmax with reconstruction: the clusters are learnt by gradient, inside the batch.
+    r"""Center-based softmax with reconstruction, which learns clusters by gradient inside each batch.
 
     $$L = \alpha \, L_{metric} + \beta \, L_{information} + \gamma \, L_{reconstruction}$$
 
-    The head assigns each image to its most likely of K clusters, with its dropout while it trains. A cluster's centroid
-    is the mean feature map of its images in the batch. Embedded like an image's map, it is a negative for the images
-    of all other clusters (`CenterSoftmaxLoss`); decoded, it shall be every image of its own (`reconstruction_loss`).
-    `InformationLoss` keeps the clusters of like size and each image in one. The positive is the second view.
+    The head assigns each image to its most likely of K clusters, with dropout in training mode. The center of a cluster
+    is the mean feature map of its images in the batch. The embedding of this map is a negative for the images of all
+    other clusters (`CenterSoftmaxLoss`), and the decoder reconstructs the images of the cluster from it
+    (`reconstruction_loss`). `InformationLoss` makes the clusters balanced and the assignments confident. The positive
+    of each image is its second view.
 
-    The maps are those that the model's trunk pools, so build the trunk of two parts, as below. A loop needs no labeler
-    and no sampler, and `fit` does not run it.
+    The feature maps are the input of the trunk's pooling, so the trunk must be built of two parts, as in the example.
+    The loss needs a training loop of its own; it does not use a labeler or a sampler, and `fit` does not support it.
 
-    As published: batches of 64 images, two views of each; K = 32 in the text and 100 in the released training; SGD with
-    learning rate 1e-3; temperature 0.1; weights 0.9, 0.3 and 0.001. Head and decoder are for training only; their
-    parameters are the criterion's, so build the optimiser on `[*model.parameters(), *criterion.parameters()]`. Its
-    weight decay is the l2 term of the clustering loss.
+    The published settings are batches of 64 images with two views each, K = 32 in the paper and 100 in the released
+    training, SGD with a learning rate of 1e-3, a temperature of 0.1, and weights of 0.9, 0.3 and 0.001. The head and
+    the decoder are used only in training. Their parameters belong to the criterion, so pass
+    `[*model.parameters(), *criterion.parameters()]` to the optimizer. Its weight decay is the l2 term of the clustering
+    loss.
 
     Args:
-        head: Embeddings to logits of K clusters.
-        decoder: Maps (k f y x) to images (k c h w), such as `Decoder((1024, 7, 7), (3, 224, 224))`; None for
-            center-based softmax without reconstruction.
-        metric_loss: The loss on embeddings and centroids. None: `CenterSoftmaxLoss()`.
-        metric_weight: Weight alpha.
-        information_weight: Weight beta.
-        reconstruction_weight: Weight gamma. Errors are averaged over pixels, so the default adds little to the loss.
+        head: Head that maps embeddings to the logits of K clusters.
+        decoder: Module that maps feature maps (k, f, y, x) to images (k, c, h, w), such as
+            `Decoder((1024, 7, 7), (3, 224, 224))`. None omits the reconstruction loss.
+        metric_loss: Loss of embeddings and centers. None uses `CenterSoftmaxLoss()`.
+        metric_weight: Weight alpha, at least 0.
+        information_weight: Weight beta, at least 0.
+        reconstruction_weight: Weight gamma, at least 0. Errors are averaged over pixels, so the contribution is small
+            with the default.
 
     Raises:
         ValueError: A weight is negative.
@@ -59,12 +62,13 @@ class CBSwRLoss(nn.Module):
         >>> model = EmbeddingModel(nn.Sequential(maps, pool), nn.Linear(16, 8))
         >>> criterion = CBSwRLoss(ClusteringHead(8, 4), Decoder((16, 8, 8), (3, 32, 32)))
         >>> views, second_views = torch.randn(2, 10, 3, 32, 32)
-        >>> criterion(maps(views), model(second_views), views, lambda found: model.embed_features(pool(found))).shape
+        >>> criterion(maps(views), model(second_views), views, lambda maps: model.embed_features(pool(maps))).shape
         torch.Size([])
 
     References:
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. Each part tells how it differs from the paper and its code.
+        2020. https://arxiv.org/abs/2009.04091. The documentation of each part describes its differences from the paper
+        and the released code.
     """
 
     def __init__(
@@ -85,9 +89,9 @@ class CBSwRLoss(nn.Module):
         self.decoder = decoder
         self.metric_loss = CenterSoftmaxLoss() if metric_loss is None else metric_loss
         self.information_loss = InformationLoss()
-        self.metric_weight = metric_weight
-        self.information_weight = information_weight
-        self.reconstruction_weight = reconstruction_weight
+        self.metric_weight = float(metric_weight)
+        self.information_weight = float(information_weight)
+        self.reconstruction_weight = float(reconstruction_weight)
 
     def forward(
         self,
@@ -96,17 +100,20 @@ class CBSwRLoss(nn.Module):
         images: Float[Tensor, "b c h w"],
         embed_maps: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, ""]:
-        """Return the total loss; see `terms` for its parts.
+        """Compute the total loss; `terms` also returns its parts.
 
         Args:
-            maps: Feature maps of the first views.
-            second_embeddings: Embeddings of the second views. No gradient goes there, so that they can be made under
-                `torch.no_grad()`.
-            images: The first views as the network sees them, for the decoder.
-            embed_maps: Maps to embeddings as the model embeds them: its pooling and its embedder.
+            maps: Feature maps (b, f, y, x) of the first views.
+            second_embeddings: Embeddings (b, d) of the second views. They receive no gradient, so they can be computed
+                under `torch.no_grad()`.
+            images: First views (b, c, h, w) as the model receives them, which are the targets of the decoder.
+            embed_maps: Function that maps feature maps to embeddings: the model's pooling and its embedder.
+
+        Returns:
+            The scalar loss.
 
         Raises:
-            ValueError: There are fewer images than the head has clusters, or shapes do not fit.
+            ValueError: There are fewer images than clusters of the head, or the shapes do not match.
         """
         return self.terms(maps, second_embeddings, images, embed_maps).total
 
@@ -117,20 +124,20 @@ class CBSwRLoss(nn.Module):
         images: Float[Tensor, "b c h w"],
         embed_maps: Callable[[Tensor], Tensor],
     ) -> CBSwRTerms:
-        """Return the total loss and its parts; arguments as in `forward`."""
-        _check_fits(len(maps), self.head.n_clusters)
+        """Compute the total loss and its parts. The arguments are those of `forward`."""
+        _check_batch_size(len(maps), self.head.n_clusters)
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         embeddings = embed_maps(maps)
         logits = self.head(embeddings)
-        clusters = logits.argmax(dim=1).unique(return_inverse=True)[1]  # of those that have an image
-        centroids = centroid_maps(maps, clusters)
-        with torch.no_grad():  # beside the images, for an embedder with batch norm: there may be one centroid alone
-            centers = embed_maps(torch.cat([maps, centroids]))[len(maps) :]
-        metric = self.metric_loss(embeddings, second_embeddings, clusters, centers)
+        clusters = logits.argmax(dim=1).unique(return_inverse=True)[1]  # clusters without images are skipped
+        centers = center_maps(maps, clusters)
+        with torch.no_grad():  # batch norm in the embedder needs more than one row, so the images are embedded, too
+            embedded_centers = embed_maps(torch.cat([maps, centers]))[len(maps) :]
+        metric = self.metric_loss(embeddings, second_embeddings, clusters, embedded_centers)
         information = self.information_loss(logits)
         reconstruction = metric.new_zeros(())
         if self.decoder is not None:
-            reconstruction = reconstruction_loss(self.decoder(centroids), images, clusters)
+            reconstruction = reconstruction_loss(self.decoder(centers), images, clusters)
         total = (
             self.metric_weight * metric
             + self.information_weight * information
@@ -139,10 +146,10 @@ class CBSwRLoss(nn.Module):
         return CBSwRTerms(total, metric, information, reconstruction)
 
 
-def _check_fits(n_images: int, n_clusters: int) -> None:
+def _check_batch_size(n_images: int, n_clusters: int) -> None:
     if n_clusters > n_images:
         raise value_error(
-            f"{n_clusters} in-batch clusters need at least as many images in a batch",
+            f"A batch must have at least {n_clusters} images, one per cluster of the head",
             n_images,
-            "Draw larger batches, drop the last one if it is smaller, or build the head for fewer clusters",
+            "Use larger batches, drop the last batch if it is smaller, or build the head with fewer clusters",
         )

@@ -1,88 +1,94 @@
-"""Each image against its second view and the centroids of the other clusters of its batch."""
+"""Softmax loss of the second view of each image and the centers of the other clusters of the batch."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_embeddings, check_number, value_error
+from udmlss.types import Labels
 
 
 class CenterSoftmaxLoss(nn.Module):
-    r"""Draws an image to its second view and away from the centroids of the other clusters in the batch.
+    r"""Softmax loss with the second view of an image as positive and the centers of other clusters as negatives.
 
     $$p(v | i) = \frac{e^{s(x_i, v) / t}}{e^{s(x_i, x'_i) / t} + \sum_{j \ne y_i} e^{s(x_i, c_j) / t}}$$
 
     $$L = \frac{1}{b} \sum_i \Big[ -\log p(x'_i | i) - w \sum_{j \ne y_i} \log(1 - p(c_j | i)) \Big]$$
 
-    where $x'_i$ is the second view of image $i$, $y_i$ its cluster, $c_j$ the centroids of the clusters that have an
-    image in the batch, $s$ the cosine, $t$ the temperature and $w$ the weight of the negatives. An image's own centroid
-    is no positive and no negative. Only $x_i$ gets a gradient: second views and centroids are taken as they are.
-    Where all images are in one cluster there is no negative, and the loss is zero, with a gradient. It runs in float32
-    outside autocast, in float64 if given that.
+    where $x'_i$ is the second view of image $i$, $y_i$ its cluster, $c_j$ are the centers of the clusters with images
+    in the batch, $s$ is the cosine similarity, $t$ the temperature and $w$ the weight of the negatives. The center of
+    an image's own cluster is neither a positive nor a negative. Only $x_i$ receives a gradient, second views and
+    centers do not. If all images are in one cluster, there are no negatives and the loss is zero, with a gradient. The
+    loss runs outside autocast, in float32, or in float64 for float64 embeddings.
 
     Args:
-        temperature: Temperature t. Default as published: 0.1.
-        negative_weight: Weight w of the second term. Default as in the released training: 1.
+        temperature: Temperature t, above 0. The default is the published value.
+        negative_weight: Weight w of the second term, at least 0. The default is the released value.
 
     Raises:
-        ValueError: `temperature` is not above zero, or `negative_weight` is negative.
+        ValueError: `temperature` is not above 0, or `negative_weight` is negative.
 
     Example:
         >>> from udmlss.losses import CenterSoftmaxLoss
-        >>> views, clusters, centroids = torch.eye(4), torch.tensor([0, 0, 1, 1]), torch.eye(2, 4)
-        >>> CenterSoftmaxLoss()(views, views, clusters, centroids).shape
+        >>> CenterSoftmaxLoss()(torch.eye(4), torch.eye(4), [0, 0, 1, 1], torch.eye(2, 4)).shape
         torch.Size([])
 
     References:
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. In the released training the positive is divided by the sum over other
-        clusters alone, so that its "probability" can exceed 1; here it is part of the sum. The paper sums over images;
-        here their mean is taken.
+        2020. https://arxiv.org/abs/2009.04091. The released code divides the positive by the sum over other clusters
+        alone, so that its "probability" can exceed 1; here the positive is part of the sum. The paper uses the sum over
+        images, this loss their mean.
     """
 
     def __init__(self, temperature: float = 0.1, *, negative_weight: float = 1.0) -> None:
         super().__init__()
         check_number("temperature", temperature, above=0)
         check_number("negative_weight", negative_weight, 0)
-        self.temperature = temperature
-        self.negative_weight = negative_weight
+        self.temperature = float(temperature)
+        self.negative_weight = float(negative_weight)
 
     def forward(
         self,
         embeddings: Float[Tensor, "b d"],
         second_embeddings: Float[Tensor, "b d"],
-        clusters: Int[Tensor, " b"],
-        centroids: Float[Tensor, "k d"],
+        clusters: Labels,
+        centers: Float[Tensor, "k d"],
     ) -> Float[Tensor, ""]:
-        """Return the loss.
+        """Compute the loss.
 
         Args:
-            embeddings: Embeddings of the batch, of any length.
-            second_embeddings: Embeddings of the second view of each image.
+            embeddings: Embeddings (b, d) of the batch. Their length does not matter.
+            second_embeddings: Embeddings (b, d) of the second view of each image.
             clusters: Cluster of each image, in 0..k-1.
-            centroids: Embeddings of the clusters' centroids; rows of clusters without an image are not looked at.
+            centers: Embeddings (k, d) of the cluster centers. Rows of clusters without images are ignored.
+
+        Returns:
+            The scalar loss.
 
         Raises:
-            ValueError: Shapes do not fit, or a cluster has no centroid.
-            TypeError: Clusters are not whole numbers.
+            TypeError: The clusters are not integers.
+            ValueError: The shapes do not match, a cluster does not have a center, or the embeddings are not finite.
         """
-        _check_batch(embeddings, second_embeddings, clusters, centroids)
-        negatives = other_clusters(clusters.to(embeddings.device), len(centroids))
-        used = centroids.masked_fill(~negatives.any(dim=0).unsqueeze(1), 0)  # others may be means of nothing: NaN
+        _check_shapes(embeddings, second_embeddings, centers)
+        clusters = as_labels(clusters, len(embeddings), "clusters")
+        _check_range(clusters, len(centers))
+        is_negative = other_clusters(clusters.to(embeddings.device), len(centers))
+        # Centers of clusters without images are set to zero because they may be NaN, the mean of an empty set.
+        used_centers = centers.masked_fill(~is_negative.any(dim=0).unsqueeze(1), 0)
         with torch.autocast(embeddings.device.type, enabled=False):
-            images, views, centers = (
+            images, views, negatives = (
                 functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)))
-                for rows in (embeddings, second_embeddings.detach(), used.detach())
+                for rows in (embeddings, second_embeddings.detach(), used_centers.detach())
             )
-            positive = (images * views).sum(dim=1) / self.temperature
-            negative = (images @ centers.T / self.temperature).masked_fill(~negatives, -torch.inf)
-            attract, repel = center_softmax(positive, negative)
-            return (attract + self.negative_weight * repel).mean()
+            positive_logits = (images * views).sum(dim=1) / self.temperature
+            negative_logits = (images @ negatives.T / self.temperature).masked_fill(~is_negative, -torch.inf)
+            positive_loss, negative_loss = center_softmax(positive_logits, negative_logits)
+            return (positive_loss + self.negative_weight * negative_loss).mean()
 
 
-def other_clusters(clusters: Int[Tensor, " b"], k: int) -> Bool[Tensor, "b k"]:
-    """Return for each image which of k clusters are another one than its own and have an image of the batch."""
+def other_clusters(clusters: Int64[Tensor, " b"], k: int) -> Bool[Tensor, "b k"]:
+    """Return the mask, for each image, of the other clusters that have images in the batch."""
     own = clusters.unsqueeze(1) == torch.arange(k, device=clusters.device)
     return own.any(dim=0) & ~own
 
@@ -90,32 +96,34 @@ def other_clusters(clusters: Int[Tensor, " b"], k: int) -> Bool[Tensor, "b k"]:
 def center_softmax(
     positive: Float[Tensor, " b"], negative: Float[Tensor, "b k"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    r"""Return $-\log p^+$ and $-\sum_j \log(1 - p^-_j)$ of the softmax over one positive and k negatives.
+    r"""Compute $-\log p^+$ and $-\sum_j \log(1 - p^-_j)$ of the softmax over one positive and k negatives.
 
-    Logits of minus infinity stand for no negative. Both are exact where a probability rounds to 1: at most one
-    negative can come near it, the largest, and of that $1 - p$ is the share of all others.
+    A negative is excluded by a logit of minus infinity. The results are accurate even if a probability rounds to 1.
+    Only the largest negative can have one, and its $1 - p$ is computed as the sum of all other probabilities.
     """
     logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
-    whole = logits.logsumexp(dim=1)
+    log_sum = logits.logsumexp(dim=1)
     is_largest = functional.one_hot(negative.argmax(dim=1), negative.shape[1]).bool()
     others = torch.cat([positive.unsqueeze(1), negative.masked_fill(is_largest, -torch.inf)], dim=1)
-    log_p = (negative - whole.unsqueeze(1)).masked_fill(is_largest, -torch.inf)
-    repel = whole - others.logsumexp(dim=1) - torch.log1p(-log_p.exp()).sum(dim=1)
-    return whole - positive, repel
+    log_p = (negative - log_sum.unsqueeze(1)).masked_fill(is_largest, -torch.inf)
+    negative_loss = log_sum - others.logsumexp(dim=1) - torch.log1p(-log_p.exp()).sum(dim=1)
+    return log_sum - positive, negative_loss
 
 
-def _check_batch(embeddings: Tensor, second_embeddings: Tensor, clusters: Tensor, centroids: Tensor) -> None:
+def _check_shapes(embeddings: Tensor, second_embeddings: Tensor, centers: Tensor) -> None:
     check_embeddings(embeddings)
-    if embeddings.shape != second_embeddings.shape or embeddings.shape[1:] != centroids.shape[1:]:
-        shapes = [tuple(rows.shape) for rows in (embeddings, second_embeddings, centroids)]
+    if embeddings.shape != second_embeddings.shape or embeddings.shape[1:] != centers.shape[1:]:
+        shapes = [tuple(rows.shape) for rows in (embeddings, second_embeddings, centers)]
         raise value_error(
-            "`embeddings` and `second_embeddings` must have one shape (b d), and `centroids` their dimension",
+            "`embeddings` and `second_embeddings` must have the same shape (b, d), and `centers` the shape (k, d)",
             ", ".join(map(str, shapes)),
             "Embed all three with one model",
         )
-    as_labels(clusters, len(embeddings), "clusters")
-    if not 0 <= int(clusters.min()) <= int(clusters.max()) < len(centroids):
-        found = f"{int(clusters.min())} to {int(clusters.max())}"
+
+
+def _check_range(clusters: Int64[Tensor, " b"], k: int) -> None:
+    smallest, largest = int(clusters.min()), int(clusters.max())
+    if not 0 <= smallest <= largest < k:
         raise value_error(
-            f"`clusters` must lie in 0..{len(centroids) - 1}", found, "Pass one centroid for each cluster"
+            f"`clusters` must lie in 0..{k - 1}", f"{smallest} to {largest}", "Pass one center for each cluster"
         )

@@ -1,4 +1,4 @@
-"""Clusters learnt by gradient inside the batch: the head that assigns them, and the loss that shapes them."""
+"""Clustering head that is trained inside each batch, and its loss."""
 
 from math import log
 
@@ -11,18 +11,18 @@ from udmlss._checks import check_integer, check_number, value_error
 
 
 class ClusteringHead(nn.Module):
-    """Assigns embeddings to K in-batch clusters: BatchNorm, Dropout, Linear to one logit per cluster.
+    """Head that assigns embeddings to K clusters of the batch: BatchNorm, Dropout, and Linear to the logits.
 
     The most likely cluster of an image is `head(embeddings).argmax(dim=1)`.
 
     Args:
         embedding_size: Dimension d of the embeddings.
-        n_clusters: Number of clusters K, at most the batch's images. The default is the published setting, 32; 100
-            is the default of the released training.
-        dropout: Share of the dimensions dropped in training. Default as released: 0.6.
+        n_clusters: Number of clusters K, at least 2 and at most the number of images in a batch. The default is the
+            published value; the released training uses 100.
+        dropout: Probability of zeroing a dimension in training, in 0..1. The default is the released value.
 
     Raises:
-        ValueError: A dimension below 1, fewer than 2 clusters, or a share outside 0..1.
+        ValueError: A setting is out of its range.
 
     Example:
         >>> from udmlss.losses import ClusteringHead
@@ -31,37 +31,40 @@ class ClusteringHead(nn.Module):
 
     References:
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. The released code scales the logits of an image to unit length, which
-        caps the largest probability at e / (e + K - 1), 0.03 for K = 100; here they are left as they are.
+        2020. https://arxiv.org/abs/2009.04091. The released code normalizes the logits of an image to unit length,
+        which limits the largest probability to e / (e + K - 1), 0.03 for K = 100; this head does not.
     """
 
     def __init__(self, embedding_size: int, n_clusters: int = 32, *, dropout: float = 0.6) -> None:
         super().__init__()
         check_integer("embedding_size", embedding_size, 1)
         check_integer("n_clusters", n_clusters, 2)
-        self.n_clusters = n_clusters
+        check_number("dropout", dropout, 0, 1)
+        self.n_clusters = int(n_clusters)
         self.layers = nn.Sequential(
-            nn.BatchNorm1d(embedding_size), nn.Dropout(dropout), nn.Linear(embedding_size, n_clusters)
+            nn.BatchNorm1d(int(embedding_size)),
+            nn.Dropout(float(dropout)),
+            nn.Linear(int(embedding_size), self.n_clusters),
         )
 
     def forward(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        """Return the logits of the clusters."""
+        """Return the logits (b, k) of the clusters."""
         logits: Tensor = self.layers(embeddings)
         return logits
 
 
 class InformationLoss(nn.Module):
-    r"""Clusters that differ in size as little as they can, each image in one of them as surely as it can be.
+    r"""Negative mutual information of images and clusters, which is low for balanced and confident assignments.
 
     $$L = -\mu \, \frac{H(Y) - H(Y | X)}{\log K}$$
 
-    where $H(Y)$ is the entropy of the mean assignment over the batch and $H(Y | X)$ the mean entropy of an image's
-    assignment, both in nats, so that $-L / \mu$, the mutual information of images and clusters, lies in 0..1. The l2
-    term of regularised information maximisation is the optimiser's: give the head's parameters a weight decay. It runs
-    in float32 outside autocast, in float64 if given that.
+    where $H(Y)$ is the entropy of the mean assignment over the batch and $H(Y | X)$ the mean entropy of the assignment
+    of each image, both in nats. The mutual information $-L / \mu$ thus lies in 0..1. The l2 term of regularized
+    information maximization is the weight decay of the optimizer for the parameters of the head. The loss runs outside
+    autocast, in float32, or in float64 for float64 logits.
 
     Args:
-        weight: Weight mu. Default as released: 1.
+        weight: Weight mu, at least 0. The default is the released value.
 
     Raises:
         ValueError: `weight` is negative.
@@ -74,34 +77,39 @@ class InformationLoss(nn.Module):
     References:
         Discriminative Clustering by Regularized Information Maximization. Gomes, Krause, Perona. 2010.
         https://proceedings.neurips.cc/paper/2010/hash/42998cf32d552343bc8e460416382dca-Abstract.html.
-        Nguyen et al. 2020 (https://arxiv.org/abs/2009.04091) train with it; their released code divides $H(Y | X)$ by
-        the logarithm of the batch's size and has no l2 term.
+        Nguyen et al. 2020 (https://arxiv.org/abs/2009.04091) use it in training; their released code divides
+        $H(Y | X)$ by the logarithm of the batch size and has no l2 term.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         check_number("weight", weight, 0)
-        self.weight = weight
+        self.weight = float(weight)
 
     def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-        """Return the loss.
+        """Compute the loss.
 
         Args:
-            logits: What a clustering head says of the batch's images.
+            logits: Logits (b, k) of a clustering head for the images of a batch.
+
+        Returns:
+            The scalar loss.
 
         Raises:
             ValueError: There are fewer than 2 clusters.
         """
         if logits.shape[1] < 2:  # noqa: PLR2004 (log K would be zero)
             raise value_error(
-                "`logits` must be of 2 or more clusters", logits.shape[1], "Raise `n_clusters` of the head"
+                "`logits` must have at least 2 columns, one per cluster",
+                logits.shape[1],
+                "Raise `n_clusters` of the head",
             )
         with torch.autocast(logits.device.type, enabled=False):
             return -self.weight * mutual_information(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
 def mutual_information(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-    """Return the mutual information of images and clusters, in 0..1: entropies in nats, divided by log K."""
+    """Compute the mutual information of images and clusters, divided by its maximum log K."""
     log_p = functional.log_softmax(logits, dim=1)
     log_mean = log_p.logsumexp(dim=0) - log(len(logits))
     return (_entropy(log_mean) - _entropy(log_p).mean()) / log(logits.shape[1])

@@ -1,55 +1,59 @@
-"""Maps of features to the centroids of clusters, and the decoder that makes images of them again."""
+"""Mean feature maps of clusters, and the decoder that reconstructs images from them."""
+
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import as_labels, value_error
+from udmlss._checks import as_labels, check_integer, value_error
+from udmlss.types import Labels
 
-_MOST_STAGES, _FEWEST_CHANNELS = 16, 16
+_MAX_STAGES, _MIN_CHANNELS = 16, 16
 
 
-def centroid_maps(maps: Float[Tensor, "b f y x"], clusters: Int[Tensor, " b"]) -> Float[Tensor, "k f y x"]:
-    r"""Return the mean map of each cluster: $r_j = \frac{1}{n_j} \sum_{y_i = j} m_i$. Gradients flow to all maps.
+def center_maps(maps: Float[Tensor, "b f y x"], clusters: Labels) -> Float[Tensor, "k f y x"]:
+    r"""Compute the mean feature map of each cluster: $r_j = \frac{1}{n_j} \sum_{y_i = j} m_i$.
 
     Args:
-        maps: The trunk's feature maps, f features at each of y x places.
-        clusters: Cluster of each image, any whole numbers.
+        maps: Feature maps (b, f, y, x) of the trunk.
+        clusters: Cluster of each image, any integers.
 
     Returns:
-        One map for each cluster that has an image, in ascending order of `clusters`.
+        One map for each cluster with images, in ascending order of `clusters`. The gradient flows to all feature maps.
 
     Raises:
-        ValueError: Clusters are not one per map.
-        TypeError: Clusters are not whole numbers.
+        TypeError: The clusters are not integers.
+        ValueError: The clusters are not one per map.
 
     Example:
-        >>> from udmlss.losses import centroid_maps
-        >>> centroid_maps(torch.tensor([1.0, 3.0, 8.0]).reshape(3, 1, 1, 1), torch.tensor([5, 5, 7])).flatten()
+        >>> from udmlss.losses import center_maps
+        >>> center_maps(torch.tensor([1.0, 3.0, 8.0]).reshape(3, 1, 1, 1), [5, 5, 7]).flatten()
         tensor([2., 8.])
     """
-    as_labels(clusters, len(maps), "clusters")
+    clusters = as_labels(clusters, len(maps), "clusters")
     ids, members, sizes = clusters.to(maps.device).unique(return_inverse=True, return_counts=True)
     with torch.autocast(maps.device.type, enabled=False):
         rows = maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(1)
-        shares = functional.one_hot(members, len(ids)).to(rows) / sizes
-        means: Tensor = shares.T @ rows
+        weights = functional.one_hot(members, len(ids)).to(rows) / sizes
+        means: Tensor = weights.T @ rows
     return means.reshape(-1, *maps.shape[1:]).to(maps.dtype)
 
 
 class Decoder(nn.Module):
-    """Makes images of feature maps: stages of convolution, ReLU and upsampling by 2, and a last convolution.
+    """Decoder of feature maps to images: stages of convolution, ReLU and upsampling by 2, and a final convolution.
 
-    Each stage halves the channels, down to 16. The output is linear: images as the network sees them have any range.
+    Each stage halves the number of channels, down to 16. The output is linear, because normalized images may have any
+    range.
 
     Args:
-        map_shape: Shape (f y x) of a feature map.
-        image_shape: Shape (c h w) of an image, h and w being y and x times 2 to the number of stages: (1024, 7, 7)
-            to (3, 224, 224) takes five.
+        map_shape: Shape (f, y, x) of a feature map.
+        image_shape: Shape (c, h, w) of an image. The factors h / y and w / x must be the same power of 2, whose
+            exponent is the number of stages: (1024, 7, 7) to (3, 224, 224) needs five.
 
     Raises:
-        ValueError: No number of stages leads from the one shape to the other.
+        ValueError: The shapes are not three positive numbers each, or the factors are not the same power of 2.
 
     Example:
         >>> from udmlss.losses import Decoder
@@ -58,26 +62,28 @@ class Decoder(nn.Module):
 
     References:
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. The released decoder ends in a sigmoid and is compared with images that
-        have negative values. Channels are our choice.
+        2020. https://arxiv.org/abs/2009.04091. The released decoder ends in a sigmoid, although its targets have
+        negative values. The numbers of channels are those of this library.
     """
 
-    def __init__(self, map_shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    def __init__(self, map_shape: Sequence[int], image_shape: Sequence[int]) -> None:
         super().__init__()
-        self.map_shape = tuple(map_shape)
+        _check_shape("map_shape", map_shape)
+        _check_shape("image_shape", image_shape)
+        self.map_shape = tuple(map(int, map_shape))
         layers: list[nn.Module] = []
-        channels = map_shape[0]
-        for _ in range(_count_stages(map_shape, image_shape)):
-            fewer = max(channels // 2, _FEWEST_CHANNELS)
-            layers += [nn.Conv2d(channels, fewer, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)]
-            channels = fewer
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, image_shape[0], 3, padding=1))
+        channels = self.map_shape[0]
+        for _ in range(_n_stages(self.map_shape, tuple(map(int, image_shape)))):
+            halved = max(channels // 2, _MIN_CHANNELS)
+            layers += [nn.Conv2d(channels, halved, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)]
+            channels = halved
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, int(image_shape[0]), 3, padding=1))
 
     def forward(self, maps: Float[Tensor, "k f y x"]) -> Float[Tensor, "k c h w"]:
-        """Return the images.
+        """Return the decoded images (k, c, h, w).
 
         Raises:
-            ValueError: The maps have another shape than the decoder was built for.
+            ValueError: The maps are not of shape `map_shape`.
         """
         if maps.shape[1:] != self.map_shape:
             raise value_error(
@@ -89,50 +95,59 @@ class Decoder(nn.Module):
         return images
 
 
-def _count_stages(map_shape: tuple[int, ...], image_shape: tuple[int, ...]) -> int:
-    _, y, x = map_shape
-    for stages in range(_MOST_STAGES):
-        if (y << stages, x << stages) == tuple(image_shape[1:]):
-            return stages
-    raise value_error(
-        "The image's sides must be the map's times 2 to the number of stages",
-        f"map {tuple(map_shape)} and image {tuple(image_shape)}",
-        "Crop the images to such a size, or take the maps elsewhere in the trunk",
-    )
-
-
 def reconstruction_loss(
-    decoded: Float[Tensor, "k c h w"], images: Float[Tensor, "b c h w"], clusters: Int[Tensor, " b"]
+    decoded: Float[Tensor, "k c h w"], images: Float[Tensor, "b c h w"], clusters: Labels
 ) -> Float[Tensor, ""]:
-    r"""Return the mean squared error of every image against what was decoded of its cluster's centroid.
+    r"""Compute the mean squared error of every image and the image decoded from its cluster's center.
 
     $$L = \frac{1}{b c h w} \sum_i \| D(r_{y_i}) - x_i \|^2$$
 
     The paper (Nguyen et al. 2020, https://arxiv.org/abs/2009.04091) does not divide by the c h w numbers of an image.
 
     Args:
-        decoded: The decoder's image of each cluster.
-        images: The images as the network sees them.
+        decoded: Decoded image (k, c, h, w) of each cluster.
+        images: Images (b, c, h, w) as the model receives them.
         clusters: Cluster of each image, in 0..k-1.
 
     Returns:
-        The loss, in float32 at least.
+        The loss, in float32, or in float64 for float64 images.
 
     Raises:
-        ValueError: The decoder's images have another shape, or clusters are not one per image.
-        TypeError: Clusters are not whole numbers.
+        TypeError: The clusters are not integers.
+        ValueError: The shapes of decoded and original images differ, or the clusters are not one per image.
 
     Example:
         >>> from udmlss.losses import reconstruction_loss
-        >>> reconstruction_loss(torch.zeros(1, 3, 8, 8), torch.ones(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+        >>> reconstruction_loss(torch.zeros(1, 3, 8, 8), torch.ones(4, 3, 8, 8), [0, 0, 0, 0])
         tensor(1.)
     """
-    as_labels(clusters, len(images), "clusters")
+    clusters = as_labels(clusters, len(images), "clusters")
     if decoded.shape[1:] != images.shape[1:]:
         raise value_error(
-            "The decoder must give images of the shape of `images`",
+            "The decoder must return images of the shape of `images`",
             f"{tuple(decoded.shape[1:])} and {tuple(images.shape[1:])}",
             "Build it with Decoder(maps.shape[1:], images.shape[1:])",
         )
     dtype = torch.promote_types(decoded.dtype, torch.float32)
     return functional.mse_loss(decoded.to(dtype)[clusters.to(decoded.device)], images.to(dtype))
+
+
+def _check_shape(name: str, shape: Sequence[int]) -> None:
+    if len(shape) != 3:  # noqa: PLR2004
+        raise value_error(
+            f"`{name}` must have three numbers", tuple(shape), "Pass the shape of one item, as x.shape[1:]"
+        )
+    for size in shape:
+        check_integer(name, size, 1)
+
+
+def _n_stages(map_shape: tuple[int, ...], image_shape: tuple[int, ...]) -> int:
+    _, y, x = map_shape
+    for stages in range(_MAX_STAGES):
+        if (y << stages, x << stages) == image_shape[1:]:
+            return stages
+    raise value_error(
+        "The sides of images must be those of feature maps times the same power of 2",
+        f"map {map_shape} and image {image_shape}",
+        "Crop the images to such a size, or use feature maps of another layer",
+    )

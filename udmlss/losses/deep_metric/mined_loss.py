@@ -1,4 +1,4 @@
-"""Modules (embeddings, labels) -> scalar that join a loss and the pairs it learns from."""
+"""Modules (embeddings, labels) -> scalar that combine a loss with the pairs or triplets it uses."""
 
 from collections.abc import Callable
 
@@ -10,16 +10,18 @@ from pytorch_metric_learning.utils.common_functions import indices_tuple_not_sup
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor, nn
 
+from udmlss._checks import check_integer
+
 Indices = tuple[Tensor, ...]  # pairs: anchors, positives, anchors, negatives; triplets: anchors, positives, negatives
 Miner = Callable[[Tensor, Tensor], Indices]
 
 
 class MinedLoss(nn.Module):
-    """A loss of pytorch-metric-learning on what its miner finds in the batch.
+    """A loss of pytorch-metric-learning with its miner.
 
     Args:
-        loss: Takes embeddings, labels and indices.
-        miner: Takes embeddings and labels.
+        loss: Loss of embeddings, labels and indices.
+        miner: Miner of embeddings and labels.
     """
 
     def __init__(self, loss: nn.Module, miner: Miner) -> None:
@@ -30,72 +32,84 @@ class MinedLoss(nn.Module):
     def forward(
         self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
-        """Return the loss; indices from elsewhere are refused, as by losses of PML that take none."""
+        """Compute the loss; `indices_tuple` must be None, because the loss mines its own indices."""
         indices_tuple_not_supported(indices_tuple)
         indices = self.miner(embeddings, labels)
-        if max(map(len, indices)) == 1:  # PML 2.9 takes one pair of each kind for none
-            indices = tuple(found.repeat(2) for found in indices)
+        if max(map(len, indices)) == 1:  # PML 2.9 treats a single pair of each kind as no pairs
+            indices = tuple(index.repeat(2) for index in indices)
         loss: Tensor = self.loss(embeddings, labels, indices)
         return loss
 
 
 def all_pairs(_embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Indices:
-    """Return every pair of the batch: the miner that leaves none out."""
+    """Return all pairs of the batch; this is the miner of losses that use every pair."""
     indices: Indices = get_all_pairs_indices(labels)
     return indices
 
 
 class AnchorLoss(nn.Module):
-    """The mean over all n embeddings of what each loses by its cosines to its positives and negatives.
+    """Mean over all embeddings of a loss of each anchor's cosine similarities.
 
     Args:
-        of_anchors: From cosines (b b) and masks (b b) of the positives and negatives of each row to losses (b).
-        miner: From embeddings and labels to the pairs (anchors, positives, anchors, negatives).
+        anchor_losses: Function of the similarities (b, b) and of the masks (b, b) of the positives and the negatives of
+            each row that returns the losses (b,) of the anchors.
+        miner: Function of embeddings and labels that returns pairs (anchors, positives, anchors, negatives).
     """
 
-    def __init__(self, of_anchors: Callable[[Tensor, Tensor, Tensor], Tensor], miner: Miner) -> None:
+    def __init__(self, anchor_losses: Callable[[Tensor, Tensor, Tensor], Tensor], miner: Miner) -> None:
         super().__init__()
-        self.of_anchors = of_anchors
+        self.anchor_losses = anchor_losses
         self.miner = miner
         self.distance = CosineSimilarity()
 
     def forward(
         self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
-        """Return the loss; indices from elsewhere are refused, as by losses of PML that take none."""
+        """Compute the loss; `indices_tuple` must be None, because the loss mines its own indices."""
         indices_tuple_not_supported(indices_tuple)
         anchors, positives, negative_anchors, negatives = self.miner(embeddings, labels)
-        positive = _mask(anchors, positives, len(labels))
-        negative = _mask(negative_anchors, negatives, len(labels))
-        return self.of_anchors(self.distance(embeddings), positive, negative).mean()
+        positive = _pair_mask(anchors, positives, len(labels))
+        negative = _pair_mask(negative_anchors, negatives, len(labels))
+        return self.anchor_losses(self.distance(embeddings), positive, negative).mean()
 
 
-def _mask(anchors: Int64[Tensor, " p"], others: Int64[Tensor, " p"], n: int) -> Bool[Tensor, "n n"]:
+def _pair_mask(anchors: Int64[Tensor, " p"], others: Int64[Tensor, " p"], n: int) -> Bool[Tensor, "n n"]:
     mask = torch.zeros(n, n, dtype=torch.bool, device=anchors.device)
     mask[anchors, others] = True
     return mask
 
 
 class SeededMiner(nn.Module):
-    """A miner that draws, with random numbers of its own instead of torch's global ones, in float64 on the CPU.
+    """A sampling miner with random numbers of its own instead of torch's global ones.
+
+    The miner runs in float64 on the CPU, because the sampling weights of many dimensions exceed the range of float32.
 
     Args:
         miner: Any miner of pytorch-metric-learning.
-        seed: Seed of its draws; the number of calls so far is part of the state dict.
+        seed: Seed of the random numbers, at least 0. The number of calls so far is part of the state dict. None uses
+            the seed of `fit`, or 0 without `fit`.
     """
 
-    def __init__(self, miner: nn.Module, *, seed: int) -> None:
+    def __init__(self, miner: nn.Module, *, seed: int | None = None) -> None:
         super().__init__()
+        if seed is not None:
+            check_integer("seed", seed, 0)
         self.miner = miner
         self.seed = seed
+        self._default_seed = 0
         self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
+    def set_default_seed(self, seed: int) -> None:
+        """Set the seed that is used if `seed` is None."""
+        self._default_seed = seed
+
     def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Indices:
-        """Return the indices mined."""
-        draws = np.random.default_rng((self.seed, int(self.calls)))
+        """Return the mined indices."""
+        seed = self._default_seed if self.seed is None else int(self.seed)
+        generator = np.random.default_rng((seed, int(self.calls)))
         self.calls += 1
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(draws.integers(2**63)))
+            torch.default_generator.manual_seed(int(generator.integers(2**63)))
             indices = self.miner(embeddings.detach().cpu().double(), labels.cpu())
-        return tuple(found.to(embeddings.device) for found in indices)
+        return tuple(index.to(embeddings.device) for index in indices)

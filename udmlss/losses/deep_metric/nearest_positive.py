@@ -1,66 +1,73 @@
-"""The loss that pulls only the closest positive, Deep_Metric's "Neighbour" loss."""
+"""Loss of the closest positive of each anchor, the "Neighbour" loss of Deep_Metric."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.utils.common_functions import indices_tuple_not_supported
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_matches_and_diffs
 from torch import Tensor, nn
 
-from udmlss._checks import check_number
+from udmlss._checks import as_labels, check_number
 from udmlss.losses.deep_metric.mined_loss import Indices
+from udmlss.types import Labels
 
 
 class NearestPositiveLoss(nn.Module):
-    r"""Pull each anchor to its closest positive only, and push what lies closer than that and a margin.
+    r"""Loss of the closest positive of each anchor and of the negatives within a margin of it.
 
     $$\frac1n\sum_{i:\,N_i'\ne\emptyset}\Big[d_i-\operatorname*{mean}_{k\in N_i'}\lVert z_i-z_k\rVert+m\Big],\quad
     d_i=\min_{j\in P_i}\lVert z_i-z_j\rVert,\quad N_i'=\{k\in N_i:\lVert z_i-z_k\rVert<d_i+m\}$$
 
-    for embeddings $z$ at unit length, with positives $P_i$ in the anchor's cluster and negatives $N_i$ in others. A
-    cluster may so have several parts: what is far from an anchor in its own cluster is left where it is. There is no
-    hinge, for the choice of negatives is one: each term lies above 0. An anchor without positives loses nothing.
+    for embeddings $z$ at unit length, the positives $P_i$ in the anchor's cluster and the negatives $N_i$ in other
+    clusters. A cluster may have several parts, because positives other than the closest one have no effect. A hinge is
+    not needed, because the selected negatives make every term positive. The loss of an anchor without positives is
+    zero.
 
     Args:
-        margin: Margin m of Euclidean distances, at least 0. Default as first released: 0.1; later, 0.05.
+        margin: Margin m of Euclidean distances, at least 0. The default is the value of the first release; a later one
+            has 0.05.
 
     Raises:
         ValueError: `margin` is negative.
 
     Example:
         >>> from udmlss.losses import NearestPositiveLoss
-        >>> NearestPositiveLoss()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        >>> NearestPositiveLoss()(torch.eye(4), [0, 0, 1, 1])
         tensor(0.1000)
 
     References:
-        Deep_Metric. Wang. 2018. https://github.com/bnu-wangxun/Deep_Metric. Its code needs clusters of equal size;
-        here any will do.
+        Deep_Metric. Wang. 2018. https://github.com/bnu-wangxun/Deep_Metric. The released code needs clusters of equal
+        size.
     """
 
     def __init__(self, margin: float = 0.1) -> None:
         super().__init__()
         check_number("margin", margin, 0)
-        self.margin = margin
+        self.margin = float(margin)
         self.distance = LpDistance()
 
     def forward(
-        self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], indices_tuple: Indices | None = None
+        self, embeddings: Float[Tensor, "b d"], labels: Labels, indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
-        """Return the loss, divided by all embeddings of the batch.
+        """Compute the loss.
 
         Args:
-            embeddings: Embeddings of the batch.
-            labels: Their clusters.
-            indices_tuple: None; the place of mined pairs in PML, which this loss does not take.
+            embeddings: Embeddings (b, d) of the batch.
+            labels: Cluster of each embedding.
+            indices_tuple: Must be None. Losses of PML accept mined pairs here; this loss does not.
+
+        Returns:
+            The sum over anchors, divided by the number of embeddings.
 
         Raises:
-            ValueError: There are mined pairs.
+            ValueError: `indices_tuple` is not None, or the labels are not one per embedding.
         """
         indices_tuple_not_supported(indices_tuple)
+        labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         distance = self.distance(embeddings)
         positive, negative = (mask.bool() for mask in get_matches_and_diffs(labels))
         nearest = distance.masked_fill(~positive, float("inf")).amin(dim=1)
         close = negative & (distance < nearest.unsqueeze(1) + self.margin) & nearest.isfinite().unsqueeze(1)
-        pushed = close.any(dim=1)
-        mean = (distance * close).sum(dim=1)[pushed] / close.sum(dim=1)[pushed]
-        loss: Tensor = (nearest[pushed] - mean + self.margin).sum() / len(embeddings)
+        active = close.any(dim=1)
+        mean = (distance * close).sum(dim=1)[active] / close.sum(dim=1)[active]
+        loss: Tensor = (nearest[active] - mean + self.margin).sum() / len(embeddings)
         return loss

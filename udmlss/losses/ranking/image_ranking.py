@@ -1,4 +1,4 @@
-"""Ranking in image space: the more an image is distorted, the less similar it may be to itself."""
+"""Ranking loss of increasingly distorted views of an image."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,42 +9,50 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_features, check_integer, check_number, value_error
-from udmlss.losses.ranking.functional import draws_on, positive_loss, rank_loss
+from udmlss.losses.ranking.functional import (
+    generator_on,
+    positive_loss,
+    rank_loss,
+    seeded_generator,
+    set_default_seed,
+)
 
-_FEWEST_VERSIONS, _MOST_VERSIONS = 2, 4  # a single one has no order, and each costs a pass through the trunk
-# What strength 1 does to an image; brightness and noise in units of the image's standard deviation.
+_MIN_VIEWS, _MAX_VIEWS = 2, 4  # one view has no order, and each view costs a forward pass through the trunk
+# The distortion at strength 1. Brightness and noise are in units of the image's standard deviation.
 _SIDE, _CONTRAST, _BRIGHTNESS, _NOISE = 0.5, 0.5, 0.5, 0.2
 
 
 class SelfSupervisedRanking(nn.Module):
-    r"""Keeps versions of an image, distorted ever more strongly, in their order of similarity.
+    r"""Ranking loss of distorted views, which become less similar to their image as the distortion grows.
 
     $$L = w \, (L_{rank} + \lambda \, L_{positive})$$
 
-    Each version is cropped more closely, and changed more in contrast, brightness and noise, than the one before. A
-    head of its own, Linear, ReLU, Linear, reads the trunk's features of the image and of its versions, and $S_n$ is
-    the cosine of what it makes of the image and of the n-th version. `rank_loss` wants $S_n$ to fall from version to
-    version, `positive_loss` wants none below the boundary. It needs no label, so it goes beside any metric loss.
+    Each view is cropped more closely than the previous one, and differs more in contrast, brightness and noise. A
+    projection head (Linear, ReLU, Linear) maps the trunk's features of the image and of its views, and $S_n$ is the
+    cosine similarity of the projections of the image and of its n-th view. `rank_loss` is low if $S_n$ decreases from
+    view to view, and `positive_loss` is low if no $S_n$ is below the boundary. The loss needs no labels, so it can be
+    added to any metric loss.
 
     Args:
         in_features: Dimension f of the trunk's features.
         hidden: Width of the hidden layer.
-        dimensions: Dimension of what the head gives.
-        strengths: How strong the distortion of each version is: 2 to 4 growing numbers above 0 and up to 1. At 1 a
-            crop has half the sides, contrast changes by up to half, brightness by up to half the image's standard
-            deviation, and noise has a fifth of it.
-        margin: Margin a by which the cosine must fall from one version to the next.
-        boundary: Boundary b below which no cosine may fall. `boundary` and all margins together should stay below 1.
-        scale: Scale s of both losses.
-        positive_weight: Weight lambda of the second loss.
-        weight: Weight w of the whole beside the metric loss.
-        images: At most so many images of the batch are taken, drawn at random; each goes through the trunk once
-            more, and once for each version.
-        probability: Share of the calls that do something; the others return zero, which saves time.
-        seed: Seed of what is drawn: images, crops, and the directions of all changes.
+        out_features: Dimension of the projections.
+        strengths: Strength of the distortion of each view, 2 to 4 increasing numbers above 0 and at most 1. At
+            strength 1 a crop has half the side lengths, contrast changes by at most half, brightness changes by at most
+            half the image's standard deviation, and the standard deviation of the noise is a fifth of the image's.
+        margin: Margin a of cosine similarities between consecutive views, at least 0.
+        boundary: Boundary b of cosine similarities, in -1..1. `boundary` plus the sum of all margins should be below 1.
+        scale: Scale s of both losses, above 0.
+        positive_weight: Weight lambda of `positive_loss`, at least 0.
+        weight: Weight w of the whole loss, at least 0.
+        max_images: Maximum number of images per batch, which are sampled at random. Each needs one forward pass through
+            the trunk for the image and one for each view.
+        probability: Probability in 0..1 that a call computes the loss. Other calls return zero, which saves time.
+        seed: Seed of the sampled images, crops and directions of change, at least 0. None uses the seed of `fit`, or 0
+            without `fit`.
 
     Raises:
-        ValueError: A number out of its range, or strengths that do not grow.
+        ValueError: A setting is out of its range, or `strengths` do not increase.
 
     Example:
         >>> from udmlss.losses import SelfSupervisedRanking
@@ -54,16 +62,17 @@ class SelfSupervisedRanking(nn.Module):
 
     References:
         Deep Metric Learning with Self-Supervised Ranking. Fu et al. 2021. https://doi.org/10.1609/aaai.v35i2.16226.
-        It distorts by crop, perspective and colour jitter; we found no values of its s, a, b, lambda and strengths,
-        so the defaults are ours. So is that all versions of an image are distorted in one direction: each crop lies
-        inside the one before, and contrast, brightness and noise go further the same way.
+        The paper distorts by crop, perspective and color jitter. Its values of s, a, b, lambda and the strengths were
+        not found, so the defaults are those of this library. It also differs from the paper in that all views of an
+        image are distorted in the same direction: each crop lies inside the previous one, and contrast, brightness and
+        noise change in proportion to the strength.
     """
 
     def __init__(
         self,
         in_features: int,
         hidden: int = 512,
-        dimensions: int = 128,
+        out_features: int = 128,
         *,
         strengths: Sequence[float] = (0.25, 0.5, 0.75),
         margin: float = 0.1,
@@ -71,106 +80,120 @@ class SelfSupervisedRanking(nn.Module):
         scale: float = 32.0,
         positive_weight: float = 1.0,
         weight: float = 1.0,
-        images: int = 16,
+        max_images: int = 16,
         probability: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("hidden", hidden), ("dimensions", dimensions)):
+        for name, size in (("in_features", in_features), ("hidden", hidden), ("out_features", out_features)):
             check_integer(name, size, 1)
         _check_strengths(strengths)
         for name, value in (("margin", margin), ("positive_weight", positive_weight), ("weight", weight)):
             check_number(name, value, 0)
         check_number("boundary", boundary, -1, 1)
         check_number("scale", scale, above=0)
-        check_integer("images", images, 1)
+        check_integer("max_images", max_images, 1)
         check_number("probability", probability, 0, 1)
-        self.in_features = in_features
-        self.strengths = tuple(strengths)
-        self.margin, self.boundary, self.scale = margin, boundary, scale
-        self.positive_weight, self.weight = positive_weight, weight
-        self.images, self.probability = images, probability
-        self.layers = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, dimensions))
-        self.draws = torch.Generator().manual_seed(seed)
+        self.in_features = int(in_features)
+        self.strengths = tuple(map(float, strengths))
+        self.margin, self.boundary, self.scale = float(margin), float(boundary), float(scale)
+        self.positive_weight, self.weight = float(positive_weight), float(weight)
+        self.max_images, self.probability = int(max_images), float(probability)
+        self.layers = nn.Sequential(
+            nn.Linear(self.in_features, int(hidden)), nn.ReLU(), nn.Linear(int(hidden), int(out_features))
+        )
+        self.seed = seed
+        self.generator = seeded_generator(seed)
+
+    def set_default_seed(self, seed: int) -> None:
+        """Set the seed that is used if `seed` is None."""
+        if self.seed is None:
+            set_default_seed(self.generator, seed)
 
     def forward(self, model: nn.Module, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-        """Return the weighted loss of some images of the batch.
+        """Compute the weighted loss of a random part of the batch.
 
         Args:
-            model: An `EmbeddingModel`; only its trunk is used.
-            images: The batch, on the device of model and head.
+            model: An `EmbeddingModel`, of which only the trunk is used.
+            images: Images (b, c, h, w) on the device of the model.
+
+        Returns:
+            The scalar loss.
 
         Raises:
-            ValueError: The trunk's features are no matrix (b f).
+            ValueError: The trunk does not return features of shape (b, f).
         """
-        if torch.rand((), generator=self.draws) >= self.probability:
+        if torch.rand((), generator=self.generator) >= self.probability:
             return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
-        draws = draws_on(images.device, self.draws)
-        chosen = images[torch.randperm(len(images), generator=draws, device=images.device)[: self.images]]
-        similarities = self._similarities(model, chosen, distort(chosen, self.strengths, draws))
+        generator = generator_on(images.device, self.generator)
+        sampled = images[torch.randperm(len(images), generator=generator, device=images.device)[: self.max_images]]
+        similarities = self._similarities(model, sampled, distort(sampled, self.strengths, generator))
         ranking = rank_loss(similarities, self.margin, self.scale)
         return self.weight * (ranking + self.positive_weight * positive_loss(similarities, self.boundary, self.scale))
 
     def _similarities(
-        self, model: nn.Module, images: Float[Tensor, "b c h w"], versions: Float[Tensor, "n b c h w"]
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], views: Float[Tensor, "n b c h w"]
     ) -> Float[Tensor, "b n"]:
-        batch = torch.cat([images, *versions])
+        batch = torch.cat([images, *views])
         if images.is_contiguous(memory_format=torch.channels_last):
             batch = batch.contiguous(memory_format=torch.channels_last)
         features = model.get_submodule("trunk")(batch)
         check_features(features)
-        projected = self.layers(features).unflatten(0, (-1, len(images)))
-        projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
-        return functional.cosine_similarity(projected[1:], projected[:1], dim=2).T
+        projections = self.layers(features).unflatten(0, (-1, len(images)))
+        projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
+        return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
 
 
 def distort(
-    images: Float[Tensor, "b c h w"], strengths: Sequence[float], draws: torch.Generator
+    images: Float[Tensor, "b c h w"], strengths: Sequence[float], generator: torch.Generator
 ) -> Float[Tensor, "n b c h w"]:
-    """Return a version of each image for each strength, each image in one direction of crop, colour and noise.
+    """Distort each image once per strength, always with the same crop position, change of color and noise.
 
     Args:
-        images: Floating-point images of any mean and deviation.
-        strengths: How far to go in the direction, in 0..1; 0 changes nothing.
-        draws: Generator of the directions, on the device of the images.
+        images: Floating-point images (b, c, h, w) of any mean and standard deviation.
+        strengths: Strengths of the distortion, in 0..1; 0 returns the image itself.
+        generator: Generator of the crop positions, changes of color and noise, on the device of the images.
 
     Returns:
-        The versions in the order of the strengths, of the same size as the images.
+        Views (n, b, c, h, w) in the order of the strengths.
 
     Example:
-        >>> from udmlss.losses.self_supervised_ranking import distort
+        >>> from udmlss.losses.ranking import distort
         >>> distort(torch.rand(2, 3, 8, 8), (0.2, 0.8), torch.Generator()).shape
         torch.Size([2, 2, 3, 8, 8])
     """
-    centres, colours = (_uniform((len(images), 2), images, draws) for _ in range(2))
+    positions, colors = (_uniform((len(images), 2), images, generator) for _ in range(2))
     deviation, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
-    contrast, brightness = (colour.view(-1, 1, 1, 1) for colour in colours.unbind(1))
-    noise = torch.randn(images.shape, generator=draws, device=images.device, dtype=images.dtype)
+    contrast, brightness = (color.view(-1, 1, 1, 1) for color in colors.unbind(1))
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     change = deviation * (_BRIGHTNESS * brightness + _NOISE * noise)
-    versions = []
+    views = []
     for strength in strengths:
-        cropped = _crop(images, 1 - strength * (1 - _SIDE), centres)
-        versions.append(cropped + strength * (_CONTRAST * contrast * (cropped - mean) + change))
-    return torch.stack(versions)
+        cropped = _crop(images, 1 - strength * (1 - _SIDE), positions)
+        views.append(cropped + strength * (_CONTRAST * contrast * (cropped - mean) + change))
+    return torch.stack(views)
 
 
-def _crop(images: Float[Tensor, "b c h w"], side: float, centres: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
-    """Cut out a share of the sides, as far towards the edges as the centres in -1..1 say, and enlarge it."""
+def _crop(images: Float[Tensor, "b c h w"], side: float, positions: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+    """Crop a fraction of both sides, at positions in -1..1 between opposite edges, and resize to the original size."""
     scaling = (side * torch.eye(2).to(images)).expand(len(images), 2, 2)
-    window = torch.cat([scaling, (1 - side) * centres.unsqueeze(2)], dim=2)
+    window = torch.cat([scaling, (1 - side) * positions.unsqueeze(2)], dim=2)
     grid = functional.affine_grid(window, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _uniform(shape: tuple[int, ...], images: Tensor, draws: torch.Generator) -> Tensor:
-    return 2 * torch.rand(shape, generator=draws, device=images.device, dtype=images.dtype) - 1
+def _uniform(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample uniformly from -1..1."""
+    return 2 * torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype) - 1
 
 
 def _check_strengths(strengths: Sequence[float]) -> None:
-    grow = all(milder < stronger for milder, stronger in pairwise([0, *strengths]))
-    if not (_FEWEST_VERSIONS <= len(strengths) <= _MOST_VERSIONS and grow and strengths[-1] <= 1):
+    for strength in strengths:
+        check_number("strengths", strength)
+    increasing = all(weaker < stronger for weaker, stronger in pairwise([0, *strengths]))
+    if not (_MIN_VIEWS <= len(strengths) <= _MAX_VIEWS and increasing and strengths[-1] <= 1):
         raise value_error(
-            f"`strengths` must be {_FEWEST_VERSIONS} to {_MOST_VERSIONS} growing numbers above 0 and up to 1",
+            f"`strengths` must be {_MIN_VIEWS} to {_MAX_VIEWS} increasing numbers above 0 and at most 1",
             tuple(strengths),
             "Pass (0.25, 0.5, 0.75), for example",
         )

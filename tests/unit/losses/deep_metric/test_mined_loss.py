@@ -1,5 +1,6 @@
-"""How a loss and its pairs are joined, and that a miner's draws are its own."""
+"""Losses with their miners, and the random numbers of sampling miners."""
 
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, miners
@@ -7,11 +8,12 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch.nn import functional
 
 from udmlss.losses.deep_metric.mined_loss import AnchorLoss, MinedLoss, SeededMiner, all_pairs
+from udmlss.types import UsesSeed
 
 LABELS = torch.arange(4).repeat_interleave(8)
 
 
-def build_miner(seed=0):
+def build_miner(seed=None):
     return SeededMiner(miners.DistanceWeightedMiner(cutoff=0.5, nonzero_loss_cutoff=1.4), seed=seed)
 
 
@@ -19,11 +21,11 @@ def make_batch(d=6):
     return functional.normalize(torch.randn(len(LABELS), d))
 
 
-def same(left, right):
+def equal_indices(left, right):
     return all(map(torch.equal, left, right))
 
 
-def test_a_mined_loss_is_the_loss_of_what_its_miner_finds():
+def test_mined_loss_is_the_loss_of_the_mined_indices():
     embeddings = make_batch()
     loss, miner = losses.TripletMarginLoss(0.2), miners.BatchHardMiner()
     expected = loss(embeddings, LABELS, miner(embeddings, LABELS))
@@ -31,28 +33,28 @@ def test_a_mined_loss_is_the_loss_of_what_its_miner_finds():
 
 
 @pytest.mark.parametrize("length", [3, 4])
-def test_one_pair_or_triplet_counts_once_and_has_its_gradient(length):
+def test_a_single_pair_or_triplet_counts_once_and_has_a_gradient(length):
     embeddings, labels = torch.tensor([[1.0, 0], [0.6, 0.8], [0.8, 0.6]]), torch.tensor([0, 0, 1])
-    one = tuple(torch.tensor([index]) for index in ((0, 1, 2) if length == 3 else (0, 1, 0, 2)))
-    loss = MinedLoss(losses.MultiSimilarityLoss(2, 40, 0.5), lambda _rows, _labels: one)
+    indices = tuple(torch.tensor([index]) for index in ((0, 1, 2) if length == 3 else (0, 1, 0, 2)))
+    loss = MinedLoss(losses.MultiSimilarityLoss(2, 40, 0.5), lambda _rows, _labels: indices)
     value = loss(embeddings.requires_grad_(), labels)
     [gradient] = torch.autograd.grad(value, embeddings)
-    pull = torch.tensor(-2 * (0.6 - 0.5)).exp().log1p() / 2
-    push = torch.tensor(40 * (0.8 - 0.5)).exp().log1p() / 40
-    torch.testing.assert_close(value, (pull + push) / 3)
+    positive = torch.tensor(-2 * (0.6 - 0.5)).exp().log1p() / 2
+    negative = torch.tensor(40 * (0.8 - 0.5)).exp().log1p() / 40
+    torch.testing.assert_close(value, (positive + negative) / 3)
     assert gradient.any()
 
 
-def test_an_anchor_loss_tells_positives_negatives_and_the_anchor_apart():
+def test_anchor_loss_receives_masks_of_positives_and_negatives():
     embeddings, labels = make_batch()[:5], torch.tensor([0, 1, 0, 2, 1])
-    seen = []
+    calls = []
 
-    def of_anchors(similarity, positive, negative):
-        seen.append((similarity, positive, negative))
+    def anchor_losses(similarity, positive, negative):
+        calls.append((similarity, positive, negative))
         return similarity[0]
 
-    loss = AnchorLoss(of_anchors, all_pairs)(embeddings, labels)
-    [(similarity, positive, negative)] = seen
+    loss = AnchorLoss(anchor_losses, all_pairs)(embeddings, labels)
+    [(similarity, positive, negative)] = calls
     torch.testing.assert_close(similarity, CosineSimilarity()(embeddings))
     assert loss == similarity[0].mean()
     for i in range(5):
@@ -61,49 +63,58 @@ def test_an_anchor_loss_tells_positives_negatives_and_the_anchor_apart():
             assert negative[i, j] == (labels[i] != labels[j])
 
 
-def test_draws_depend_on_the_seed_and_the_number_of_calls_alone():
+def test_samples_depend_only_on_the_seed_and_the_number_of_calls():
     embeddings = make_batch()
-    left, right, other = build_miner(), build_miner(), build_miner(seed=1)
-    first = left(embeddings, LABELS)
-    torch.rand(7)
-    assert same(first, right(embeddings, LABELS))
-    assert not same(first, other(embeddings, LABELS))
-    assert not same(first, left(embeddings, LABELS))
-    other.load_state_dict(left.state_dict())
-    other.seed = 0
-    assert same(other(embeddings, LABELS), left(embeddings, LABELS))
-
-
-def test_torchs_random_numbers_are_neither_read_nor_changed():
-    embeddings = make_batch()
+    left, right, other = build_miner(0), build_miner(), build_miner(1)
     before = torch.get_rng_state()
-    build_miner()(embeddings, LABELS)
+    first = left(embeddings, LABELS)
     assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert equal_indices(first, right(embeddings, LABELS))
+    assert not equal_indices(first, other(embeddings, LABELS))
+    assert not equal_indices(first, left(embeddings, LABELS))
+    right.load_state_dict(left.state_dict())
+    assert equal_indices(right(embeddings, LABELS), left(embeddings, LABELS))
 
 
-def test_negatives_are_drawn_by_the_inverse_of_how_often_their_distance_comes_about():
-    d, cutoff, farthest = 6, 0.5, 1.4
+def test_default_seed_is_used_only_without_a_seed():
+    embeddings, unseeded, seeded = make_batch(), build_miner(), build_miner(0)
+    assert isinstance(unseeded, UsesSeed)
+    for miner in (unseeded, seeded):
+        miner.set_default_seed(np.int64(1))
+    assert unseeded.seed is None
+    assert equal_indices(unseeded(embeddings, LABELS), build_miner(1)(embeddings, LABELS))
+    assert equal_indices(seeded(embeddings, LABELS), build_miner(0)(embeddings, LABELS))
+
+
+def test_rejects_a_negative_seed():
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+        build_miner(-1)
+
+
+def test_negatives_are_sampled_in_inverse_proportion_to_the_density_of_their_distance():
+    d, cutoff, largest = 6, 0.5, 1.4
     embeddings = make_batch(d)
-    drawn, miner = torch.zeros(len(LABELS), len(LABELS)), build_miner()
+    sampled, miner = torch.zeros(len(LABELS), len(LABELS)), build_miner()
     for _ in range(300):
         anchors, positives, negatives = miner(embeddings, LABELS)
         assert (LABELS[anchors] == LABELS[positives]).all()
         assert (anchors != positives).all()
-        drawn.index_put_((anchors, negatives), torch.ones(()), accumulate=True)
+        sampled.index_put_((anchors, negatives), torch.ones(()), accumulate=True)
     for i in range(len(LABELS)):
         weights = []
         for j in range(len(LABELS)):
             distance = float((embeddings[i] - embeddings[j]).norm())
-            near = max(distance, cutoff)
-            often = near ** (d - 2) * (1 - near**2 / 4) ** ((d - 3) / 2)
-            weights.append(1 / often if LABELS[i] != LABELS[j] and distance < farthest else 0)
+            clamped = max(distance, cutoff)
+            density = clamped ** (d - 2) * (1 - clamped**2 / 4) ** ((d - 3) / 2)
+            weights.append(1 / density if LABELS[i] != LABELS[j] and distance < largest else 0)
         expected = torch.tensor(weights) / sum(weights)
-        assert 0.5 * (drawn[i] / drawn[i].sum() - expected).abs().sum() < 0.05
+        assert 0.5 * (sampled[i] / sampled[i].sum() - expected).abs().sum() < 0.05
 
 
-def test_one_close_pair_of_many_dimensions_does_not_leave_the_other_anchors_without_triplets():
+def test_one_close_pair_in_many_dimensions_does_not_dominate_the_samples():
     embeddings = make_batch(d=512)
-    embeddings[8] = embeddings[0]  # of another cluster, whose weight of e^370 is beyond float32
+    embeddings[8] = embeddings[0]  # a negative whose weight of e^370 exceeds the range of float32
     [anchors, *_] = build_miner()(embeddings, LABELS)
     assert len(anchors.unique()) > len(LABELS) / 2
     [in_float32, *_] = miners.DistanceWeightedMiner(cutoff=0.5, nonzero_loss_cutoff=1.4)(embeddings, LABELS)

@@ -1,4 +1,4 @@
-"""The loss on the closest positive equals its definition; what it shares with its family is tested there."""
+"""NearestPositiveLoss, compared with its definition; properties shared by all losses are in test_deep_metric.py."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 from udmlss.losses import NearestPositiveLoss
 
 
-def naive(embeddings, labels, margin=0.1):
+def naive_loss(embeddings, labels, margin=0.1):
     rows = [row / row.norm().clamp(min=1e-12) for row in embeddings]
     total = 0.0
     for i in range(len(rows)):
@@ -25,22 +25,22 @@ def naive(embeddings, labels, margin=0.1):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
-def test_the_loss_is_the_one_defined_for_any_labels(labels, d, seed):
+@settings(max_examples=50, deadline=None)
+def test_equals_the_definition_for_any_labels(labels, d, seed):
     embeddings = torch.randn(len(labels), d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = NearestPositiveLoss()(embeddings, torch.tensor(labels)).item()
-    assert found == pytest.approx(naive(embeddings, labels), abs=1e-6)
+    value = NearestPositiveLoss()(embeddings, labels).item()
+    assert value == pytest.approx(naive_loss(embeddings, labels), abs=1e-6)
 
 
 @pytest.mark.parametrize("margin", [0, 0.05, 0.3, 3])
-def test_the_loss_is_the_one_defined_for_any_margin(margin):
+def test_equals_the_definition_for_any_margin(margin):
     embeddings, labels = torch.randn(40, 8, dtype=torch.float64), torch.arange(8).repeat(5)
-    expected = naive(embeddings, labels, margin)
+    expected = naive_loss(embeddings, labels, margin)
     assert expected > 0
     assert NearestPositiveLoss(margin)(embeddings, labels).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_the_closest_positive_is_pulled():
+def test_only_the_closest_positive_receives_a_gradient():
     degrees = torch.tensor([0.0, 20, 90, -10]).deg2rad()
     embeddings = torch.stack([degrees.cos(), degrees.sin()], dim=1).requires_grad_()
     loss = NearestPositiveLoss()(embeddings, torch.tensor([0, 0, 0, 1]))
@@ -49,7 +49,7 @@ def test_only_the_closest_positive_is_pulled():
     assert not gradient[2].any()
 
 
-def test_a_negative_as_far_as_the_margin_is_left_where_it_is():
+def test_negatives_beyond_the_margin_receive_no_gradient():
     embeddings = functional.normalize(torch.tensor([[1.0, 0], [1, 0.01], [0, 1], [0.01, 1]])).requires_grad_()
     loss = NearestPositiveLoss()(embeddings, torch.tensor([0, 0, 1, 1]))
     loss.backward()
@@ -57,6 +57,8 @@ def test_a_negative_as_far_as_the_margin_is_left_where_it_is():
     assert not embeddings.grad.any()
 
 
-def test_a_negative_margin_is_refused():
+def test_rejects_a_negative_margin_and_missing_labels():
     with pytest.raises(ValueError, match=r"`margin` must be at least 0, got -0\.1"):
         NearestPositiveLoss(-0.1)
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(4,\)"):
+        NearestPositiveLoss()(torch.eye(4), [0, 0, 1])

@@ -1,0 +1,149 @@
+"""UDMLSSLoss.start_round with every loss of pytorch-metric-learning."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pml_losses import LOSSES, PROXY_LOSSES, D, K, make, pair_loss
+from pytorch_metric_learning import losses
+from torch import nn
+from torch.nn import functional
+
+from udmlss import PseudoLabels, UDMLSSLoss
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # HistogramLoss
+
+WRAPPERS = {"alone": lambda loss: loss, "nested": lambda loss: losses.MultipleLosses([pair_loss(), loss])}
+
+
+def separated_clusters():
+    """Return unit embeddings close to K random orthogonal directions, and their pseudo-labels."""
+    labels = torch.arange(K).repeat_interleave(4)
+    directions = torch.linalg.qr(torch.randn(D, D)).Q[:K]
+    embeddings = functional.normalize(directions[labels] + 0.02 * torch.randn(len(labels), D))
+    return embeddings, PseudoLabels.from_labels(labels, embeddings)
+
+
+def without_centers(n_clusters=K):
+    return PseudoLabels.from_labels(torch.arange(n_clusters).repeat(2))
+
+
+def with_centers(n_clusters, dimension=D):
+    return PseudoLabels.from_labels(torch.arange(n_clusters).repeat(2), torch.randn(2 * n_clusters, dimension))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_trains_its_own_parameters_after_a_new_round(name):
+    embeddings, pseudo_labels = separated_clusters()
+    criterion = UDMLSSLoss(make(name))
+    criterion(embeddings, pseudo_labels.labels)
+    parameters = list(criterion.parameters())
+    criterion.start_round(pseudo_labels)
+    loss = criterion(embeddings.requires_grad_(), pseudo_labels.labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(before is after for before, after in zip(parameters, criterion.parameters(), strict=True))
+    assert all(parameter.requires_grad and parameter.grad.isfinite().all() for parameter in criterion.parameters())
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_loss_is_lowest_for_the_clusters_of_the_round(name):
+    embeddings, pseudo_labels = separated_clusters()
+    criterion = UDMLSSLoss(make(name))
+    criterion.start_round(pseudo_labels)
+    value, *others = [criterion(embeddings, (pseudo_labels.labels + shift) % K).item() for shift in range(K)]
+    assert value < min(others)
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_rejects_another_number_of_clusters_and_keeps_the_parameters(name):
+    for wrap in WRAPPERS.values():
+        criterion = UDMLSSLoss(wrap(make(name)) if name != "ManifoldLoss" else make(name))
+        before = [parameter.clone() for parameter in criterion.parameters()]
+        for pseudo_labels in (with_centers(5), without_centers(5)):
+            message = rf"{name} has parameters for 4 clusters and needs this number in every round, got 5\. Use .*\(4\)"
+            with pytest.raises(ValueError, match=message):
+                criterion.start_round(pseudo_labels)
+        assert all(map(torch.equal, before, criterion.parameters()))
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_rejects_embeddings_of_another_dimension(name):
+    with pytest.raises(ValueError, match=rf"{name} was built for embeddings of 6 dimensions, got 7\. Build it with"):
+        UDMLSSLoss(make(name)).start_round(with_centers(K, dimension=7))
+
+
+def test_rejects_another_number_of_clusters_than_margins():
+    criterion = UDMLSSLoss(losses.MarginLoss(learn_beta=True, num_classes=K))
+    with pytest.raises(ValueError, match=r"MarginLoss has parameters for 4 clusters .* got 5"):
+        criterion.start_round(with_centers(5))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*PROXY_LOSSES, "MarginLoss")])
+def test_losses_without_proxies_accept_any_number_of_clusters(name):
+    pseudo_labels = with_centers(5)
+    criterion = UDMLSSLoss(make(name))
+    criterion.start_round(pseudo_labels)
+    assert criterion(functional.normalize(torch.randn(10, D)), pseudo_labels.labels).isfinite()
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("centers", [True, False])
+def test_empties_cross_batch_memory(wrap, centers):
+    embeddings, pseudo_labels = separated_clusters()
+    memory = make("CrossBatchMemory")
+    criterion = UDMLSSLoss(wrap(memory))
+    first = criterion(embeddings, pseudo_labels.labels)
+    assert memory.queue_idx == len(embeddings)
+    assert criterion(embeddings, pseudo_labels.labels) != first
+    criterion.start_round(pseudo_labels if centers else without_centers())
+    assert memory.queue_idx == 0
+    assert not memory.has_been_filled
+    assert not memory.embedding_memory.any()
+    assert criterion(embeddings, pseudo_labels.labels) == first
+
+
+def test_does_not_move_proxies_without_centers():
+    criterion = UDMLSSLoss(make("ProxyAnchorLoss"))
+    before = criterion.metric_loss.proxies.clone()
+    criterion.start_round(without_centers())
+    assert torch.equal(criterion.metric_loss.proxies, before)
+
+
+def test_moves_proxies_of_nested_losses():
+    _, pseudo_labels = separated_clusters()
+    inner = [make("ProxyAnchorLoss"), losses.MultipleLosses([make("NormalizedSoftmaxLoss")])]
+    UDMLSSLoss(losses.MultipleLosses(inner)).start_round(pseudo_labels)
+    expected = functional.normalize(pseudo_labels.centers - pseudo_labels.centers.mean(dim=0))
+    torch.testing.assert_close(functional.normalize(inner[0].proxies), expected)
+    torch.testing.assert_close(functional.normalize(inner[1].losses[0].W.T), expected)
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_a_translation_of_all_centers_does_not_move_proxies(name):
+    _, pseudo_labels = separated_clusters()
+    criterion = UDMLSSLoss(make(name))
+    criterion.start_round(pseudo_labels)
+    before = [parameter.clone() for parameter in criterion.parameters()]
+    criterion.start_round(replace(pseudo_labels, centers=pseudo_labels.centers + 5 * torch.ones(D)))
+    for parameter, old in zip(criterion.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter, old, rtol=1e-4, atol=1e-4)
+
+
+def test_does_not_change_parameters_of_a_custom_module():
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proxies = nn.Parameter(torch.randn(9, 3))
+
+        def forward(self, embeddings, labels):
+            return embeddings.sum() + self.proxies.sum()
+
+    criterion = UDMLSSLoss(Custom())
+    before = criterion.metric_loss.proxies.clone()
+    criterion.start_round(with_centers(K))
+    assert torch.equal(criterion.metric_loss.proxies, before)
+
+
+def test_a_callable_accepts_a_new_round():
+    UDMLSSLoss(lambda rows, _labels: rows.sum()).start_round(with_centers(3))
