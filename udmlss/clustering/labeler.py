@@ -32,7 +32,7 @@ ClusterFunction = Callable[[Tensor], Labels | PseudoLabels]
 class ClusterPseudoLabeler:
     """Pseudo-labels from clusters of the embeddings, once per round.
 
-    Clusters keep their ids from round to round: each gets the id of the previous cluster that it shares most images
+    Clusters retain their ids from round to round: each gets the id of the previous cluster that it shares most images
     with. From the second round on, k-means starts from the means that the previous clusters have in the new
     embeddings. If the number of images changes, ids are not matched in that round.
 

@@ -59,7 +59,7 @@ def test_separate_groups_become_the_clusters_with_any_seed(cluster):
         assert same_clusters(cluster(points, 6, seed=seed), groups)
 
 
-def test_separate_groups_keep_the_order_of_the_initial_centers(cluster):
+def test_separate_groups_have_the_order_of_the_initial_centers(cluster):
     points, groups = blobs(6, 15)
     start = torch.stack([points[groups == group][0] for group in range(6)])
     assert torch.equal(cluster(points, 6, start=start), groups)
