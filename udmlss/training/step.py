@@ -150,6 +150,6 @@ def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
     means = dict(zip(losses, mean_over_ranks(torch.stack(list(losses.values()))).tolist(), strict=True))
     if not all(map(isfinite, means.values())):
         terms = {name.removesuffix("_loss"): value for name, value in means.items() if name.endswith("_loss")}
-        listed = ", ".join(f"{name} {value}" for name, value in terms.items())
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         raise FloatingPointError(f"The loss must be finite, got {means['loss']} ({listed}). {_REMEDY}")
     return means

@@ -4,13 +4,17 @@ from pytorch_metric_learning import losses
 from torch import nn
 
 from udmlss import EmbeddingModel, RotationPretextHead, UDMLSSLoss, parameter_groups
-from udmlss.training.optim import check_complete
+from udmlss.training.optim import left_out_parameters
 
 
 def make_parts():
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = EmbeddingModel(trunk, nn.Linear(4, 5))
     return model, UDMLSSLoss(losses.ProxyAnchorLoss(3, 5)), RotationPretextHead(4, 8)
+
+
+def modules_of(*parts):
+    return dict(zip(("model", "criterion", "rotation_head"), parts, strict=False))
 
 
 def ids(parameters):
@@ -22,14 +26,14 @@ def in_groups(groups):
 
 
 @pytest.mark.parametrize("with_head", [True, False])
-def test_every_parameter_that_trains_is_in_one_group_once(with_head):
+def test_each_trainable_parameter_is_in_one_group(with_head):
     model, criterion, head = make_parts()
     parts = (model, criterion, head) if with_head else (model, criterion)
     expected = [parameter for part in parts for parameter in part.parameters()]
     assert ids(in_groups(parameter_groups(*parts))) == ids(expected)
 
 
-def test_an_auxiliary_is_among_the_new_parts():
+def test_auxiliary_loss_is_in_the_group_of_new_parts():
     model, criterion, head = make_parts()
     auxiliary = nn.Linear(2, 2)
     groups = parameter_groups(model, criterion, head, auxiliary=auxiliary)
@@ -37,7 +41,7 @@ def test_an_auxiliary_is_among_the_new_parts():
     assert ids(new) == ids([*model.embedder.parameters(), *head.parameters(), *auxiliary.parameters()])
 
 
-def test_each_part_learns_at_the_rate_asked_for():
+def test_each_group_has_its_learning_rate():
     model, criterion, head = make_parts()
     groups = parameter_groups(model, criterion, head, trunk_lr=0.1, lr=0.2, proxy_lr=0.3)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
@@ -46,17 +50,16 @@ def test_each_part_learns_at_the_rate_asked_for():
     assert [group["name"] for group in groups] == ["trunk", "new parts", "loss"]
 
 
-def test_by_default_the_trunk_learns_slowest_and_the_proxies_fastest():
-    trunk, new, loss = (group["lr"] for group in parameter_groups(*make_parts()))
-    assert trunk < new < loss
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_groups_are_accepted_by_any_optimizer_and_only_the_loss_has_no_weight_decay(optimizer):
+    parts = make_parts()
+    built = optimizer(parameter_groups(*parts), lr=0.5, weight_decay=0.25)
+    assert left_out_parameters(built, modules_of(*parts)) == []
+    assert [group["lr"] for group in built.param_groups] == [1e-4, 1e-3, 1e-2]
+    assert [group["weight_decay"] for group in built.param_groups] == [0.25, 0.25, 0.0]
 
 
-def test_only_the_loss_goes_without_weight_decay_whatever_the_optimizer_s():
-    optimizer = torch.optim.AdamW(parameter_groups(*make_parts()), weight_decay=0.5)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5, 0.0]
-
-
-def test_frozen_parameters_are_left_out_and_empty_groups_too():
+def test_frozen_parameters_and_empty_groups_are_omitted():
     model, _, head = make_parts()
     model.trunk.requires_grad_(requires_grad=False)
     model.embedder.bias.requires_grad_(requires_grad=False)
@@ -65,38 +68,34 @@ def test_frozen_parameters_are_left_out_and_empty_groups_too():
     assert ids(in_groups(groups)) == ids([model.embedder.weight, *head.parameters()])
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
-def test_any_optimizer_takes_the_groups_and_is_complete(optimizer):
-    model, criterion, head = make_parts()
-    built = optimizer(parameter_groups(model, criterion, head), lr=0.5)
-    check_complete(built, model=model, criterion=criterion, rotation_head=head)
-    assert [group["lr"] for group in built.param_groups] == [1e-4, 1e-3, 1e-2]
+@pytest.mark.parametrize("name", ["trunk_lr", "lr", "proxy_lr"])
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+def test_learning_rates_must_be_finite_and_not_negative(name, rate):
+    with pytest.raises(ValueError, match=rf"`{name}` must be (at least 0|finite), got"):
+        parameter_groups(*make_parts(), **{name: rate})
+
+
+def test_model_must_have_a_trunk():
+    with pytest.raises(TypeError, match=r"`model` must have a `trunk` .*, got Flatten\. Wrap it: EmbeddingModel"):
+        parameter_groups(nn.Flatten(), nn.Identity())
 
 
 @pytest.mark.parametrize(
-    ("left_out", "sentence"),
+    ("missing", "names"),
     [
-        ("criterion", "1 left out, the first is criterion.metric_loss.proxies"),
-        ("rotation_head", "4 left out, the first is rotation_head.layers.0.weight"),
-        ("model", "6 left out, the first is model.trunk.0.weight"),
+        ("criterion", ["criterion.metric_loss.proxies"]),
+        ("rotation_head", [f"rotation_head.layers.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]),
     ],
 )
-def test_an_optimizer_that_leaves_a_part_out_is_refused_with_the_parameter_s_name(left_out, sentence):
-    parts = dict(zip(("model", "criterion", "rotation_head"), make_parts(), strict=True))
-    held = [p for name, part in parts.items() if name != left_out for p in part.parameters()]
-    with pytest.raises(ValueError, match=rf"must hold every parameter that trains, got {sentence}\. Build it on `par"):
-        check_complete(torch.optim.SGD(held), **parts)
+def test_parameters_that_the_optimizer_does_not_hold_are_named(missing, names):
+    modules = modules_of(*make_parts())
+    own = nn.Parameter(torch.zeros(3))
+    found = [p for name, part in modules.items() if name != missing for p in part.parameters()]
+    assert left_out_parameters(torch.optim.SGD([*found, own]), modules) == names
 
 
-def test_frozen_parameters_and_missing_parts_need_not_be_held():
+def test_frozen_parameters_need_not_be_held():
     model, criterion, _ = make_parts()
     model.trunk.requires_grad_(requires_grad=False)
-    held = [*model.embedder.parameters(), *criterion.parameters()]
-    check_complete(torch.optim.SGD(held), model=model, criterion=criterion, rotation_head=None)
-
-
-def test_further_parameters_do_no_harm():
-    model, criterion, head = make_parts()
-    own = [nn.Parameter(torch.zeros(3))]
-    optimizer = torch.optim.SGD([*in_groups(parameter_groups(model, criterion, head)), *own])
-    check_complete(optimizer, model=model, criterion=criterion, rotation_head=head)
+    optimizer = torch.optim.SGD([*model.embedder.parameters(), *criterion.parameters()])
+    assert left_out_parameters(optimizer, modules_of(model, criterion)) == []

@@ -15,7 +15,6 @@ from udmlss import (
     EmbeddingModel,
     RotationPretextHead,
     Rounds,
-    UDMLSSLoss,
     frozen_batch_norm,
     parameter_groups,
 )
@@ -260,9 +259,3 @@ def test_rounds_do_not_change_the_global_random_state():
     batches_of(rounds)
     rounds.score()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_criterion_of_another_class_can_be_used_in_a_loop():
-    own = parts()
-    own.criterion = UDMLSSLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 16, 64))
-    assert len(train(own)) == 6

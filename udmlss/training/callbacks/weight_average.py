@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from udmlss._checks import value_error
+from udmlss._checks import check_number, value_error
 from udmlss.types import StepReport
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class WeightAverage:
     """
 
     def __init__(self, decay: float = 0.95) -> None:
+        check_number("decay", decay)
         if not 0 < decay < 1:
             raise value_error("`decay` must lie between 0 and 1", decay, "Values from 0.9 to 0.999 are usual")
         self.decay = float(decay)

@@ -1,0 +1,71 @@
+"""The progress bar of `fit` and what `fit` prints."""
+
+from dataclasses import replace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from short_training import IMAGES, LABELS, make_model, short_fit
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from udmlss.training.fit import _BAR_FORMAT, _progress_text, _say_that_labels_are_ignored
+from udmlss.types import LabelFreeScores, PseudoLabels, StepReport
+
+STEP = StepReport(1, 12.3456, 1.0, 0.2, 0.3, 0.1)
+SCORES = LabelFreeScores(self_retrieval=0.8, shared_neighbors=0.5, effective_rank=90.4, spread=0.75)
+
+
+def pseudo_labels(n_clusters, agreement=None):
+    labels = torch.arange(n_clusters)
+    return PseudoLabels(labels, None, labels.bincount(), agreement)
+
+
+def test_progress_text_has_at_most_three_figures():
+    assert _progress_text(STEP, pseudo_labels(500), None) == "loss 12.346, 500 clusters"
+    assert _progress_text(STEP, pseudo_labels(500, 0.914), None) == "loss 12.346, 500 clusters, agreement 0.91"
+    assert _progress_text(STEP, pseudo_labels(500, 0.914), SCORES) == "loss 12.346, 500 clusters, score 0.625"
+
+
+@given(st.integers(0, 36_000), st.floats(0.1, 35_999), st.integers(2, 10_000), st.sampled_from([None, SCORES]))
+def test_progress_bar_with_its_figures_fits_80_columns(n, seconds, n_clusters, scores):
+    text = _progress_text(STEP, pseudo_labels(n_clusters, 0.914), scores)
+    meter = tqdm.format_meter(n, 36_000, seconds, ncols=80, prefix="fit", bar_format=_BAR_FORMAT, postfix=text)
+    assert len(meter) <= 80
+    assert f"{n}/36000" in meter
+    if n > 400:  # the estimated time at the start may have more digits
+        assert f", {text}]" in meter
+
+
+def test_progress_bar_is_shown_on_stderr(capsys):
+    short_fit(make_model(), progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for word in ("fit", "6/6", "loss", "16 clusters", "agreement"):
+        assert word in shown.err
+    assert max(map(len, shown.err.replace("\n", "\r").split("\r"))) <= 80
+
+
+def test_nothing_is_printed_without_the_progress_bar(capsys):
+    short_fit(make_model(), TensorDataset(IMAGES, LABELS))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_message_that_labels_are_ignored_is_printed_once_per_process(capsys):
+    _say_that_labels_are_ignored.cache_clear()
+    printed = []
+    for images in (IMAGES, TensorDataset(IMAGES, LABELS), TensorDataset(IMAGES, LABELS)):
+        short_fit(make_model(), images, progress=True, max_steps=1)
+        printed.append(
+            "fit: ignores the labels and other fields that come with the images\n" in capsys.readouterr().err
+        )
+    assert printed == [False, True, False]
+
+
+def test_result_of_many_rounds_has_a_short_repr():
+    short = short_fit(make_model(), label_free=True)
+    result = replace(short, history=(short.history[-1],) * 120)
+    assert len(repr(result)) < 600
+    assert repr(result).startswith("FitResult(120 rounds, 6 steps, stop_reason='max_steps', weights_step=6)\n")
+    assert "score=" in repr(result.history[0])
+    assert len(repr(result.pseudo_labels)) < 120
