@@ -1,5 +1,6 @@
 """Datasets of indexed images and of seeded batches."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from operator import index as as_index
@@ -94,6 +95,14 @@ class SeededBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, number: int) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
         with seeded_generators(*self.key, number):
             return stack_images([self.images[index] for index in self.batches[number]])
+
+
+def ignore_sigterm(_worker: int) -> None:
+    """Let a worker of a `DataLoader` ignore SIGTERM, which cluster schedulers send to all processes of a job.
+
+    The main process then saves a checkpoint and ends, and its workers end with it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def has_other_fields(images: Images) -> bool:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from udmlss._checks import check_choice, check_features, check_integer, value_error
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
 from udmlss._torch import autocast, device_of, evaluation_mode, to_device
-from udmlss.dataset import SeededBatches
+from udmlss.dataset import SeededBatches, ignore_sigterm
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
 from udmlss.models.embedding_model import trunk_of
 from udmlss.types import Images, Output, Precision
@@ -166,6 +166,7 @@ def _embed_batches(
         SeededBatches(images, [indices[start : start + size] for start in range(0, len(indices), size)], (seed,)),
         batch_size=None,
         num_workers=int(options.num_workers),
+        worker_init_fn=ignore_sigterm,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # Without it the loader samples from the global generator
     )

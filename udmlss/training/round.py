@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from udmlss._torch import device_of, to_device
-from udmlss.dataset import SeededBatches
+from udmlss.dataset import SeededBatches, ignore_sigterm
 from udmlss.distributed import rank, world_size
 from udmlss.sampler import PseudoLabelSampler
 from udmlss.types import PseudoLabels
@@ -76,6 +76,7 @@ class Round:
             batch_size=None,
             sampler=range(self.batches_done, self._n_batches),
             num_workers=rounds.options.num_workers,
+            worker_init_fn=ignore_sigterm,
             pin_memory=device_of(rounds.model).type == "cuda",
             generator=torch.Generator(),  # without one the loader would sample from torch's global generator
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,14 +14,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from udmlss._torch import device_of
 from udmlss.distributed import SynchronizedErrors, all_gather_objects, rank, world_size
-from udmlss.losses import UDMLSSLoss
-from udmlss.models.embedding_model import EmbeddingModel
-from udmlss.models.rotation import RotationPretextHead
 from udmlss.training.identity import check_identity
 from udmlss.training.module_state import ModuleAttributes
 from udmlss.training.round import Round
 from udmlss.training.rounds import Rounds
 from udmlss.types import FitResult, LabelFreeScores, PseudoLabels, RoundReport, Stateful, StepReport, StopReason
+
+if TYPE_CHECKING:
+    from udmlss.losses import UDMLSSLoss
+    from udmlss.models.embedding_model import EmbeddingModel
+    from udmlss.models.rotation import RotationPretextHead
 
 
 class Run:
@@ -57,6 +59,11 @@ class Run:
     ) -> None:
         self.rounds = rounds
         self.modules = dict(modules)
+        # the types were checked before; the model may be a compiled one
+        self.model: EmbeddingModel = modules["model"]  # type: ignore[assignment]
+        self.criterion: UDMLSSLoss = modules["criterion"]  # type: ignore[assignment]
+        self.rotation_head: RotationPretextHead | None = modules.get("rotation_head")  # type: ignore[assignment]
+        self.auxiliary = modules.get("auxiliary")
         self.optimizer, self.scheduler = optimizer, scheduler
         self.callbacks = callbacks
         self.show_progress = show_progress
@@ -65,32 +72,12 @@ class Run:
         self.pseudo_labels: PseudoLabels | None = None
         self.stop_reason: StopReason = "max_steps"
         self.weights_step: int | None = None
-        self.identity: dict[str, str] = {}
+        self.identity: dict[str, Any] = {}
         self._steps: list[StepReport] = []
         self._attributes = ModuleAttributes(self.modules)
         self._seconds, self._clock = 0.0, time.perf_counter()
         self._requested: str | None = None
         self.stop_request: str | None = None
-
-    @property
-    def model(self) -> EmbeddingModel:
-        """The model that is trained."""
-        return self.modules["model"]  # type: ignore[return-value] # checked at the door
-
-    @property
-    def criterion(self) -> UDMLSSLoss:
-        """The loss."""
-        return self.modules["criterion"]  # type: ignore[return-value] # checked at the door
-
-    @property
-    def rotation_head(self) -> RotationPretextHead | None:
-        """The rotation head, or None."""
-        return self.modules.get("rotation_head")  # type: ignore[return-value] # checked at the door
-
-    @property
-    def auxiliary(self) -> nn.Module | None:
-        """The auxiliary loss, or None."""
-        return self.modules.get("auxiliary")
 
     @property
     def label_free(self) -> LabelFreeScores | None:
@@ -104,20 +91,20 @@ class Run:
 
     def request_stop(self, reason: str) -> None:
         """Request that all ranks end training after this step; `stop_request` is set once all ranks know it."""
-        self._requested = reason
+        self._requested = max(reason, self._requested or reason)  # "terminate" takes precedence over "callback"
         if world_size() == 1:
-            self.stop_request = reason
+            self.stop_request = self._requested
 
     @contextmanager
     def synchronized_step(self) -> Iterator[None]:
         """Synchronize errors and requests to stop across ranks, once at the end of the block."""
         with SynchronizedErrors() as errors:
+            yield
             if self._requested is not None:
                 errors.ask_stop()
-            yield
         if errors.stop:
-            requests = [request for request in all_gather_objects(self._requested) if request is not None]
-            self.stop_request = max(requests)  # "terminate" takes precedence over "callback"
+            requests = all_gather_objects(self._requested)
+            self.stop_request = max(request for request in requests if request is not None)
 
     def record(self, report: StepReport) -> None:
         """Append the report of a step of the present round."""

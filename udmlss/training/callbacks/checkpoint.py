@@ -1,13 +1,15 @@
 """Checkpoints of a run, and the run's continuation after an interruption."""
 
-import os
+import errno
 import signal
 import sys
 import threading
+import warnings
+from collections.abc import Collection
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -20,6 +22,7 @@ from udmlss.training.callbacks.checkpoint_file import (
     read_checkpoint,
     save_checkpoint,
 )
+from udmlss.training.callbacks.setting_changes import load_with_changes
 from udmlss.training.validation import in_steps
 from udmlss.types import Epochs, RoundReport, StepReport
 
@@ -37,7 +40,8 @@ _EXIT_CODE = 128 + signal.SIGTERM  # the shell's exit code of a process that SIG
 class Checkpoint:
     """Save checkpoints, and resume an interrupted run from the newest one, bit for bit on the CPU.
 
-    SIGTERM, by which cluster schedulers end a process, saves a checkpoint and ends the process.
+    SIGTERM, by which cluster schedulers end a process, saves a checkpoint after the present step and ends the process.
+    A checkpoint is also saved when a callback ends training after a step. Ctrl-C saves none.
 
     Args:
         folder: Folder of the run's checkpoints; it is created. One run at a time may use it.
@@ -45,12 +49,18 @@ class Checkpoint:
             last step is always saved.
         keep_last: Number of checkpoints that are stored.
         resume: Whether to continue from the newest checkpoint in the folder, or from the start if it has none. Parts,
-            images and settings must be those of the interrupted run, except `max_steps`, `num_workers`, `progress` and
-            the number of checkpoints.
+            images and settings must be those of the interrupted run, except `max_steps`, `num_workers`, `progress`,
+            settings of callbacks other than the decay of `WeightAverage`, and `allow_changes`.
+        allow_changes: Names of settings that may differ from those of the interrupted run, such as
+            `("lr", "weight_decay")`: settings of the optimizer's parameter groups, "clip_norm" and "precision". The
+            run continues with its own values, and a warning states the old and the new ones. If a scheduler has
+            changed the learning rate, the new rate is changed by the same factor.
 
     Raises:
         ValueError: `keep_last` or `every` is below 1. When training starts: the folder has checkpoints and `resume` is
-            False, is used by another process, or its newest checkpoint is of another run.
+            False, is used by another process, has only damaged checkpoints, or its newest checkpoint is of another
+            run; or there is no setting of a name in `allow_changes`.
+        TypeError: When a checkpoint is saved: the state of a part holds an object that cannot be loaded again.
         OSError: The folder cannot be written to.
 
     Example:
@@ -64,6 +74,7 @@ class Checkpoint:
         every: int | Epochs | None = None,
         keep_last: int = 2,
         resume: bool = False,
+        allow_changes: str | Collection[str] = (),
     ) -> None:
         check_integer("keep_last", keep_last, 1)
         if every is not None and not isinstance(every, Epochs):
@@ -72,14 +83,17 @@ class Checkpoint:
         self.every = every
         self.keep_last = int(keep_last)
         self.resume = resume
+        self.allow_changes = (allow_changes,) if isinstance(allow_changes, str) else tuple(allow_changes)
         self._run: Run | None = None
         self._steps_between = 1
+        self._saved_step = -1
         self._lock: IO[str] | None = None
-        self._previous_handler: object = None
+        self._handles_signal = False
+        self._previous_handler: Any = None
 
     def on_start(self, run: "Run") -> None:
         """Resume the run from the newest checkpoint, and handle SIGTERM from now on."""
-        self._run = run
+        self._run, self._saved_step = run, -1
         rounds = run.rounds
         self._steps_between = rounds.steps_per_round
         if self.every is not None:
@@ -87,49 +101,54 @@ class Checkpoint:
         path = run_on_rank_zero(self._prepare_folder)
         if path is not None:
             with SynchronizedErrors():
-                run.load_state_dict(read_checkpoint(path))
+                load_with_changes(run, read_checkpoint(path), self.allow_changes)
+            self._saved_step = run.step
             if run.show_progress:
                 tqdm.write(f"fit: resumes from {path}", file=sys.stderr)
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             self._previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+            self._handles_signal = True
 
     def on_step(self, report: StepReport) -> None:
-        """Save if it is due or if the process was asked to end."""
-        if self._run is None:
+        """Save if it is due or if training ends, and end the process if it received SIGTERM."""
+        run = self._run
+        if run is None:
             return
-        due = report.step % self._steps_between == 0 or report.step == self._run.rounds.n_steps
-        self._save_or_end(due=due)
+        is_last = report.step == run.rounds.n_steps or run.stop_request is not None
+        self._save_or_end(due=is_last or report.step % self._steps_between == 0)
 
     def on_round(self, _report: RoundReport) -> None:
-        """Save if the process was asked to end."""
+        """Save and end the process if it received SIGTERM."""
         self._save_or_end(due=False)
 
     def on_end(self, _run: "Run") -> None:
         """Release the folder, and restore the previous handling of SIGTERM."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)  # type: ignore[arg-type] # as signal() returned it
+        if self._handles_signal:  # a handler that is not of Python is None
+            previous = signal.SIG_DFL if self._previous_handler is None else self._previous_handler
+            signal.signal(signal.SIGTERM, previous)
         if self._lock is not None:
             self._lock.close()
-        self._run, self._lock, self._previous_handler = None, None, None
+        self._run, self._lock, self._handles_signal = None, None, False
 
     def _save_or_end(self, *, due: bool) -> None:
-        """Save if it is due. If the process was asked to end, save and end it.
+        """Save if it is due or if the process received SIGTERM, which ends it.
+
+        A step is saved once: at the end of a round, the state after its last step leads to the same run.
 
         Raises:
-            SystemExit: The process was asked to end.
+            SystemExit: The process received SIGTERM.
         """
         run = self._run
         if run is None:
             return
         ends = run.stop_request == "terminate"
-        if not due and not ends:
-            return
-        state = run.state_dict()
-        save = partial(save_checkpoint, self.folder, run.step, state, keep_last=self.keep_last)
-        path = run_on_rank_zero(save)
+        if (due or ends) and run.step != self._saved_step:
+            state = run.state_dict()
+            run_on_rank_zero(partial(save_checkpoint, self.folder, run.step, state, keep_last=self.keep_last))
+            self._saved_step = run.step
         if ends:
             if is_rank_zero():
-                tqdm.write(f"fit: received SIGTERM, saved {path}", file=sys.stderr)
+                tqdm.write(f"fit: received SIGTERM, saved step {run.step} in {self.folder}", file=sys.stderr)
             raise SystemExit(_EXIT_CODE)
 
     def _request_stop(self, _signal: int, _frame: object) -> None:
@@ -140,8 +159,13 @@ class Checkpoint:
         """Create and lock the folder; return the checkpoint from which the run resumes, if there is one."""
         if self.folder.exists() and not self.folder.is_dir():
             raise value_error("`folder` must be a folder for checkpoints", f"the file {self.folder}", "Choose another")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("a")
+        except OSError as error:
+            message = f"`folder` must be a folder that can be written to, got {self.folder}: {error}"
+            raise OSError(message) from error
+        _lock(self._lock, self.folder)
         clear_unfinished(self.folder)
         if self.resume:
             return newest_checkpoint(self.folder)
@@ -151,20 +175,19 @@ class Checkpoint:
         return None
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Open and lock a file in the folder, which also tests that the folder can be written to.
+def _lock(file: IO[str], folder: Path) -> None:
+    """Lock a file until it is closed or the process ends; processes that are started later do not hold the lock.
 
     Raises:
         ValueError: Another process holds the lock.
     """
-    file = (folder / ".lock").open("a")
     if fcntl is None:
-        return file
+        return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
-        rule = "A folder of checkpoints must belong to one run at a time"
-        remedy = "Wait for the other process to end, or choose another folder"
-        raise value_error(rule, f"{os.fspath(folder)}, which another process uses", remedy) from error
-    return file
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            rule = "A folder of checkpoints must belong to one run at a time"
+            remedy = "Wait for the other process to end, or choose another folder"
+            raise value_error(rule, f"{folder}, which another process uses", remedy) from error
+        warnings.warn(f"{folder} cannot be locked: {error}. Only one run at a time may use it.", stacklevel=2)

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+import pickle
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from udmlss._checks import value_error
+from udmlss._checks import type_error, value_error
 
 FORMAT = 3
 
@@ -17,11 +19,11 @@ FORMAT = 3
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last: int) -> Path:
     """Save a state as `step-<step>.pt`, and remove all but the newest checkpoints.
 
-    The file is written under another name and renamed when it is complete. A second file with the ending ".sha256"
-    holds its checksum in the format of the program `sha256sum`.
+    The file is written under another name, read again, and renamed. A second file with the ending ".sha256" holds its
+    checksum in the format of the program `sha256sum`; it is complete before the checkpoint is renamed.
 
     Args:
-        folder: Folder of the run's checkpoints.
+        folder: Folder of the run's checkpoints, which has none of this step.
         step: Number of optimizer steps that were taken.
         state: Tensors, numbers, strings, None, and dictionaries and lists of them. Numbers and arrays of NumPy are
             saved as numbers and tensors.
@@ -32,23 +34,23 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
 
     Raises:
         OSError: The file cannot be written. Earlier checkpoints are unchanged.
-        TypeError: The state holds an object that cannot be loaded again without running code.
+        TypeError: The state holds an object that cannot be loaded again without running code. Earlier checkpoints are
+            unchanged.
     """
     path = folder / f"step-{step:09d}.pt"
     part, checksum = path.with_suffix(".part"), _checksum_file(path)
+    state = to_plain(state)
     try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT} | to_plain(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if not checkpoints(folder):
-            _check_loadable(part)
-        checksum.write_text(f"{_digest(part)}  {path.name}\n")
+        _write_state(part, {"format": FORMAT} | state)
+        _write_and_sync(checksum, f"{_digest(part)}  {path.name}\n".encode())
         part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        message = f"The checkpoint {path} could not be written; earlier checkpoints are unchanged. {error}"
-        raise OSError(message) from error
+        checksum.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # torch raises RuntimeError when a write fails
+            message = f"The checkpoint {path} could not be written; earlier checkpoints are unchanged. {error}"
+            raise OSError(message) from error
+        raise
     for old in checkpoints(folder)[keep_last:]:
         old.unlink()
         _checksum_file(old).unlink(missing_ok=True)
@@ -72,54 +74,91 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest undamaged checkpoint, or None if the folder has no checkpoint.
 
-    Damaged files are renamed with the ending ".damaged", so that they do not count as checkpoints.
+    Newer, damaged files are renamed with the ending ".damaged", so that they do not count as checkpoints.
 
     Raises:
         ValueError: All checkpoints are damaged, or the newest has another format.
     """
-    found = checkpoints(folder)
-    for path in found:
-        if _is_damaged(path):
-            warnings.warn(f"{path} is damaged and is skipped; it is renamed to {path.name}.damaged.", stacklevel=2)
-            path.rename(path.with_name(path.name + ".damaged"))
-            continue
-        _check_format(path)
-        return path
-    if found:
-        rule = "A folder of checkpoints must hold an undamaged one"
-        raise value_error(rule, f"{len(found)} damaged files in {folder}", "Start from scratch in another folder")
+    damaged: list[Path] = []
+    for path in checkpoints(folder):
+        if not _is_damaged(path):
+            _check_format(path)
+            for each in damaged:
+                _set_aside(each)
+            return path
+        damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        rule = "A checkpoint must match the checksum in its .sha256 file"
+        raise value_error(rule, f"none that does in {folder}: {names}", "Start from scratch in another folder")
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state in a checkpoint, with its tensors on the CPU."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def read_checkpoint(path: Path, *, map_file: bool = False) -> dict[str, Any]:
+    """Return the state in a checkpoint, with its tensors on the CPU.
+
+    Args:
+        path: The file.
+        map_file: Whether to map the file into memory, which does not read its tensors.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=map_file)
     return state
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 (a tree of values)
-    """Replace the numbers and arrays of NumPy in a tree of dictionaries, lists and tuples."""
+    """Replace the numbers and arrays of NumPy in a tree of dictionaries, lists and tuples.
+
+    Dictionaries without them are returned as they are, because the state dicts of modules have attributes.
+    """
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype != object:
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):
-        return {to_plain(key): to_plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(to_plain, value)) if type(value) in {list, tuple} else value
+        plain = {to_plain(key): to_plain(each) for key, each in value.items()}
+        pairs = zip(plain.items(), value.items(), strict=True)
+        unchanged = all(new is old for pair in pairs for new, old in zip(*pair, strict=True))
+        return value if unchanged else plain
+    if type(value) in {list, tuple}:
+        return type(value)(map(to_plain, value))
     return value
 
 
-def _check_loadable(path: Path) -> None:
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a state and check that it can be loaded again."""
     try:
-        read_checkpoint(path)
-    except Exception as error:
-        path.unlink()
-        raise TypeError(
-            "The state of a run must consist of tensors, numbers, strings, None, and dictionaries and lists of them, "
-            f"got an object that cannot be loaded again: {error} "
-            "Convert it in the `state_dict` of the callback, labeler, optimizer or scheduler that holds it."
+        with path.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        read_checkpoint(path, map_file=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:  # pickle raises all three
+        raise type_error(
+            "The state of a run must consist of tensors, numbers, strings, None, and dictionaries and lists of them",
+            _first_unloadable(state, "state") or str(error),
+            "Convert it in the `state_dict` of the callback, labeler, optimizer or scheduler that holds it",
         ) from error
+
+
+def _first_unloadable(value: Any, name: str) -> str | None:  # noqa: ANN401 (a tree of values)
+    """Return name and type of the first object in a tree that cannot be loaded again, or None."""
+    try:
+        file = BytesIO()
+        torch.save(value, file)
+        torch.load(BytesIO(file.getvalue()), weights_only=True)
+    except Exception:  # noqa: BLE001 (objects may raise anything when they are pickled)
+        is_sequence = type(value) in {list, tuple}
+        children = value.items() if isinstance(value, dict) else enumerate(value if is_sequence else ())
+        found = (_first_unloadable(child, f"{name}[{key!r}]") for key, child in children)
+        return next(filter(None, found), f"{name} of type {type(value).__name__}")
+    return None
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _checksum_file(path: Path) -> Path:
@@ -132,12 +171,21 @@ def _digest(path: Path) -> str:
 
 
 def _is_damaged(path: Path) -> bool:
-    checksum = _checksum_file(path)
-    return not checksum.exists() or checksum.read_bytes().split(b" ")[0] != _digest(path).encode()
+    try:
+        return _checksum_file(path).read_bytes().split(b" ")[0] != _digest(path).encode()
+    except OSError:  # the checksum is missing, or the disk cannot read one of the two
+        return True
+
+
+def _set_aside(path: Path) -> None:
+    damaged = path.with_name(path.name + ".damaged")
+    path.rename(damaged)
+    _checksum_file(path).unlink(missing_ok=True)
+    warnings.warn(f"{path.name} does not match its checksum and was renamed to {damaged.name}.", stacklevel=2)
 
 
 def _check_format(path: Path) -> None:
-    found = read_checkpoint(path).get("format")
+    found = read_checkpoint(path, map_file=True).get("format")
     if found != FORMAT:
         rule = f"A checkpoint must have format {FORMAT}"
         raise value_error(rule, f"{found} in {path}", "Read it with the version of udmlss that wrote it")

@@ -1,10 +1,11 @@
 """Calls of the callbacks' methods."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from udmlss._checks import type_error
-from udmlss.distributed import is_rank_zero, run_on_rank_zero
+from udmlss.distributed import is_rank_zero
 from udmlss.training.callbacks.checkpoint import Checkpoint
 from udmlss.types import RoundReport, StepReport
 
@@ -30,7 +31,10 @@ class Callbacks:
         listed = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         for callback in listed:
             _check_callback(callback)
-        self.ordered: list[Any] = sorted(listed, key=lambda callback: isinstance(callback, Checkpoint))
+        self._checkpoints: list[Checkpoint] = [each for each in listed if isinstance(each, Checkpoint)]
+        self._others: list[Any] = [each for each in listed if not isinstance(each, Checkpoint)]
+        self.ordered: list[Any] = [*self._others, *self._checkpoints]
+        self._started: list[Any] = []
 
     @property
     def need_label_free(self) -> bool:
@@ -39,34 +43,39 @@ class Callbacks:
 
     def start(self, run: "Run") -> None:
         """Call every `on_start`."""
-        self._call("on_start", run)
+        for callback in self.ordered:
+            self._started.append(callback)
+            if hasattr(callback, "on_start"):
+                callback.on_start(run)
 
     def step(self, report: StepReport, run: "Run") -> None:
         """Call every `on_step`, and request the end of training if one returns True."""
-        if any(result is True for result in self._call("on_step", report)):
+        results = [callback.on_step(report) for callback in self._others if hasattr(callback, "on_step")]
+        if any(result is True for result in results):
             run.request_stop("callback")
+        for checkpoint in self._checkpoints:
+            checkpoint.on_step(report)
 
     def end_round(self, report: RoundReport | None, run: "Run") -> bool:
-        """Call every `on_round` and every plain function; return whether one returned True, the same on every rank."""
+        """Call every `on_round` and every function; return whether training ends, the same on every rank."""
         if report is None:
             return False
-        others: list[Any] = [callback for callback in self.ordered if not isinstance(callback, Checkpoint)]
         with run.synchronized_step():
-            results = [callback.on_round(report) for callback in others if hasattr(callback, "on_round")]
+            results = [callback.on_round(report) for callback in self._others if hasattr(callback, "on_round")]
             if is_rank_zero():
-                results += [function(report) for function in others if _is_function(function)]
-        for callback in self.ordered[len(others) :]:
-            callback.on_round(report)  # a checkpoint communicates between ranks, so it is called outside of the block
-        return run_on_rank_zero(lambda: any(result is True for result in results))
+                results += [function(report) for function in self._others if _is_function(function)]
+            if any(result is True for result in results):
+                run.request_stop("callback")
+        for checkpoint in self._checkpoints:  # outside of the block, because a checkpoint communicates between ranks
+            checkpoint.on_round(report)
+        return run.stop_request is not None
 
     def end(self, run: "Run") -> None:
-        """Call every `on_end`, the last callback first."""
-        for callback in reversed(self.ordered):
-            if hasattr(callback, "on_end"):
-                callback.on_end(run)
-
-    def _call(self, name: str, argument: object) -> list[Any]:
-        return [getattr(callback, name)(argument) for callback in self.ordered if hasattr(callback, name)]
+        """Call `on_end` of every callback that was started, the last one first, also if one of them raises an error."""
+        with ExitStack() as stack:
+            for callback in self._started:
+                if hasattr(callback, "on_end"):
+                    stack.callback(callback.on_end, run)
 
 
 def _is_function(callback: object) -> bool:
