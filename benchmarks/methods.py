@@ -1,44 +1,192 @@
-"""The methods that are compared: each trains a model in place and returns what `fit` did, if it trains by that.
+"""The compared methods. Each trains a model in place, with the same number of steps, images per step and optimizer.
 
-Another method is another function in `METHODS`. All take the same steps on as many images, by the same optimiser.
-`PARTS` are settings of `fit` that were tried for the recipe, each beside `udml` alone.
+To compare another method, add a function to `METHODS`. Methods that train by `fit` return its result.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from clustered import udml
-from metric_losses import OTHERS
+from metric_losses import OTHERS, build_loss
+from pytorch_metric_learning.losses import MultipleLosses, SelfSupervisedLoss
 from settings import Settings
 from setups import Data
-from unclustered import cbswr, instance, stml
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+from true_labels import TrueLabels
+from two_views import TwoViews, train_cbswr, train_instances, train_stml
 
-from udmlss import EmbeddingModel
-from udmlss.types import FitResult
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    FitResult,
+    RotationPretextHead,
+    UDMLSSLoss,
+    WeightAverage,
+    embed,
+    embedder_from_features,
+    fit,
+    parameter_groups,
+)
+from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 
 Method = Callable[..., FitResult | None]
+SYNTHESIS_WEIGHT = 0.23  # the released value
+TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages over; published: 1,000 of 4,320 steps
 
 
 def frozen(_model: EmbeddingModel, _data: Data, _settings: Settings, _seed: int) -> None:
-    """Leave the model as it is."""
+    """Do not train."""
 
 
-PARTS: dict[str, dict[str, Any]] = {
-    "two-views": {"views": 2},
-    "averaged": {"ema_decay": 0.95},
-    "features": {"later_rounds": "features"},
-    "remembered": {"later_rounds": "remembered"},
-    "from-features": {"from_features": True},
-    "neighbours": {"average_neighbors": 5},
-}
+def udml(
+    model: EmbeddingModel,
+    data: Data,
+    settings: Settings,
+    seed: int,
+    *,
+    loss: str | None = None,
+    rotation: bool = False,
+    ranking: bool = False,
+    synthesis: bool = False,
+    from_features: bool = False,
+    average_neighbors: int | None = None,
+    true_labels: bool = False,
+    views: int = 1,
+    weight_average: float | None = None,
+    cluster_on: str = "features-first",
+    label_free: bool = False,
+    callbacks: Sequence[object] = (),
+) -> FitResult:
+    """Train on clusters by `fit`.
+
+    Args:
+        model: The model, which is trained in place.
+        data: The images.
+        settings: The settings that the methods have in common.
+        seed: Seed of the run.
+        loss: Metric loss. None uses the loss of the settings.
+        rotation: Whether to add the rotation loss.
+        ranking: Whether to add `SelfSupervisedRanking`.
+        synthesis: Whether to add `SynthesisRankingLoss`.
+        from_features: Whether to initialize the embedder by a PCA of the features, and to train it with the learning
+            rate of the trunk.
+        average_neighbors: Number of neighbors that each embedding is averaged with before clustering.
+        true_labels: Whether to train on the true labels in place of clusters.
+        views: Number of augmented views of each image in a batch; the number of images in a batch does not change.
+        weight_average: Decay of the average of the weights. None does not average.
+        cluster_on: As for `fit`.
+        label_free: As for `fit`.
+        callbacks: As for `fit`.
+
+    Raises:
+        KeyboardInterrupt: The training was interrupted.
+    """
+    settings = replace(settings, loss=loss or settings.loss)
+    labeler = ClusterPseudoLabeler(settings.n_clusters, average_neighbors=average_neighbors)
+    if true_labels:
+        labeler = TrueLabels(data.labels)
+    n_features = model.embedder.in_features
+    if from_features:
+        features = embed(model, data.plain, output="features")
+        model.embedder.load_state_dict(embedder_from_features(features, settings.embedding_size).state_dict())
+        settings = replace(settings, lr=settings.trunk_lr)
+    criterion, head, auxiliary = build_criterion(settings, labeler.n_clusters, synthesis=synthesis), None, None
+    if rotation and settings.rotation_weight:
+        head = RotationPretextHead(n_features, max_images=settings.rotation_images)
+    if ranking:
+        auxiliary = SelfSupervisedRanking(n_features, max_images=settings.rotation_images)
+    result = fit(
+        model,
+        data.train,
+        cluster_images=data.plain,
+        labeler=labeler,
+        criterion=criterion,
+        rotation_head=head,
+        auxiliary=auxiliary,
+        optimizer=build_optimizer(settings, model, criterion, head, auxiliary),
+        clusters_per_batch=max(2, settings.clusters_per_batch // views),
+        samples_per_cluster=settings.samples_per_cluster,
+        views=views,
+        max_steps=settings.steps,
+        relabel_every=settings.relabel_every,
+        cluster_on=cluster_on,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        num_workers=settings.workers,
+        label_free=label_free,
+        callbacks=[*callbacks, *([] if weight_average is None else [WeightAverage(weight_average)])],
+        seed=seed,
+    )
+    if result.stop_reason == "interrupt":  # an incomplete training must not be saved as a run
+        raise KeyboardInterrupt
+    return result
+
+
+def build_criterion(settings: Settings, n_clusters: int, *, synthesis: bool = False) -> UDMLSSLoss:
+    loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
+    if synthesis:  # without its anchor term, which would reinforce errors of the clusters
+        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0)
+        miners = None if miner is None else [miner, None]
+        loss, miner = MultipleLosses([loss, ranking], miners=miners, weights=[1, SYNTHESIS_WEIGHT]), None
+    return UDMLSSLoss(loss, miner=miner, rotation_weight=settings.rotation_weight)
+
+
+def build_optimizer(
+    settings: Settings,
+    model: EmbeddingModel,
+    criterion: nn.Module,
+    rotation_head: RotationPretextHead | None = None,
+    auxiliary: nn.Module | None = None,
+) -> Optimizer:
+    groups = parameter_groups(
+        model, criterion, rotation_head, auxiliary=auxiliary, trunk_lr=settings.trunk_lr, lr=settings.lr
+    )
+    return {"adam": Adam, "adamw": AdamW}[settings.optimizer](groups, weight_decay=settings.weight_decay)
+
+
+def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
+    """Train with each image as a class of its own, whose members are two augmented views."""
+    loss, _ = build_loss(settings.loss, 1, settings.embedding_size)
+    if type(loss).__name__ not in SelfSupervisedLoss.supported_losses():
+        sys.exit(f"instance needs a loss that SelfSupervisedLoss supports, got {settings.loss}. Choose another --loss.")
+    train_instances(model, _two_views(data, settings, seed), loss)
+
+
+def cbswr(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
+    """Train by CBSwR, where half of the second views are of the nearest neighbor."""
+    train_cbswr(model, _two_views(data, settings, seed), settings.backbone)
+
+
+def stml(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
+    """Train by STML."""
+    decay = max(0.0, 1 - 1 / (TEACHER_SPAN * settings.steps))
+    train_stml(model, _two_views(data, settings, seed), decay=decay)
+
+
+def _two_views(data: Data, settings: Settings, seed: int) -> TwoViews:
+    """Return the loop of methods that compare two views: half the images per batch, each in two views."""
+    return TwoViews(
+        images=data.train,
+        plain=data.plain,
+        batch=settings.clusters_per_batch * settings.samples_per_cluster // 2,
+        steps=settings.steps,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        build_optimizer=lambda model, others: build_optimizer(settings, model, nn.Identity(), auxiliary=others),
+        workers=settings.workers,
+        seed=seed,
+    )
+
+
+TWO_VIEWS, AVERAGED = {"views": 2}, {"weight_average": 0.95}
+FROM_FEATURES, AVERAGE_NEIGHBORS = {"from_features": True}, {"average_neighbors": 5}
+RECIPE = TWO_VIEWS | AVERAGED
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
-OWN_LOSS = {"frozen", "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # whatever loss the settings name
-RECIPE = {**PARTS["two-views"], **PARTS["averaged"]}
+OWN_LOSS = {"frozen", "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # methods that ignore the loss of the settings
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
-    "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **PARTS["from-features"]),
+    "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
 }
 METHODS: dict[str, Method] = {
     "frozen": frozen,
@@ -46,15 +194,22 @@ METHODS: dict[str, Method] = {
     "deepcluster": partial(udml, loss="normalized-softmax"),
     "udml": udml,
     **{name: partial(udml, loss=name) for name in DEEP_METRIC},
-    "udml-ss": partial(udml, rotate=True),
+    "udml-ss": partial(udml, rotation=True),
     "ranking": partial(udml, ranking=True),
     "synthesis": partial(udml, synthesis=True),
-    "udml-ss-ranking": partial(udml, rotate=True, ranking=True),
-    "udml-ss-synthesis": partial(udml, rotate=True, synthesis=True),
-    **{name: partial(udml, **part) for name, part in PARTS.items()},
+    "udml-ss-ranking": partial(udml, rotation=True, ranking=True),
+    "udml-ss-synthesis": partial(udml, rotation=True, synthesis=True),
+    "two-views": partial(udml, **TWO_VIEWS),
+    "averaged": partial(udml, **AVERAGED),
+    "features": partial(udml, cluster_on="features"),
+    "from-features": partial(udml, **FROM_FEATURES),
+    "average-neighbors": partial(udml, **AVERAGE_NEIGHBORS),
     "recipe": partial(udml, **RECIPE),
-    "recipe-from-features": partial(udml, **RECIPE, **PARTS["from-features"]),
-    "recommended": partial(udml, **RECIPE, **PARTS["from-features"], **PARTS["neighbours"]),
+    "recipe-from-features": partial(udml, **RECIPE, **FROM_FEATURES),
+    "recommended": partial(udml, **RECIPE, **FROM_FEATURES, **AVERAGE_NEIGHBORS),
     **SUPERVISED,
 }
 COMPARED = ("frozen", "instance", "udml", "udml-ss", "recommended", "supervised")
+REMOVED = "remembered"  # an option that was removed from the library, whose results remain in the tables
+TABLE_ORDER = list(METHODS)
+TABLE_ORDER.insert(TABLE_ORDER.index("from-features"), REMOVED)

@@ -1,6 +1,7 @@
-"""The metric losses by name, with the settings of their authors or, where those are for another distance, PML's.
+"""Metric losses by name, with the published settings or, if those are for another distance, the defaults of PML.
 
-`LOSSES` are PML's, which `sweep.py` tries; `OTHERS` are those of Deep_Metric that PML lacks, and a classifier.
+PML is pytorch-metric-learning. `LOSSES` has its losses, which sweep.py compares. `OTHERS` has the losses of Deep_Metric
+that PML lacks, and a classifier.
 """
 
 from collections.abc import Callable
@@ -9,16 +10,15 @@ from functools import partial
 from pytorch_metric_learning import distances, losses, miners
 from torch import Tensor, nn
 
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss
-
-AS_LONG = {"normalize_embeddings": False}  # PML's distances take unit length otherwise
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
 
 
-class Lengthened(nn.Module):
-    """A loss on embeddings of a length that unit ones are brought to.
+class ScaledEmbeddings(nn.Module):
+    """A loss of embeddings that are scaled from unit length to another length.
 
-    Lifted structure and n-pairs were published for embeddings of any length. On unit ones their softmax has
-    temperature 1 and pushes all negatives alike; at length 4 n-pairs has NT-Xent's temperature, 1 / 16.
+    Lifted structure and n-pairs were published for embeddings of any length. At unit length their softmax has a
+    temperature of 1, so that all negatives have almost the same weight. At length 4, n-pairs has the temperature of
+    NT-Xent, 1 / 16.
     """
 
     def __init__(self, loss: nn.Module, length: float = 4) -> None:
@@ -29,12 +29,16 @@ class Lengthened(nn.Module):
         return self.loss(self.length * embeddings, labels)
 
 
-LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # built for n classes, or clusters, and d dimensions
+LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # for n clusters or classes, and embeddings of dimension d
     "multi-similarity": lambda _n, _d: losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
     "contrastive": lambda _n, _d: losses.ContrastiveLoss(1, 0.5, distance=distances.CosineSimilarity()),
     "triplet": lambda _n, _d: losses.TripletMarginLoss(0.2),
-    "lifted": lambda _n, _d: Lengthened(losses.LiftedStructureLoss(distance=distances.LpDistance(**AS_LONG))),
-    "n-pairs": lambda _n, _d: Lengthened(losses.NPairsLoss(distance=distances.DotProductSimilarity(**AS_LONG))),
+    "lifted": lambda _n, _d: ScaledEmbeddings(
+        losses.LiftedStructureLoss(distance=distances.LpDistance(**UNNORMALIZED))
+    ),
+    "n-pairs": lambda _n, _d: ScaledEmbeddings(
+        losses.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
+    ),
     "nt-xent": lambda _n, _d: losses.NTXentLoss(),
     "sup-con": lambda _n, _d: losses.SupConLoss(),
     "circle": lambda _n, _d: losses.CircleLoss(),
@@ -47,7 +51,7 @@ OTHERS: dict[str, Callable[[int, int], nn.Module]] = {
     "batch-all": lambda _n, _d: deep_metric.batch_all(),
     "binomial-deviance": lambda _n, _d: deep_metric.binomial_deviance(),
     "nca": lambda _n, _d: deep_metric.nca(),
-    "neighbour": lambda _n, _d: NearestPositiveLoss(),
+    "nearest-positive": lambda _n, _d: NearestPositiveLoss(),
     "cluster-nca": lambda _n, _d: ClusterNCALoss(),
     "hard-mining": lambda _n, _d: deep_metric.hard_mining(),
     "distance-weighted": lambda _n, _d: deep_metric.distance_weighted_margin(),
@@ -61,5 +65,5 @@ MINERS: dict[str, Callable[[], miners.BaseMiner]] = {
 
 
 def build_loss(name: str, n_clusters: int, embedding_size: int) -> tuple[nn.Module, miners.BaseMiner | None]:
-    """Return the loss and the miner that goes with it, if any."""
+    """Return a loss and its miner, or None if it needs no miner."""
     return (LOSSES | OTHERS)[name](n_clusters, embedding_size), MINERS[name]() if name in MINERS else None

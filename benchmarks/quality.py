@@ -1,20 +1,21 @@
-"""How well each method retrieves classes it never saw: one command, one table.
+"""Compare how well methods retrieve classes that training did not see.
 
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
 
-Every method trains the same model on as many images; docs/guides/methods-side-by-side.md says what each one is. Only
-`supervised` sees labels, those of the training classes, as the upper bound; `frozen` is the model before training and
-always there. `recommended` is `udml` with `two-views`, weights `averaged`, an embedder `from-features` and averages of
-`neighbours`, which are methods of their own as well; `recipe` has the first two. Each run is a file in the output
-folder and is not run again; the table is made of all that are there, so two commands may share the work.
+Every method trains the same model on the same number of images; docs/guides/methods-side-by-side.md describes the
+methods. Only `supervised` trains on labels, those of the training classes, as the upper bound. `frozen` is the model
+before training and is always included. `recommended` is `udml` with `two-views`, `averaged` weights, an embedder
+`from-features` and `average-neighbors`, which are also methods of their own; `recipe` has the first two.
+
+Each run is saved as a file in the output folder and is not repeated. The table lists all runs in the folder.
 """
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from methods import COMPARED, METHODS
+from methods import COMPARED, METHODS, TABLE_ORDER
 from runs import ensure, read
 from settings import build_parser, options_of, parse
 from setups import open_data
@@ -23,20 +24,21 @@ from tables import write
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
-    parser.add_argument("--methods", default=",".join(COMPARED), help=f"separated by commas: {', '.join(METHODS)}")
+    parser.add_argument("--methods", default=",".join(COMPARED), help=f"comma-separated: {', '.join(METHODS)}")
     args, settings = parse(parser, arguments)
     methods = list(dict.fromkeys(["frozen", *args.methods.split(",")]))
     if unknown := [method for method in methods if method not in METHODS]:
         parser.error(f"--methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
-    read(args.out, settings)  # refuses runs with other settings before any work
+    read(args.out, settings)  # ends the program if there are runs with other settings, before any work
     data = open_data(settings, args.root)
     for seed in range(args.seeds):
         for method in methods:
             ensure(args.out, method, seed, settings, data)
     runs = read(args.out, settings)
-    groups = {method: found for method in METHODS if (found := [run for run in runs if run["method"] == method])}
+    groups = {method: found for method in TABLE_ORDER if (found := [run for run in runs if run["method"] == method])}
     seeds = 1 + max(run["seed"] for run in runs)
-    command = ["--data", args.data, "--methods", ",".join(groups), "--seeds", str(seeds), *options_of(settings)]
+    listed = ",".join(method for method in groups if method in METHODS)
+    command = ["--data", args.data, "--methods", listed, "--seeds", str(seeds), *options_of(settings)]
     command = f"python benchmarks/quality.py {shlex.join(command)}"
     write(args.out, groups, heading="method", command=command, settings=asdict(settings))
 

@@ -1,4 +1,4 @@
-"""Runs in files, one each, so that an interrupted table goes on where it stopped."""
+"""Runs in files, one per method and seed, so that an interrupted command can be repeated."""
 
 import json
 import os
@@ -7,66 +7,79 @@ import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from math import isqrt
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from methods import METHODS
-from settings import Settings
+from settings import Settings, load_settings
 from setups import Data, build_model
-from views import judge, recall_of_halves, see, see_views
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Subset
 
-from udmlss import evaluate_embeddings, metrics
+from udmlss import EmbeddingModel, embed, evaluate_embeddings, label_free_scores, metrics
+from udmlss.clustering.kmeans import cluster_means, k_means
+from udmlss.inference import embed_features
+from udmlss.types import Images
 
 Run = dict[str, Any]
+Rows = dict[str, Tensor]  # features and embeddings of the same images
 PACKAGES = (
     *("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "faiss-gpu", "scikit-learn"),
     *("numpy", "matplotlib", "pillow"),
 )
+RENAMED = {"neighbour": "nearest-positive", "neighbours": "average-neighbors"}  # methods, in files of earlier runs
+VIEWS = 1000  # images of which an augmented view is embedded for label-free scores
 
 
 def ensure(folder: Path, method: str, seed: int, settings: Settings, data: Data) -> None:
-    """Train and score by one method with one seed, unless the folder has that run already."""
+    """Train and score a method with a seed, unless the folder has that run."""
     path = folder / f"{method}-{seed}.json"
     if path.exists():
         return
     found = run(method, seed, settings, data)
     write(path, found)
-    recalls = ", ".join(f"{what} {scores['recall_at'][1]:.1%}" for what, scores in found["scores"].items())
-    print(f"{path}: R@1 of {recalls}, {found['seconds']:.0f} s", flush=True)
+    recalls = ", ".join(f"{output} {scores['recall_at'][1]:.1%}" for output, scores in found["scores"].items())
+    print(f"{path}: R@1 of {recalls}; trained for {found['seconds']:.0f} s", flush=True)
 
 
 def write(path: Path, found: Run) -> None:
-    """Write a run to its file, whole or not at all, for another command may be reading."""
+    """Write a run to its file; another command never reads an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(found, indent=1) + "\n")
-    beside.replace(path)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)
 
 
 def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
+    """Train and score a method with a seed."""
     model = build_model(settings, seed)
     started = time.perf_counter()
     result = METHODS[method](model, data, settings, seed)
     seconds = time.perf_counter() - started
-    test, train = see(model, data.test), see(model, data.plain)
-    views, probe = see_views(model, data)
-    return record(method, seed, settings, seconds) | {
-        "scores": {what: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for what, rows in test.items()},
-        "label_free": {what: judge(train[what], views[what], probe, settings.n_clusters) for what in train},
+    test, train = embed_both(model, data.test), embed_both(model, data.plain)
+    views, indices = embed_views(model, data)
+    return describe(method, seed, settings, seconds) | {
+        "scores": {name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for name, rows in test.items()},
+        "label_free": {
+            name: score_without_labels(rows, views[name], indices, settings.n_clusters) for name, rows in train.items()
+        },
         "references": {
-            what: {
-                "training_recall": metrics.recall_at_k(train[what], data.labels, (1,))[1],
-                "recall_of_halves": recall_of_halves(test[what], data.test_labels),
+            name: {
+                "training_recall": metrics.recall_at_k(rows, data.labels, 1)[1],
+                "recall_of_halves": recall_of_halves(test[name], data.test_labels),
             }
-            for what in train
+            for name, rows in train.items()
         },
         "history": [] if result is None else [asdict(report) for report in result.history],
     }
 
 
-def record(method: str, seed: int, settings: Settings, seconds: float) -> Run:
-    """Return what every run says of itself; what was measured comes after it."""
+def describe(method: str, seed: int, settings: Settings, seconds: float) -> Run:
+    """Return the description of a run, to which its measurements are added."""
     return {
         "method": method,
         "seed": seed,
@@ -76,39 +89,77 @@ def record(method: str, seed: int, settings: Settings, seconds: float) -> Run:
     }
 
 
+def load(path: Path) -> Run:
+    """Return the run in a file, with the present name of its method."""
+    found: Run = json.loads(path.read_text())
+    return found | {"method": RENAMED.get(found["method"], found["method"])}
+
+
 def read(folder: Path, settings: Settings) -> list[Run]:
-    """Return the folder's runs; end the program if one was made with other settings."""
-    runs = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))}
-    stale = [path for path, found in runs.items() if _settings_of(found) != settings]
+    """Return the runs of a folder, or end the program if one has other settings."""
+    runs = {path: load(path) for path in sorted(folder.glob("*-*.json"))}
+    stale = [path for path, found in runs.items() if load_settings(found.get("settings", {})) != settings]
     if stale:
+        difference = _differences(load_settings(runs[stale[0]].get("settings", {})), settings)
         sys.exit(
-            f"The runs in {folder} must have these settings, got {len(stale)} with others, {stale[0].name} with "
-            f"{_differences(_settings_of(runs[stale[0]]), settings)}. Give another --out, or take them away."
+            f"All runs in {folder} must have these settings, got {len(stale)} with others: {stale[0].name} has "
+            f"{difference}. Pass another --out, or move the runs elsewhere."
         )
     return list(runs.values())
 
 
-def _settings_of(run: Run) -> Settings | None:
-    try:
-        return Settings(**run["settings"])  # a setting younger than the run had its default
-    except (KeyError, TypeError):
-        return None
-
-
 def _differences(found: Settings | None, settings: Settings) -> str:
     if found is None:
-        return "no settings"
+        return "settings that no longer exist"
     wanted = asdict(settings)
     return ", ".join(f"{name} {value}" for name, value in asdict(found).items() if value != wanted[name])
 
 
 def versions() -> dict[str, str]:
-    """Return what else a figure depends on."""
+    """Return the versions of the packages, the device and the number of threads."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # one of the two faiss packages always is missing
+        except PackageNotFoundError:  # at least one of the two faiss packages is not installed
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return found | {"device": device, "threads": str(torch.get_num_threads())}
+
+
+def embed_both(model: EmbeddingModel, images: Images) -> Rows:
+    """Return features and embeddings of all images, from one forward pass of the trunk."""
+    features = embed(model, images, output="features")
+    return {"features": features, "embeddings": embed_features(model, features)}
+
+
+def embed_views(model: EmbeddingModel, data: Data) -> tuple[Rows, Tensor]:
+    """Return features and embeddings of augmented views, and the indices of their images, equal in all runs."""
+    indices = torch.randperm(len(data.plain), generator=torch.Generator().manual_seed(0))[:VIEWS]
+    return embed_both(model, Subset(data.train, indices.tolist())), indices
+
+
+def score_without_labels(rows: Tensor, views: Tensor, indices: Tensor, n_clusters: int) -> dict[str, float]:
+    """Return the label-free scores of the library, and the consistency of clusters.
+
+    The number of clusters is the square root of the number of images, or that of the training.
+    """
+    rows, views = functional.normalize(rows), functional.normalize(views)
+    return asdict(label_free_scores(rows, views, indices)) | {
+        "consistency": fmean(consistency(rows, views, indices, isqrt(len(rows)), seed) for seed in range(3)),
+        "own_consistency": consistency(rows, views, indices, n_clusters, 0),
+    }
+
+
+def consistency(rows: Tensor, views: Tensor, indices: Tensor, n_clusters: int, seed: int) -> float:
+    """Return the fraction of views whose nearest cluster is the cluster of their image."""
+    clusters = k_means(rows, n_clusters, seed=seed)
+    nearest = torch.cdist(views, cluster_means(rows, clusters, int(clusters.max()) + 1)).argmin(dim=1)
+    return float((nearest == clusters[indices]).float().mean())
+
+
+def recall_of_halves(rows: Tensor, labels: Tensor) -> list[float]:
+    """Return R@1 of the images with an even and with an odd index, each searched among all images."""
+    _, indices = metrics.nearest(rows, 1)
+    hits = (labels[indices[:, 0]] == labels).float()
+    return [float(hits[first::2].mean()) for first in (0, 1)]

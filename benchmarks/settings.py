@@ -1,25 +1,27 @@
-"""What decides a run, one preset per kind of data set, and the command line's options for it."""
+"""Settings of a run, one preset per kind of dataset, and their command-line options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 ROOT = Path(__file__).parents[1]
 Loss = Literal[
     *("multi-similarity", "contrastive", "triplet", "lifted", "n-pairs", "nt-xent", "sup-con", "circle", "margin"),
-    *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "neighbour", "cluster-nca"),
-    *("hard-mining", "distance-weighted", "normalized-softmax"),
+    *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
+    *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax"),
 ]
+REMOVED = {"whiten_first": 0, "leave_out": 0, "pooling": "average"}  # settings of earlier runs, with their defaults
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all methods of a table share. Lengths count optimiser steps.
+    """The settings that all methods of a table have in common. Lengths are numbers of optimizer steps.
 
-    `small` is the quickstart's network, from scratch; the other backbones are those of examples/cub_resnet50.py.
-    `validate` trains on half of the training classes and scores on the other half, for choosing the other settings.
+    `small` is the network of the quickstart, trained from scratch; the other backbones are those of
+    examples/cub_resnet50.py. `validate` trains on half of the training classes and scores on the other half, to choose
+    settings without the test classes.
     """
 
     data: str
@@ -39,9 +41,6 @@ class Settings:
     rotation_images: int = 16
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
-    whiten_first: int = 0  # 0 leaves the first features as they are
-    leave_out: float = 0  # share of each cluster, farthest from its centroid
-    pooling: Literal["average", "average+maximum", "maximum"] = "average"
     workers: int = 0
     validate: bool = False
 
@@ -52,7 +51,7 @@ GLYPHS = Settings(
     image_size=32,
     embedding_size=128,
     n_clusters=500,
-    steps=602,  # the quickstart's four passes over 12,034 images
+    steps=602,  # 4 epochs of 12,034 images, as in the quickstart
     relabel_every=76,
     optimizer="adamw",
     trunk_lr=1e-3,
@@ -60,8 +59,8 @@ GLYPHS = Settings(
     weight_decay=0.01,
     freeze_batch_norm=False,
 )
-PICTURES = Settings(
-    data="pictures",
+PHOTOS = Settings(
+    data="photos",
     backbone="efficientnet_lite0",
     image_size=112,
     embedding_size=512,
@@ -77,18 +76,18 @@ PICTURES = Settings(
 
 
 def preset(data: str) -> Settings:
-    """Return the settings of a data set before any option changes them."""
-    return GLYPHS if data == "glyphs" else replace(PICTURES, data=data)
+    """Return the default settings of a dataset."""
+    return GLYPHS if data == "glyphs" else replace(PHOTOS, data=data)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what every command takes: where the images are, seeds, and an option per setting."""
+    """Return a parser of the options that all commands have: images, seeds, output folder and settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="glyphs, cub100, or a folder (CUB_200_2011, or one per class)")
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data/cub100", help="where cub100 lies")
+    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data/cub100", help="folder of cub100")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
-    parser.add_argument("--out", type=Path, help="folder of runs and tables; default: benchmarks/results/NAME")
-    options = parser.add_argument_group("settings", "Changes to the preset of the data set.")
+    parser.add_argument("--out", type=Path, help="folder of runs and tables (default: benchmarks/results/NAME)")
+    options = parser.add_argument_group("settings", "Changes to the preset of the dataset.")
     for field in fields(Settings)[1:]:
         option, choices = f"--{field.name.replace('_', '-')}", get_args(field.type)
         if field.type is bool:
@@ -106,23 +105,34 @@ def parse(
     """Return the arguments, with `root` and `out` filled in, and the settings."""
     args = parser.parse_args(arguments)
     if args.data not in {"glyphs", "cub100"}:
-        args.root = Path(args.data).resolve()
+        args.root = Path(args.data).expanduser().resolve()
         args.data = args.root.name
         if args.data == "glyphs":
-            parser.error("a folder by the name of glyphs would be taken for the data set; rename it")
+            parser.error("a folder must not be named glyphs, which is the name of a dataset; rename it")
     given = {field.name: value for field in fields(Settings) if (value := vars(args).get(field.name)) is not None}
     settings = replace(preset(args.data), **given)
-    if settings.backbone == "small" and settings.pooling != "average":
-        parser.error("the small backbone has no pooling to choose; leave --pooling out, or name another --backbone")
     args.out = args.out or ROOT / "benchmarks/results" / (args.data + "-validate" * settings.validate)
     return args, settings
 
 
 def options_of(settings: Settings) -> list[str]:
-    """Return the options that lead from the preset to these settings."""
+    """Return the command-line options of all settings that differ from the preset."""
     standard = asdict(preset(settings.data))
     changed = {name: value for name, value in asdict(settings).items() if value != standard[name]}
     return [word for name, value in changed.items() for word in _option(name.replace("_", "-"), value)]
+
+
+def load_settings(saved: Mapping[str, Any]) -> Settings | None:
+    """Return saved settings, or None if they are not settings of a run that can be repeated.
+
+    Settings that are younger than the run have their defaults. Settings that were removed must have theirs.
+    """
+    if any(saved.get(name, default) != default for name, default in REMOVED.items()):
+        return None
+    try:
+        return Settings(**{name: value for name, value in saved.items() if name not in REMOVED})
+    except TypeError:
+        return None
 
 
 def _option(name: str, value: object) -> list[str]:

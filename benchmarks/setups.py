@@ -1,4 +1,4 @@
-"""Settings to what they stand for: the images of both sides, and the model before training."""
+"""The images and the untrained model of a run."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
 import quickstart
 from folders import open_folder
-from pooling import set_pooling
 from settings import Settings
 
 from udmlss import EmbeddingModel
@@ -25,14 +24,14 @@ from udmlss.types import Images
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a benchmark; the test side's classes are not among the training side's.
+    """The images of a benchmark. Training and test images have no class in common.
 
     Args:
         train: Training images with their augmentations.
         plain: The same images with test-time transforms.
-        labels: Class of each, from 0: what no method but the upper bound may see.
+        labels: Class of each training image, from 0. Only the supervised upper bound trains on them.
         test: Images that are scored.
-        test_labels: Class of each.
+        test_labels: Class of each test image.
     """
 
     train: Images
@@ -43,13 +42,13 @@ class Data:
 
 
 def open_data(settings: Settings, root: Path) -> Data:
-    """Open the data set that the settings name; with `validate` both sides come from the training classes."""
+    """Open the dataset of the settings. With `validate`, test images are those of half of the training classes."""
     open_split, augment, plain = _opener(settings, root)
     train, clustered = open_split("train", transform=augment), open_split("train", transform=plain)
     if not settings.validate:
         test = open_split("test", transform=plain)
         return Data(train, clustered, train.labels, test, test.labels)
-    first, second = (side.tolist() for side in split_classes(train.labels))
+    first, second = (indices.tolist() for indices in split_classes(train.labels))
     return Data(
         train=Subset(train, first),
         plain=Subset(clustered, first),
@@ -60,7 +59,7 @@ def open_data(settings: Settings, root: Path) -> Data:
 
 
 def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any]:
-    """Return what opens a split, and the transforms for training and for testing."""
+    """Return a function that opens a split, and the transforms for training and for testing."""
     if settings.data == "glyphs":
         return glyphs, quickstart.augment, None
     transforms = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
@@ -68,7 +67,7 @@ def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | Imag
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:
-    """Return the model before training; the seed decides what is not pretrained."""
+    """Return the untrained model; the seed decides the weights that are not pretrained."""
     torch.manual_seed(seed)
     if settings.backbone == "small":
         trunk = quickstart.build_trunk(channels=1 if settings.data == "glyphs" else 3)
@@ -76,6 +75,5 @@ def build_model(settings: Settings, seed: int) -> EmbeddingModel:
     else:
         trunk, _ = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
         n_features = cub_resnet50.FEATURES[settings.backbone]
-        set_pooling(trunk, settings.backbone, settings.pooling)
     model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)

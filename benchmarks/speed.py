@@ -1,12 +1,12 @@
-"""How fast the library is, each line as a ratio to something measured beside it.
+"""Measure the speed of the library, each line of the table as a ratio to a baseline.
 
-    python benchmarks/speed.py                              # all lines, some 20 minutes on two idle cores
-    python benchmarks/speed.py --only sampler,evaluate      # some; the table keeps the others
+    python benchmarks/speed.py                              # all lines, about 20 minutes on two idle cores
+    python benchmarks/speed.py --only sampler,evaluate      # some lines; the table retains the others
     python benchmarks/speed.py --only evaluate --rows 60502 --evaluations 1
-    python benchmarks/speed.py --quick                      # sizes at which nothing is told but that it runs
+    python benchmarks/speed.py --quick                      # sizes for a test, whose ratios have no meaning
 
-The table and the plot go to benchmarks/results/speed, with --quick only where --out says; each line as soon as it is
-measured. It reads /proc, so it needs Linux.
+The table and a figure are saved in benchmarks/results/speed after each line. With --quick they are saved only if --out
+is given. The program reads /proc, so it needs Linux.
 """
 
 import argparse
@@ -15,23 +15,21 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from runs import versions
 from settings import ROOT
-from speed_cpu import lines_of_cpu
-from speed_measuring import CHOICE, CLOCKS, Row
-from speed_rounds import lines_of_growth, lines_of_round, lines_of_warm_start
-from speed_scale import lines_of_evaluate, lines_of_k_means, lines_of_sampler
-from speed_sizes import Sizes, add_options, chosen
+from speed_clustering import lines_of_growth, lines_of_k_means, lines_of_round, lines_of_warm_start
+from speed_evaluation import lines_of_evaluate, lines_of_sampler
+from speed_measurements import CLOCK_VARIABLE, CLOCKS, Row, Sizes
 from speed_tables import markdown, save
 from speed_training import (
+    lines_of_cpu,
     lines_of_fit,
     lines_of_gpu,
     lines_of_metric_loss,
     lines_of_ranking,
-    lines_of_remembered,
     lines_of_rotation,
 )
 
@@ -41,7 +39,6 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "cpu": lines_of_cpu,
     "round": lines_of_round,
     "warm-start": lines_of_warm_start,
-    "remembered": lines_of_remembered,
     "rotation": lines_of_rotation,
     "ranking": lines_of_ranking,
     "metric-loss": lines_of_metric_loss,
@@ -50,39 +47,76 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "k-means": lines_of_k_means,
     "growth": lines_of_growth,
 }
+QUICK = Sizes(
+    pairs=1,
+    images=160,
+    width=4,
+    steps=4,
+    relabel_every=2,
+    round_images=200,
+    pixels=32,
+    cpu_steps=1,
+    sampler_labels=2000,
+    sampler_clusters=40,
+    rows=300,
+    default_rows=200,
+    dimensions=16,
+    evaluations=1,
+    sop=(300, 16, 30, 2),
+    million=(400, 8, 20, 1),
+    cold=(300, 16, 30, 2),
+    loss_batches=(20,),
+    growth=(200, 400),
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
+    """Return the arguments and the sizes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--only", default=",".join(LINES), help="lines, joined by commas; default: all")
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a test")
-    parser.add_argument("--out", type=Path, help="folder of table and plot; default: benchmarks/results/speed")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: for a machine that others share")
-    add_options(parser)
+    parser.add_argument("--only", default=",".join(LINES), help="comma-separated lines (default: all)")
+    parser.add_argument("--quick", action="store_true", help="use small sizes, for a test")
+    parser.add_argument("--out", type=Path, help="folder of the table (default: benchmarks/results/speed)")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="processor: measure processor time, on a shared machine"
+    )
+    options = parser.add_argument_group("sizes", "Changes to the sizes of what is measured; see `Sizes`.")
+    for field in fields(Sizes):
+        kind = int if field.type is int else _numbers
+        options.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default: {field.default}")
     args = parser.parse_args(arguments)
-    names = args.only.split(",")
-    if unknown := set(names) - set(LINES):
+    if unknown := set(args.only.split(",")) - set(LINES):
         parser.error(f"--only must name lines of {', '.join(LINES)}, got {', '.join(sorted(unknown))}")
-    os.environ[CHOICE] = args.clock
-    sizes, out = chosen(args), args.out
+    sizes = asdict(QUICK if args.quick else Sizes())
+    given = {name: value for name in sizes if (value := getattr(args, name)) is not None}
+    return args, Sizes(**sizes | given)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args, sizes = parse(arguments)
+    os.environ[CLOCK_VARIABLE] = args.clock
+    out = args.out
     if out is None and not args.quick:
         out = ROOT / "benchmarks/results/speed"
-    how = {"command": _command(sys.argv[1:] if arguments is None else arguments), "sizes": asdict(sizes)}
-    for name in names:
+    source = {"command": _command(sys.argv[1:] if arguments is None else arguments), "sizes": asdict(sizes)}
+    for name in args.only.split(","):
         started = time.perf_counter()
         rows = LINES[name](sizes)
-        took = {"versions": versions(), "took": time.perf_counter() - started}
+        measured = {"versions": versions(), "took": time.perf_counter() - started}
         print(f"{markdown(rows)}\n", flush=True)
         if out is not None:
-            save(out, name, rows, how | took, order=list(LINES))
+            save(out, name, rows, source | measured, order=list(LINES))
     if out is not None:
         print(f"Saved {out / 'table.md'}")
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """Return the line to type, without where the table goes."""
+    """Return the command line without its output folder."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
     return shlex.join(["python", "benchmarks/speed.py", *parser.parse_known_args(arguments)[1]])

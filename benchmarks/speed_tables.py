@@ -1,4 +1,4 @@
-"""Rows to a table and a plot, Markdown and JSON; lines measured earlier stay until they are measured again."""
+"""The table of speed.py, in Markdown and JSON, and its figure. Lines are replaced when they are measured again."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,25 @@ from statistics import median
 from typing import Any
 
 from matplotlib import pyplot as plt
-from speed_measuring import Row
+from speed_measurements import Row
 
-TITLES = ("line", "measured", "beside", "ratio", "aim", "medians", "note")
-NOTES = """\
-ratio: what the measured took over what stands beside it, median of the pairs and, of several, least to most; lower is
-better. Both ran in one command on one machine, in turn. Memory is the most that the process held during the run less
-what it held before, the embeddings included. With `--clock processor` seconds are those that the processor worked."""
+TITLES = ("line", "measured", "baseline", "ratio", "aim", "medians", "note")
+LEGEND = """\
+ratio: the measured value divided by that of the baseline, as the median of all pairs, with the lowest and the highest;
+lower is better. Both are measured alternately, by one command on one machine. Memory is the peak during the measurement
+minus the memory before it, which includes the embeddings. Seconds are processor time with `--clock processor`, and
+otherwise wall time."""
 
-Measured = dict[str, Any]  # what table.json has of a line: rows, and the command, sizes and versions that made them
+Measured = dict[str, Any]  # a line in table.json: its rows, and the command, sizes and versions
+_RENAMED = {"beside": "baseline"}  # fields in earlier files
 
 
-def save(folder: Path, line: str, rows: Sequence[Row], how: Mapping[str, object], order: Sequence[str]) -> None:
-    """Put a line into the folder's table, in the order given."""
+def save(folder: Path, line: str, rows: Sequence[Row], source: Mapping[str, object], order: Sequence[str]) -> None:
+    """Add or replace a line in the table of a folder. Lines that are not in `order` are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.json"
     lines: dict[str, Measured] = json.loads(path.read_text()) if path.exists() else {}
-    lines[line] = {"rows": [asdict(row) | {"ratios": row.ratios} for row in rows], **how}
+    lines[line] = {"rows": [asdict(row) | {"ratios": row.ratios} for row in rows], **source}
     lines = {name: lines[name] for name in order if name in lines}
     path.write_text(json.dumps(lines, indent=1) + "\n")
     (folder / "table.md").write_text(_page(lines))
@@ -33,17 +35,17 @@ def save(folder: Path, line: str, rows: Sequence[Row], how: Mapping[str, object]
 
 
 def _page(lines: Mapping[str, Measured]) -> str:
-    rows = [_of(row) for found in lines.values() for row in found["rows"]]
-    made: dict[str, list[str]] = {}
-    for name, found in lines.items():
-        versions = ", ".join(f"{part} {number}" for part, number in found["versions"].items())
-        made.setdefault(f"`{found['command']}` with {versions}.", []).append(name)
-    sources = [f"{', '.join(names)}: {how}" for how, names in made.items()]
-    return "\n\n".join([markdown(rows), NOTES, *sources]) + "\n"
+    rows = [_load(row) for measured in lines.values() for row in measured["rows"]]
+    sources: dict[str, list[str]] = {}
+    for name, measured in lines.items():
+        versions = ", ".join(f"{package} {version}" for package, version in measured["versions"].items())
+        sources.setdefault(f"`{measured['command']}` with {versions}.", []).append(name)
+    text = [f"{', '.join(names)}: {source}" for source, names in sources.items()]
+    return "\n\n".join([markdown(rows), LEGEND, *text]) + "\n"
 
 
-def _of(row: Mapping[str, Any]) -> Row:
-    return Row(**{name: value for name, value in row.items() if name != "ratios"})
+def _load(row: Mapping[str, Any]) -> Row:
+    return Row(**{_RENAMED.get(name, name): value for name, value in row.items() if name != "ratios"})
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -53,11 +55,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> list[str]:
     if not row.ours:
-        return [row.line, row.measured, row.beside, "-", _aim(row), "-", row.note]
+        return [row.line, row.measured, row.baseline, "-", _aim(row), "-", row.note]
     ratios = row.ratios
     spread = f" ({number(min(ratios))} to {number(max(ratios))})" if len(ratios) > 1 else ""
     medians = f"{number(median(row.ours))} and {number(median(row.theirs))} {row.unit}"
-    return [row.line, row.measured, row.beside, f"{number(median(ratios))}{spread}", _aim(row), medians, row.note]
+    return [row.line, row.measured, row.baseline, f"{number(median(ratios))}{spread}", _aim(row), medians, row.note]
 
 
 def _aim(row: Row) -> str:
@@ -67,33 +69,27 @@ def _aim(row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Return it with three digits that count."""
+    """Return a number with two or three significant digits."""
     digits = 3 if value < 1 else 2 if value < 100 else 0  # noqa: PLR2004
     return f"{value:.{digits}f}" if value >= 0.01 else f"{value:.2g}"  # noqa: PLR2004
 
 
 def save_growth(path: Path, sizes: Mapping[str, Mapping[str, Any]], exponents: Mapping[str, float]) -> None:
-    """Draw time and peak memory over the number of embeddings, both axes logarithmic."""
+    """Save a figure of time and peak memory by number of embeddings, with logarithmic axes."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     counts = [int(count) for count in sizes]
     times = {"time": [cost["seconds"] for cost in sizes.values()]}
     times |= {part: [cost["found"][part] for cost in sizes.values()] for part in next(iter(sizes.values()))["found"]}
     memory = {"memory": [cost["mebibytes"] for cost in sizes.values()]}
-    for axis, columns, label in zip(
-        axes, (times, memory), ("seconds a round", "MiB beyond the embeddings"), strict=True
-    ):
+    labels = ("seconds per round", "MiB beyond the embeddings")
+    for axis, columns, label in zip(axes, (times, memory), labels, strict=True):
         for name, values in columns.items():
-            axis.loglog(
-                counts,
-                values,
-                marker="o",
-                lw=2.5 if name == "time" else 1.2,
-                label=f"{name}, exponent {exponents[name]:.2f}",
-            )
+            width = 2.5 if name == "time" else 1.2
+            axis.loglog(counts, values, marker="o", lw=width, label=f"{name}, exponent {exponents[name]:.2f}")
         axis.set(xlabel="embeddings", ylabel=label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
-    figure.suptitle("What a round costs as the images grow in number, training steps and forward passes apart")
+    figure.suptitle("Cost of a round by number of embeddings, without training steps and forward passes")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Runs to a table: mean and standard deviation over seeds, as Markdown and as JSON."""
+"""Tables of runs: mean and standard deviation over seeds, in Markdown and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,71 +8,73 @@ from statistics import fmean, stdev
 
 from runs import Run
 
+LEGEND = """Scores in percent on classes that training did not see, mean ± standard deviation over seeds.
+seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """A row of a table.
 
     Args:
-        name: What was run: a method, or a value of a sweep.
-        scored: "features" or "embeddings".
-        seeds: The seeds it was run with.
-        mean: Mean of each measure over the seeds: shares in 0..1, and seconds.
-        spread: Standard deviation of each; empty for one seed.
-        closed: Share of the way in R@1 from `frozen` to `supervised`; None where there is no such way.
+        name: A method, or a value of a sweep.
+        output: The scored output of the model, "features" or "embeddings".
+        seeds: Seeds of the runs.
+        mean: Mean of each measure over the seeds: scores in 0..1, and seconds.
+        spread: Standard deviation of each measure; empty for a single seed.
+        gap_closed: Gain in R@1 over `frozen`, as a fraction of the gain of `supervised`. None if there is no such gain.
     """
 
     name: str
-    scored: str
+    output: str
     seeds: tuple[int, ...]
     mean: dict[str, float]
     spread: dict[str, float]
-    closed: float | None = None
+    gap_closed: float | None = None
 
 
-def summarise(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
-    """Return a row for each group of runs and each kind of rows that was scored."""
-    rows = [_row(name, what, runs) for name, runs in groups.items() if runs for what in runs[0]["scores"]]
-    recall = {(row.name, row.scored): row.mean["R@1"] for row in rows}
-    return [replace(row, closed=_closed(row, recall)) for row in rows]
+def summarize(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
+    """Return a row for each group of runs and each output."""
+    rows = [_row(name, output, runs) for name, runs in groups.items() if runs for output in runs[0]["scores"]]
+    recall = {(row.name, row.output): row.mean["R@1"] for row in rows}
+    return [replace(row, gap_closed=_gap_closed(row, recall)) for row in rows]
 
 
-def _row(name: str, scored: str, runs: Sequence[Run]) -> Row:
-    measured = [_measures(run, scored) for run in runs]
+def _row(name: str, output: str, runs: Sequence[Run]) -> Row:
+    measured = [_measures(run, output) for run in runs]
     columns = {measure: [one[measure] for one in measured] for measure in measured[0]}
     return Row(
         name=name,
-        scored=scored,
+        output=output,
         seeds=tuple(sorted(run["seed"] for run in runs)),
         mean={measure: fmean(values) for measure, values in columns.items()},
         spread={measure: stdev(values) for measure, values in columns.items() if len(values) > 1},
     )
 
 
-def _measures(run: Run, scored: str) -> dict[str, float]:
-    scores = run["scores"][scored]
-    recalls = {f"R@{k}": share for k, share in scores["recall_at"].items()}
+def _measures(run: Run, output: str) -> dict[str, float]:
+    scores = run["scores"][output]
+    recalls = {f"R@{k}": recall for k, recall in scores["recall_at"].items()}
     others = {"MAP@R": "map_at_r", "R-precision": "r_precision", "NMI": "nmi", "AMI": "ami"}
     return recalls | {title: scores[key] for title, key in others.items()} | {"seconds": run["seconds"]}
 
 
-def _closed(row: Row, recall: Mapping[tuple[str, str], float]) -> float | None:
-    start, end = recall.get(("frozen", row.scored)), recall.get(("supervised", row.scored))
+def _gap_closed(row: Row, recall: Mapping[tuple[str, str], float]) -> float | None:
+    start, end = recall.get(("frozen", row.output)), recall.get(("supervised", row.output))
     if start is None or end is None or end <= start:
         return None
     return (row.mean["R@1"] - start) / (end - start)
 
 
 def markdown(rows: Sequence[Row], heading: str) -> str:
-    """Return the rows as a Markdown table, shares in percent."""
-    titles = [heading, "scored", "seeds", *rows[0].mean, "closed"]
+    """Return the rows as a Markdown table, with scores in percent."""
+    titles = [heading, "output", "seeds", *rows[0].mean, "gap closed"]
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
-        scored = f"{row.scored}, untrained" if (row.name, row.scored) == ("frozen", "embeddings") else row.scored
+        output = f"{row.output}, untrained" if (row.name, row.output) == ("frozen", "embeddings") else row.output
         cells = [_cell(row, measure) for measure in row.mean]
-        lines.append(
-            [row.name, scored, str(len(row.seeds)), *cells, "-" if row.closed is None else f"{row.closed:.0%}"]
-        )
+        gap_closed = "-" if row.gap_closed is None else f"{row.gap_closed:.0%}"
+        lines.append([row.name, output, str(len(row.seeds)), *cells, gap_closed])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -91,18 +93,13 @@ def write(
     settings: Mapping[str, object],
     notes: Sequence[str] = (),
 ) -> list[Row]:
-    """Write table.md and table.json, with the settings and versions that made the runs; print and return the rows."""
-    rows = summarise(groups)
+    """Write table.md and table.json, with the settings and versions of the runs; print and return the rows."""
+    rows = summarize(groups)
     table = markdown(rows, heading)
     all_versions = [tuple(run["versions"].items()) for runs in groups.values() for run in runs]
     versions = [dict(pairs) for pairs in dict.fromkeys(all_versions)]
-    lines = [
-        "Shares in percent, mean ± standard deviation over seeds, on classes that training never saw; seconds of",
-        "training. closed: the share of the way in R@1 from `frozen` to `supervised`.",
-        *notes,
-    ]
-    text = [table, "\n".join(lines), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
-    text += [f"Made with {_listed(each)}." for each in versions]
+    text = [table, "\n".join([LEGEND, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
+    text += [f"Versions: {_listed(each)}." for each in versions]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     content = {"command": command, "notes": notes, "settings": settings, "versions": versions}
     content["rows"] = [asdict(row) for row in rows]

@@ -1,4 +1,4 @@
-"""CBSwR, without k-means: clusters are learnt inside the batch, and their centroids are the negatives.
+"""Train by CBSwR, which needs no k-means: a head clusters the images of each batch.
 
 python examples/cbswr.py
 """
@@ -15,8 +15,8 @@ from udmlss.data import glyphs
 from udmlss.losses import CBSwRLoss, ClusteringHead, Decoder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--rounds", type=int, default=2, help="how often neighbours are looked for")
-parser.add_argument("--steps", type=int, default=100, help="optimiser steps a round")
+parser.add_argument("--rounds", type=int, default=2, help="number of searches for nearest neighbors (default: 2)")
+parser.add_argument("--steps", type=int, default=100, help="optimizer steps per round (default: 100)")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
@@ -33,21 +33,21 @@ criterion = CBSwRLoss(ClusteringHead(128, 32), Decoder((64, 8, 8), (1, 32, 32)))
 optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=1e-3)
 
 
-def embed_maps(found: torch.Tensor) -> torch.Tensor:
-    return model.embed_features(pool(found))
+def embed_maps(feature_maps: torch.Tensor) -> torch.Tensor:
+    return model.embed_features(pool(feature_maps))
 
 
-def show(when: str) -> None:
-    images, labels = Subset(test, range(3000)), test.labels[:3000]
+def print_scores(when: str) -> None:
+    images, labels = Subset(test, range(len(test))[:3000]), test.labels[:3000]
     print(f"{when:6} features  ", evaluate(model, images, labels, output="features"))
     print(f"{when:6} embeddings", evaluate(model, images, labels))
 
 
-show("before")
+print_scores("before")
 for number in range(args.rounds):
     partners = pair_with_neighbors(embed(model, plain), seed=number)
-    batches = torch.randperm(len(train)).split(64)[:-1]  # the last may have fewer images than there are clusters
-    pairs = [torch.cat([rows, partners[rows]]).tolist() for rows in batches[: args.steps]]
+    batches = torch.randperm(len(train)).split(64)[:-1]  # the last batch may be smaller than the number of clusters
+    pairs = [torch.cat([indices, partners[indices]]).tolist() for indices in batches[: args.steps]]
     for images, _ in DataLoader(IndexedImages(train), batch_sampler=pairs):
         views, second_views = images.chunk(2)
         with torch.no_grad():
@@ -57,4 +57,4 @@ for number in range(args.rounds):
         terms.total.backward()
         optimizer.step()
     print(f"round {number}: " + "  ".join(f"{name} {value.item():.3f}" for name, value in vars(terms).items()))
-show("after")
+print_scores("after")

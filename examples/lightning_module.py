@@ -1,4 +1,4 @@
-"""The same training in Lightning: the loader is the round, and Lightning asks for a new one in every epoch.
+"""Train with Lightning: every epoch is a round, whose dataloader embeds and clusters the images.
 
 pip install lightning
 python examples/lightning_module.py --devices 2
@@ -24,7 +24,6 @@ from udmlss import (
     embed,
     evaluate,
     parameter_groups,
-    rotate_four_ways,
 )
 from udmlss.data import glyphs
 from udmlss.distributed import gather, gather_shards, is_rank_zero, rank, run_on_rank_zero, shard, world_size
@@ -32,7 +31,11 @@ from udmlss.types import Images
 
 
 class UDMLSS(lightning.LightningModule):
-    """Clusters in every epoch, trains on batches of clusters; several ranks share the work, and the loss sees all."""
+    """A module that clusters at the start of every epoch and trains on batches of clusters.
+
+    Each rank embeds its part of the images and trains on its own batches. The metric loss is computed from the
+    embeddings of all ranks.
+    """
 
     def __init__(
         self, model: EmbeddingModel, head: RotationPretextHead, images: Images, cluster_images: Images, steps: int
@@ -47,10 +50,10 @@ class UDMLSS(lightning.LightningModule):
         n_images = len(self.images)
         part = embed(self.model, Subset(self.cluster_images, shard(n_images)))
         embeddings = gather_shards(part, n_images, only_rank_zero=True)
-        self.pseudo = run_on_rank_zero(lambda: self.labeler.label(embeddings))
-        self.criterion.start_round(self.pseudo)
+        self.pseudo_labels = run_on_rank_zero(lambda: self.labeler.label(embeddings))
+        self.criterion.start_round(self.pseudo_labels)
         sampler = PseudoLabelSampler(
-            self.pseudo.labels,
+            self.pseudo_labels.labels,
             n_batches=self.steps,
             seed=self.current_epoch,
             rank=rank(),
@@ -59,11 +62,10 @@ class UDMLSS(lightning.LightningModule):
         return DataLoader(IndexedImages(self.images), batch_sampler=sampler)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _number: int) -> Tensor:
-        images, index = batch
-        turned, turns = rotate_four_ways(images[torch.randperm(len(images))[:16]])
-        labels = self.pseudo.labels.to(index.device)[index]  # Lightning has moved the index with the images
+        images, indices = batch
+        labels = self.pseudo_labels.labels.to(indices.device)[indices]  # Lightning moved the indices to the device
         embeddings = gather(self.model(images))
-        loss = self.criterion(embeddings, gather(labels), self.head(self.model.trunk(turned)), turns)
+        loss = self.criterion(embeddings, gather(labels), *self.head.predict_rotations(self.model, images))
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -73,9 +75,9 @@ class UDMLSS(lightning.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=75, help="optimiser steps a round, on each device")
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=4, help="number of rounds (default: 4)")
+    parser.add_argument("--steps", type=int, default=75, help="optimizer steps per round (default: 75)")
+    parser.add_argument("--devices", type=int, default=1, help="number of processes (default: 1)")
     args = parser.parse_args()
 
     lightning.seed_everything(0, verbose=False)
@@ -89,7 +91,7 @@ def main() -> None:
         max_epochs=args.rounds,
         devices=args.devices,
         reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,  # PseudoLabelSampler deals its batches out itself
+        use_distributed_sampler=False,  # PseudoLabelSampler distributes its batches itself
         sync_batchnorm=torch.cuda.is_available(),
         enable_checkpointing=False,
         logger=False,

@@ -1,4 +1,4 @@
-"""The pooling of the examples' backbones: another one in its place, and the feature maps that go into it."""
+"""Global pooling of the backbones of the examples: replace it, or read the feature maps that it pools."""
 
 import torch
 from torch import Tensor, nn
@@ -7,24 +7,25 @@ from torch.nn import functional
 LAYERS = {"small": "4", "efficientnet_lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}
 
 
-class Maximum(nn.Module):
-    """Pools feature maps (b c h w) to their maximum."""
+class MaxPooling(nn.Module):
+    """Global max pooling of feature maps (b, c, h, w)."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return functional.adaptive_max_pool2d(maps, 1)
 
 
-class AverageAndMaximum(nn.Module):
-    """Pools feature maps (b c h w) to the sum of their mean and their maximum."""
+class AverageMaxPooling(nn.Module):
+    """Sum of global average and max pooling of feature maps (b, c, h, w)."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(maps, 1) + functional.adaptive_max_pool2d(maps, 1)
 
 
-POOLINGS = {"maximum": Maximum, "average+maximum": AverageAndMaximum}  # what they do by themselves is "average"
+POOLINGS = {"maximum": MaxPooling, "average+maximum": AverageMaxPooling}  # the backbones themselves have "average"
 
 
 def set_pooling(trunk: nn.Module, backbone: str, pooling: str) -> None:
+    """Replace the pooling layer of a trunk, unless the pooling is "average"."""
     if pooling != "average":
         setattr(trunk, LAYERS[backbone], POOLINGS[pooling]())
 
@@ -33,12 +34,12 @@ def pooling_layer(trunk: nn.Module, backbone: str) -> nn.Module:
     return trunk.get_submodule(LAYERS[backbone])
 
 
-def maps_before(pool: nn.Module, trunk: nn.Module, images: Tensor) -> Tensor:
-    """Return the feature maps (b f y x) that the trunk's pooling layer takes in."""
-    seen: list[Tensor] = []
-    hook = pool.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def compute_maps(pool: nn.Module, trunk: nn.Module, images: Tensor) -> Tensor:
+    """Return the feature maps (b, f, y, x) that the pooling layer of a trunk receives."""
+    inputs: list[Tensor] = []
+    hook = pool.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
         trunk(images)
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return torch.cat(inputs)

@@ -1,4 +1,4 @@
-"""The settings of reproduce.py: as their authors published them, or else as the notes say."""
+"""Published settings of the methods that reproduce.py trains; notes name what was not published or differs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,15 +9,15 @@ from pytorch_metric_learning import losses
 from torch import nn
 
 from udmlss import Epochs
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss
+from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
 
-Kind = Literal["nothing", "clusters", "labels", "instances", "cbswr", "stml"]
-LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # built for n clusters and d dimensions
+Kind = Literal["frozen", "clusters", "labels", "instances", "cbswr", "stml"]
+LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # for n clusters and embeddings of dimension d
     "multi-similarity": lambda _n, _d: deep_metric.multi_similarity(positive_scale=2, negative_scale=40, base=0.5),
     "batch-all": lambda _n, _d: deep_metric.batch_all(margin=0.2),
     "binomial-deviance": lambda _n, _d: deep_metric.binomial_deviance(positive_scale=2, negative_scale=40, base=0.5),
     "nca": lambda _n, _d: deep_metric.nca(scale=16, n_nearest=32),
-    "neighbour": lambda _n, _d: NearestPositiveLoss(margin=0.1),
+    "nearest-positive": lambda _n, _d: NearestPositiveLoss(margin=0.1),
     "cluster-nca": lambda _n, _d: ClusterNCALoss(32, scale=16, label_weight=0.1),
     "hard-mining": lambda _n, _d: deep_metric.hard_mining(epsilon=0.1),
     "distance-weighted": lambda _n, _d: deep_metric.distance_weighted_margin(margin=0.2, beta=1.2, cutoff=0.5),
@@ -25,20 +25,20 @@ LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # built for n cluster
     "proxy-anchor": lambda n, d: losses.ProxyAnchorLoss(n, d, margin=0.1, alpha=32),
     "nt-xent": lambda _n, _d: losses.NTXentLoss(temperature=0.1),
 }
-SCHEDULES: Mapping[str, Callable[[float], float]] = {  # share of the training that is done to the factor of the rates
+SCHEDULES: Mapping[str, Callable[[float], float]] = {  # factor of the learning rates at a fraction of the training
     "constant": lambda _: 1,
-    "cosine": lambda share: (1 + cos(pi * share)) / 2,
-    "a tenth after each third": lambda share: 0.1 ** int(3 * share),
-    "half after each sixth": lambda share: 0.5 ** int(6 * share),
+    "cosine": lambda fraction: (1 + cos(pi * fraction)) / 2,
+    "x 0.1 every third": lambda fraction: 0.1 ** int(3 * fraction),
+    "x 0.5 every sixth": lambda fraction: 0.5 ** int(6 * fraction),
 }
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a method trains with; the defaults are those of UDML-SS on CUB without its rotation loss.
+    """The settings of a method; the defaults are those of UDML-SS on CUB without its rotation loss.
 
-    Lengths are in optimiser steps, or in `Passes` over the images. Methods of two views take `batch` images a step,
-    each twice, the others `clusters_per_batch` x `samples_per_cluster`.
+    Lengths are numbers of optimizer steps, or `Epochs`. A batch has `batch` images in two views for methods that
+    compare two views of each image, and `clusters_per_batch` x `samples_per_cluster` images for the others.
     """
 
     kind: Kind = "clusters"
@@ -60,7 +60,7 @@ class Published:
     synthesis_weight: float = 0
     views: int = 1
     ema_decay: float | None = None
-    neighbor_share: float = 0
+    neighbor_fraction: float = 0
     neighbors: int = 5
     delta: float = 1
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -78,12 +78,12 @@ class Published:
 UDML_SS = Published(rotation_weight=0.1)
 DEEP_METRIC = Published(
     pooling="maximum",
-    note="Published with true labels and BN-Inception, which torchvision does not have; clusters are UDML-SS's.",
+    note="Published with true labels and BN-Inception, which torchvision lacks. The clusters are those of UDML-SS.",
 )
 RANKING = Published(
     backbone="resnet50",
     ranking=True,
-    note="Published with true labels; the ranking's values were not found, the rest is UDML-SS's.",
+    note="Published with true labels. Settings of the ranking loss were not found; the others are those of UDML-SS.",
 )
 SYNTHESIS = Published(
     pooling="average+maximum",
@@ -96,25 +96,25 @@ SYNTHESIS = Published(
     new_lr=1e-4,
     proxy_lr=1e-2,
     weight_decay=1e-4,
-    schedule="half after each sixth",
+    schedule="x 0.5 every sixth",
     clip_norm=10,
-    note="Published with true labels, BN-Inception, the anchor term and a pass of warm-up; clusters are UDML-SS's.",
+    note="Published with true labels, BN-Inception, an anchor term and a warm-up epoch. Clusters as in UDML-SS.",
 )
 METHODS: Mapping[str, Published] = {
-    "frozen": Published("nothing"),
+    "frozen": Published("frozen"),
     "instance": Published(
         "instances",
         crop_scale=(0.79, 0.79),
         embedding_size=128,
         loss="nt-xent",
         steps=Epochs(60),
-        neighbor_share=0.5,
+        neighbor_fraction=0.5,
         optimizer="sgd",
         momentum=0.9,
         lr=1e-3,
         new_lr=1e-3,
-        schedule="a tenth after each third",
-        note="As the released code has it; neighbours are for CUB alone.",
+        schedule="x 0.1 every third",
+        note="The settings of the released code. Second views of neighbors are used on CUB only.",
     ),
     "cbswr": Published(
         "cbswr",
@@ -123,12 +123,12 @@ METHODS: Mapping[str, Published] = {
         embedding_size=128,
         n_clusters=32,
         steps=Epochs(30),
-        neighbor_share=0.5,
+        neighbor_fraction=0.5,
         optimizer="sgd",
         lr=1e-3,
         new_lr=1e-3,
         weight_decay=0,
-        note="Clusters are those of a batch; neighbours are for CUB alone.",
+        note="The clusters are those of a batch. Second views of neighbors are used on CUB only.",
     ),
     "stml": Published(
         "stml",
@@ -147,7 +147,7 @@ METHODS: Mapping[str, Published] = {
         embedding_size=128,
         loss="normalized-softmax",
         proxy_lr=1e-3,
-        note="Its settings on these data sets were not found; these are UDML-SS's, the classifier's rate ours.",
+        note="Settings for these datasets were not found; they are those of UDML-SS, except `proxy_lr`.",
     ),
     "udml": Published(),
     "udml-ss": UDML_SS,
@@ -158,11 +158,11 @@ METHODS: Mapping[str, Published] = {
         UDML_SS,
         synthesis_weight=0.23,
         proxy_lr=1e-3,
-        note="UDML-SS's settings, with the released weight of the ranking.",
+        note="The settings of UDML-SS, with the released weight of the ranking loss.",
     ),
     **{
         name: replace(DEEP_METRIC, loss=name)
-        for name in ("batch-all", "binomial-deviance", "nca", "neighbour", "cluster-nca", "hard-mining")
+        for name in ("batch-all", "binomial-deviance", "nca", "nearest-positive", "cluster-nca", "hard-mining")
     },
     "distance-weighted": Published(
         backbone="resnet50",
@@ -173,24 +173,25 @@ METHODS: Mapping[str, Published] = {
         steps=Epochs(100),
         new_lr=1e-3,
         weight_decay=1e-4,
-        note="Published with true labels, by metriclearningbench; clusters are UDML-SS's.",
+        note="Published with true labels, by metriclearningbench. The clusters are those of UDML-SS.",
     ),
     "recipe": Published(
-        views=2, clusters_per_batch=8, ema_decay=0.95, lr=3e-5, new_lr=3e-4, note="Ours, at the length of UDML-SS."
+        views=2,
+        clusters_per_batch=8,
+        ema_decay=0.95,
+        lr=3e-5,
+        new_lr=3e-4,
+        note="Not published: the recipe of this library, with as many steps as UDML-SS.",
     ),
-    "supervised": Published("labels", note="UDML-SS's settings with true labels: an upper bound."),
+    "supervised": Published("labels", note="The settings of UDML-SS with true labels: an upper bound."),
 }
-_OF_CLUSTERS: Mapping[str, dict[str, Any]] = {
+_CLUSTER_SETTINGS: Mapping[str, dict[str, Any]] = {
     "cars196": {"steps": 12_000},
     "sop": {"n_clusters": 10_000, "clusters_per_batch": 48, "steps": 62_400, "relabel_every": 1040},
-    "inshop": {
-        "n_clusters": 4300,
-        "clusters_per_batch": 48,
-        "steps": 26_700,
-        "relabel_every": 445,
-    },  # ours, after SOP's
+    # Not published: the settings of SOP, scaled by the number of images
+    "inshop": {"n_clusters": 4300, "clusters_per_batch": 48, "steps": 26_700, "relabel_every": 445},
 }
-_GLYPHS: dict[str, Any] = {  # ours: the quickstart's network, from scratch
+_GLYPHS: dict[str, Any] = {  # not published: the network of the quickstart, trained from scratch
     "backbone": "small",
     "pooling": "average",
     "image_size": 32,
@@ -208,14 +209,14 @@ _GLYPHS: dict[str, Any] = {  # ours: the quickstart's network, from scratch
 
 
 def settings_for(method: str, data: str) -> Published:
-    """Return what the method trains with on a data set; a folder of one's own is taken for CUB."""
+    """Return the settings of a method on a dataset; other folders have the settings of CUB."""
     published = METHODS[method]
     if data == "glyphs":
         return replace(published, **_GLYPHS | ({"n_clusters": 32} if published.kind == "cbswr" else {}))
-    changes: dict[str, Any] = {} if data in {"cub200", "folder"} else {"neighbor_share": 0}
-    if published.kind in {"clusters", "labels"} and data in _OF_CLUSTERS:
-        changes |= _OF_CLUSTERS[data]
-        if isinstance(published.steps, Epochs):  # these have batches and a length of their own
+    changes: dict[str, Any] = {} if data in {"cub200", "folder"} else {"neighbor_fraction": 0}
+    if published.kind in {"clusters", "labels"} and data in _CLUSTER_SETTINGS:
+        changes |= _CLUSTER_SETTINGS[data]
+        if isinstance(published.steps, Epochs):  # the method was published with its own batches and length
             changes |= {"steps": published.steps, "clusters_per_batch": published.clusters_per_batch}
         elif "clusters_per_batch" in changes:
             changes["clusters_per_batch"] //= published.views

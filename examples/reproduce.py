@@ -1,12 +1,13 @@
-"""Train by a published method with its published settings, and score on classes that training never saw.
+"""Train by a published method with its published settings, and score on classes that training did not see.
 
     python examples/reproduce.py --method udml-ss --data cub200 --root CUB_200_2011
     python examples/reproduce.py --method stml --data pictures --backbone efficientnet_lite0
     python examples/reproduce.py --method udml --data sop --root Stanford_Online_Products --max-steps 1000
     python examples/reproduce.py --method cbswr --data glyphs
 
-What it trains with is printed first. The published networks are not all in torchvision, so figures will not be those
-published: docs/guides/methods-side-by-side.md has both. Labels are used for scoring, and by `supervised` for training.
+The settings are printed first. Torchvision does not have all published networks, so the scores differ from the
+published ones; docs/guides/methods-side-by-side.md lists both. Labels are used for scoring, and for training by the
+method `supervised` only.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from udmlss import (
     Epochs,
     RotationPretextHead,
     UDMLSSLoss,
+    WeightAverage,
     evaluate,
     fit,
     parameter_groups,
@@ -42,18 +44,25 @@ from udmlss.data import Glyphs, ImageFiles, cars196, cub200, glyphs, inshop, sop
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 
 OPENERS = {"cub200": cub200, "cars196": cars196, "sop": sop, "inshop": inshop, "folder": open_folder}
-OF_CLUSTERS = {
+CLUSTER_SETTINGS = {  # settings of methods that learn from clusters
     *("clusters_per_batch", "samples_per_cluster", "relabel_every", "rotation_weight", "rotation_images", "ranking"),
     *("synthesis_weight", "views", "proxy_lr", "clip_norm"),
 }
-OF_VIEWS = {"batch", "neighbor_share", "neighbors", "delta"}
-OF_THE_MODEL = {"backbone", "pooling", "image_size", "embedding_size", "note"}
+TWO_VIEW_SETTINGS = {"batch", "neighbor_fraction", "neighbors", "delta"}
+MODEL_SETTINGS = {"backbone", "pooling", "image_size", "embedding_size", "note"}
 KS = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 40)}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Training images, augmented and plain, and the images that are scored; `queries` where they are apart."""
+    """The images of a dataset.
+
+    Args:
+        train: Training images with their augmentations.
+        plain: The same images with test-time transforms.
+        test: Images that are searched for scoring.
+        queries: Images of the queries. None uses each test image as a query.
+    """
 
     train: Glyphs | ImageFiles
     plain: Glyphs | ImageFiles
@@ -64,31 +73,31 @@ class Data:
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Published]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--data", required=True, help=f"{', '.join(OPENERS)}, glyphs, or a folder of pictures")
-    parser.add_argument("--root", type=Path, help="where the data set lies; glyphs needs none")
-    parser.add_argument("--max-steps", type=int, help="at most so many optimiser steps")
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--data", required=True, help=f"{', '.join(OPENERS)}, glyphs, or a folder of images")
+    parser.add_argument("--root", type=Path, help="folder of the dataset; glyphs needs none")
+    parser.add_argument("--max-steps", type=int, help="largest number of optimizer steps")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--seed", type=int, default=0)
-    changes = parser.add_argument_group("settings", "Changes to what was published.")
+    changes = parser.add_argument_group("settings", "Changes to the published settings.")
     changes.add_argument("--backbone", choices=LAYERS)
     changes.add_argument("--pooling", choices=["average", *POOLINGS])
     changes.add_argument("--image-size", type=int)
-    changes.add_argument("--crop-scale", type=float, nargs=2, metavar=("LEAST", "MOST"), help="share of the area")
+    changes.add_argument("--crop-scale", type=float, nargs=2, metavar=("MIN", "MAX"), help="area of random crops")
     changes.add_argument("--embedding-size", type=int)
     changes.add_argument("--n-clusters", type=int)
     changes.add_argument("--clusters-per-batch", type=int)
     changes.add_argument("--rotation-images", type=int)
-    changes.add_argument("--batch", type=int, help="images a step of the methods of two views, each twice")
-    changes.add_argument("--lr", type=float, help="of the trunk")
-    changes.add_argument("--new-lr", type=float, help="of all that is new but a loss's proxies")
+    changes.add_argument("--batch", type=int, help="images per batch, for methods that compare two views of each")
+    changes.add_argument("--lr", type=float, help="learning rate of the trunk")
+    changes.add_argument("--new-lr", type=float, help="learning rate of the other parts, without proxies")
     changes.add_argument("--freeze-batch-norm", action=argparse.BooleanOptionalAction)
     args = parser.parse_args(arguments)
     if args.data not in {*OPENERS, "glyphs"}:
         if not Path(args.data).is_dir():
-            parser.error(f"--data must be among {', '.join(OPENERS)}, glyphs, or a folder, got {args.data}")
+            parser.error(f"--data must be one of {', '.join(OPENERS)}, glyphs, or an existing folder, got {args.data}")
         args.data, args.root = "folder", Path(args.data)
     if args.root is None and args.data != "glyphs":
-        parser.error(f"--data {args.data} needs --root, the folder where it lies")
+        parser.error(f"--data {args.data} needs --root, the folder of the dataset")
     if args.max_steps is not None and args.max_steps < 1:
         parser.error(f"--max-steps must be at least 1, got {args.max_steps}")
     standard = settings_for(args.method, args.data)
@@ -96,11 +105,11 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, P
     settings = replace(standard, **given)
     if args.data == "glyphs" and (settings.backbone, settings.image_size) != ("small", 32):
         parser.error(
-            "--data glyphs has images of 32 pixels for the small backbone; leave --backbone and --image-size out"
+            "--data glyphs needs the small backbone and images of 32 pixels; remove --backbone and --image-size"
         )
     if settings.backbone == "small" and settings.pooling != "average":
         if args.pooling:
-            parser.error("--backbone small has no pooling to choose; leave --pooling out")
+            parser.error("--backbone small has no pooling layer; remove --pooling")
         settings = replace(settings, pooling="average")
     return args, settings
 
@@ -127,25 +136,28 @@ def build_model(args: argparse.Namespace, settings: Published) -> tuple[Embeddin
         n_features = cub_resnet50.FEATURES[settings.backbone]
     set_pooling(trunk, settings.backbone, settings.pooling)
     model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), pretrained
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device, memory_format=torch.channels_last), pretrained
 
 
 def shorten(settings: Published, n_images: int, max_steps: int | None) -> Published:
-    """Return the settings with the length in steps, and no longer than asked."""
+    """Return the settings with the number of steps, at most `max_steps`, in place of epochs."""
     steps = settings.steps
     if isinstance(steps, Epochs):
-        of_clusters = settings.clusters_per_batch * settings.samples_per_cluster * settings.views
-        steps = steps.in_steps(n_images, of_clusters if settings.kind in {"clusters", "labels"} else settings.batch)
+        batch_size = settings.batch
+        if settings.kind in {"clusters", "labels"}:
+            batch_size = settings.clusters_per_batch * settings.samples_per_cluster * settings.views
+        steps = steps.in_steps(n_images, batch_size)
     return replace(settings, steps=min(steps, max_steps or steps))
 
 
 def describe(settings: Published) -> dict[str, object]:
-    """Return the settings that its kind of training looks at."""
+    """Return the settings that the kind of training uses."""
     every = asdict(settings)
-    if settings.kind == "nothing":
-        return {name: value for name, value in every.items() if name in OF_THE_MODEL}
-    others = OF_VIEWS if settings.kind in {"clusters", "labels"} else OF_CLUSTERS
-    return {name: value for name, value in every.items() if name not in others}
+    if settings.kind == "frozen":
+        return {name: value for name, value in every.items() if name in MODEL_SETTINGS}
+    unused = TWO_VIEW_SETTINGS if settings.kind in {"clusters", "labels"} else CLUSTER_SETTINGS
+    return {name: value for name, value in every.items() if name not in unused}
 
 
 def build_optimizer(
@@ -172,15 +184,15 @@ def build_optimizer(
 def train_on_clusters(model: EmbeddingModel, data: Data, settings: Published, args: argparse.Namespace) -> None:
     labeler = TrueLabels(data.train.labels)
     if settings.kind == "clusters":
-        labeler = ClusterPseudoLabeler(settings.n_clusters, seed=args.seed)
+        labeler = ClusterPseudoLabeler(settings.n_clusters)
     loss = LOSSES[settings.loss](settings.n_clusters, settings.embedding_size)
-    if settings.synthesis_weight:  # its anchor term would confirm what clusters have wrong
-        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0, seed=args.seed)
+    if settings.synthesis_weight:  # without its anchor term, which would reinforce errors of the clusters
+        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0)
         loss = MultipleLosses([loss, ranking], weights=[1, settings.synthesis_weight])
     criterion = UDMLSSLoss(loss, rotation_weight=settings.rotation_weight)
     n_features = model.embedder.in_features
-    head = RotationPretextHead(n_features) if settings.rotation_weight else None
-    auxiliary = SelfSupervisedRanking(n_features, seed=args.seed) if settings.ranking else None
+    head = RotationPretextHead(n_features, max_images=settings.rotation_images) if settings.rotation_weight else None
+    auxiliary = SelfSupervisedRanking(n_features) if settings.ranking else None
     optimizer = build_optimizer(settings, model, criterion, auxiliary, head)
     fit(
         model,
@@ -195,14 +207,12 @@ def train_on_clusters(model: EmbeddingModel, data: Data, settings: Published, ar
         clusters_per_batch=settings.clusters_per_batch,
         samples_per_cluster=settings.samples_per_cluster,
         views=settings.views,
-        rotation_images=settings.rotation_images,
         max_steps=settings.steps,
         relabel_every=settings.relabel_every,
         freeze_batch_norm=settings.freeze_batch_norm,
-        channels_last=True,
         clip_norm=settings.clip_norm,
-        ema_decay=settings.ema_decay,
         num_workers=args.workers,
+        callbacks=[] if settings.ema_decay is None else [WeightAverage(settings.ema_decay)],
         seed=args.seed,
     )
 
@@ -214,16 +224,16 @@ def train_on_views(model: EmbeddingModel, data: Data, settings: Published, args:
         batch=settings.batch,
         steps=settings.steps,
         freeze_batch_norm=settings.freeze_batch_norm,
-        build_optimizer=lambda model, parts: build_optimizer(settings, model, nn.Identity(), parts),
+        build_optimizer=lambda model, others: build_optimizer(settings, model, nn.Identity(), others),
         schedule=SCHEDULES[settings.schedule],
         workers=args.workers,
         seed=args.seed,
     )
-    share = settings.neighbor_share
+    fraction = settings.neighbor_fraction
     if settings.kind == "instances":
-        train_instances(model, views, LOSSES[settings.loss](1, settings.embedding_size), neighbor_share=share)
+        train_instances(model, views, LOSSES[settings.loss](1, settings.embedding_size), neighbor_fraction=fraction)
     elif settings.kind == "cbswr":
-        train_cbswr(model, views, settings.backbone, n_clusters=settings.n_clusters, neighbor_share=share)
+        train_cbswr(model, views, settings.backbone, n_clusters=settings.n_clusters, neighbor_fraction=fraction)
     else:
         train_stml(model, views, decay=settings.ema_decay, neighbors=settings.neighbors, delta=settings.delta)
 
@@ -238,9 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(f"  {name:20}{value}" for name, value in describe(settings).items()))
     if settings.kind in {"clusters", "labels"}:
         train_on_clusters(model, data, settings, args)
-    elif settings.kind != "nothing":
+    elif settings.kind != "frozen":
         train_on_views(model, data, settings, args)
-    for what in ("features", "embeddings"):
+    for output in ("features", "embeddings"):
         scores = evaluate(
             model,
             data.test,
@@ -248,11 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             queries=data.queries,
             query_labels=None if data.queries is None else data.queries.labels,
             ks=KS.get(args.data, (1, 2, 4, 8)),
-            output=what,
+            output=output,
             num_workers=args.workers,
-            channels_last=True,
         )
-        print(f"{what:10}", scores)
+        print(f"{output:10}", scores)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The labeler that knows the answer, for the upper bound: what perfect clusters would give."""
+"""A labeler that returns the true labels, for the upper bound of a comparison."""
 
 from torch import Tensor
 
@@ -6,15 +6,15 @@ from udmlss import PseudoLabels
 
 
 class TrueLabels:
-    """Gives the true labels in every round, whatever the embeddings.
+    """A labeler that returns the same labels in every round.
 
     Args:
-        labels: Class of each training image, from 0.
+        labels: Class of each training image, from 0 and without gaps.
     """
 
     def __init__(self, labels: Tensor) -> None:
-        self.pseudo = PseudoLabels(labels, None, labels.bincount())
-        self.n_clusters = self.pseudo.n_clusters
+        self.pseudo_labels = PseudoLabels.from_labels(labels)
+        self.n_clusters = self.pseudo_labels.n_clusters
 
     def label(self, _embeddings: Tensor) -> PseudoLabels:
-        return self.pseudo
+        return self.pseudo_labels

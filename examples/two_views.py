@@ -1,4 +1,4 @@
-"""Loops without k-means, for methods that learn from two views of each image: reproduce.py and benchmarks/ run them."""
+"""Training loops of methods that need no k-means, because they compare two views of each image."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ from itertools import count, islice
 from math import ceil, log2
 
 import torch
-from pooling import maps_before, pooling_layer
+from pooling import compute_maps, pooling_layer
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,24 +21,27 @@ from udmlss.losses import CBSwRLoss, ClusteringHead, Decoder, STMLLoss
 from udmlss.types import Images
 
 Batches = list[list[int]]
-Measure = Callable[[Tensor, Tensor], Tensor]  # a batch and its indices, first all first views, to its loss
-BuildOptimizer = Callable[[EmbeddingModel, nn.Module], Optimizer]  # on a model and the new parts of its method
+ComputeLoss = Callable[[Tensor, Tensor], Tensor]  # from the images of a batch, first views first, and their indices
+BuildOptimizer = Callable[[EmbeddingModel, nn.Module], Optimizer]  # for a model and the other modules of a method
 
 
 @dataclass(frozen=True)
 class TwoViews:
-    """What the loops share.
+    """The training loop that the methods have in common.
 
     Args:
         images: Training images with their augmentations.
-        plain: The same images with test-time transforms, in which neighbours are looked for.
-        batch: Images a step, at least 2; each goes through the model twice.
-        steps: Length of the training.
-        freeze_batch_norm: Whether to keep the statistics of batch norm.
-        build_optimizer: Builds the optimiser.
-        schedule: Share of the training that is done to the factor of the learning rates.
-        workers: Processes that load images.
+        plain: The same images with test-time transforms, for the search of neighbors.
+        batch: Number of images in a batch, at least 2, each in two views.
+        steps: Number of optimizer steps.
+        freeze_batch_norm: Whether the statistics of batch normalization are fixed.
+        build_optimizer: Function that builds the optimizer.
+        schedule: Factor of the learning rates as a function of the fraction of the training that is done.
+        workers: Number of processes that load images.
         seed: Seed of the batches.
+
+    Raises:
+        ValueError: `batch` is not in 2..n for n images.
     """
 
     images: Images
@@ -52,40 +55,43 @@ class TwoViews:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.batch <= len(self.images):  # noqa: PLR2004 (a single image has no other)
+        if not 2 <= self.batch <= len(self.images):  # noqa: PLR2004 (one image has no negatives)
             message = f"`batch` must lie in 2..{len(self.images)}, the number of images, got {self.batch}. Change it."
             raise ValueError(message)
 
     def run(
         self,
         model: EmbeddingModel,
-        parts: nn.Module,
-        draw: Callable[[int], Batches],
-        measure: Measure,
-        after: Callable[[], None] = lambda: None,
+        others: nn.Module,
+        sample_epoch: Callable[[int], Batches],
+        compute_loss: ComputeLoss,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train in place; `draw` gives the batches of each pass over the images, a list of indices each."""
+        """Train a model and the other modules of a method in place.
+
+        `sample_epoch` returns the batches of an epoch, each a list of indices.
+        """
         device = next(model.parameters()).device
         model.to(memory_format=torch.channels_last).train()
-        parts.to(device).train()
-        optimizer = self.build_optimizer(model, parts)
+        others.to(device).train()
+        optimizer = self.build_optimizer(model, others)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / self.steps))
-        batches = islice((batch for number in count() for batch in draw(number)), self.steps)
+        batches = islice((batch for epoch in count() for batch in sample_epoch(epoch)), self.steps)
         loader = DataLoader(IndexedImages(self.images), batch_sampler=batches, num_workers=self.workers)
         with frozen_batch_norm(model) if self.freeze_batch_norm else nullcontext():
-            for images, index in tqdm(loader, total=self.steps, unit="step"):
-                loss = measure(images.to(device, memory_format=torch.channels_last), index)
+            for images, indices in tqdm(loader, total=self.steps, unit="step"):
+                loss = compute_loss(images.to(device, memory_format=torch.channels_last), indices)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-                after()
+                after_step()
 
 
-def train_instances(model: EmbeddingModel, views: TwoViews, loss: nn.Module, *, neighbor_share: float = 0) -> None:
-    """Each image is a class of its own (Ye et al. 2019, with NT-Xent): two views draw together, others apart."""
+def train_instances(model: EmbeddingModel, views: TwoViews, loss: nn.Module, *, neighbor_fraction: float = 0) -> None:
+    """Train with each image as a class of its own, whose members are its two views (Ye et al. 2019)."""
     criterion = SelfSupervisedLoss(loss)
-    pairs = _Pairs(model, views, neighbor_share)
+    pairs = _PairBatches(model, views, neighbor_fraction)
     views.run(model, criterion, pairs, lambda images, _: criterion(*model(images).chunk(2)))
 
 
@@ -95,25 +101,25 @@ def train_cbswr(
     backbone: str,
     *,
     n_clusters: int = 32,
-    neighbor_share: float = 0.5,
+    neighbor_fraction: float = 0.5,
 ) -> None:
-    """CBSwR (Nguyen et al. 2020); the backbone's name tells where its feature maps are."""
+    """Train by CBSwR (Nguyen et al. 2020); `backbone` names the trunk, whose feature maps the method needs."""
     pool = pooling_layer(model.trunk, backbone)
     device = next(model.parameters()).device
     example = IndexedImages(views.plain)[0][0].unsqueeze(0).to(device)
     with torch.no_grad():
-        shape = maps_before(pool, model.eval().trunk, example).shape[1:]
+        shape = compute_maps(pool, model.eval().trunk, example).shape[1:]
     head = ClusteringHead(model.embedder.out_features, min(n_clusters, views.batch))
     criterion = CBSwRLoss(head, _decoder(shape, example.shape[1:]))
 
-    def measure(images: Tensor, _index: Tensor) -> Tensor:
+    def compute_loss(images: Tensor, _indices: Tensor) -> Tensor:
         first, second = images.chunk(2)
         with torch.no_grad():
             second_embeddings = model(second)
-        maps = maps_before(pool, model.trunk, first)
-        return criterion(maps, second_embeddings, first, lambda found: model.embed_features(pool(found).flatten(1)))
+        maps = compute_maps(pool, model.trunk, first)
+        return criterion(maps, second_embeddings, first, lambda maps: model.embed_features(pool(maps).flatten(1)))
 
-    views.run(model, criterion, _Pairs(model, views, neighbor_share), measure)
+    views.run(model, criterion, _PairBatches(model, views, neighbor_fraction), compute_loss)
 
 
 def train_stml(
@@ -125,57 +131,57 @@ def train_stml(
     neighbors: int = 5,
     delta: float = 1,
 ) -> None:
-    """STML (Kim et al. 2022): the teacher is the moving average of trunk and wide head."""
+    """Train by STML (Kim et al. 2022), whose teacher is a moving average of the trunk and a wide embedder."""
     wide = EmbeddingModel(model.trunk, nn.Linear(model.embedder.in_features, wide_size))
     wide.to(next(model.parameters()).device)
     teacher = AveragedModel(wide, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
     neighbors = min(neighbors, views.batch)
     criterion = STMLLoss(delta=delta, neighbors=2 * neighbors)
 
-    def draw(number: int) -> Batches:
-        near = metrics.nearest(embed(wide, views.plain, channels_last=True, num_workers=views.workers), neighbors - 1)[
-            1
-        ]
-        order = _order(len(near), views.seed, number)
+    def sample_epoch(epoch: int) -> Batches:
+        embeddings = embed(wide, views.plain, num_workers=views.workers)
+        _, nearest = metrics.nearest(embeddings, neighbors - 1)
+        order = _order(len(nearest), views.seed, epoch)
         queries = order.split(ceil(views.batch / neighbors))[: len(order) // views.batch]
-        groups = [torch.cat([rows[:, None], near[rows]], dim=1).flatten() for rows in queries]
-        return [rows[: views.batch].repeat(2).tolist() for rows in groups]
+        groups = [torch.cat([indices[:, None], nearest[indices]], dim=1).flatten() for indices in queries]
+        return [indices[: views.batch].repeat(2).tolist() for indices in groups]
 
-    def measure(images: Tensor, index: Tensor) -> Tensor:
+    def compute_loss(images: Tensor, indices: Tensor) -> Tensor:
         features = model.trunk(images)
         with torch.no_grad():
-            taught = teacher(images)
-        return criterion(model.embedder(features), wide.embedder(features), taught, index)
+            targets = teacher(images)
+        return criterion(model.embedder(features), wide.embedder(features), targets, indices)
 
-    views.run(model, wide.embedder, draw, measure, after=lambda: teacher.update_parameters(wide))
+    views.run(model, wide.embedder, sample_epoch, compute_loss, after_step=lambda: teacher.update_parameters(wide))
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Draws the batches of a pass: images, and which images the second views are of."""
+class _PairBatches:
+    """A sampler of the batches of an epoch: images, and for each the image of its second view."""
 
     model: EmbeddingModel
     views: TwoViews
-    neighbor_share: float
+    neighbor_fraction: float
 
-    def __call__(self, number: int) -> Batches:
+    def __call__(self, epoch: int) -> Batches:
         n_images, batch = len(self.views.images), self.views.batch
         partners = torch.arange(n_images)
-        if self.neighbor_share:
-            workers = self.views.workers
-            features = embed(self.model, self.views.plain, output="features", channels_last=True, num_workers=workers)
-            partners = pair_with_neighbors(features, share=self.neighbor_share, seed=self.views.seed + number)
-        order = _order(n_images, self.views.seed, number)[: n_images - n_images % batch]
-        return [torch.cat([rows, partners[rows]]).tolist() for rows in order.split(batch)]
+        if self.neighbor_fraction:
+            features = embed(self.model, self.views.plain, output="features", num_workers=self.views.workers)
+            seed = self.views.seed + epoch
+            partners = pair_with_neighbors(features, fraction=self.neighbor_fraction, seed=seed)
+        order = _order(n_images, self.views.seed, epoch)[: n_images - n_images % batch]
+        return [torch.cat([indices, partners[indices]]).tolist() for indices in order.split(batch)]
 
 
-def _order(n_images: int, seed: int, number: int) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return [torch.randperm(n_images, generator=draws) for _ in range(number + 1)][-1]
+def _order(n_images: int, seed: int, epoch: int) -> Tensor:
+    """Return the random order of the images in an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(n_images, generator=generator) for _ in range(epoch + 1)][-1]
 
 
 def _decoder(map_shape: torch.Size, image_shape: torch.Size) -> nn.Module:
-    """Return a decoder that ends in a resizing where doubling alone leads past the image's sides."""
+    """Return a decoder to images of any size: it doubles the side length until it is reached, and then resizes."""
     (_, y, x), (channels, height, width) = map_shape, image_shape
     stages = max(ceil(log2(height / y)), ceil(log2(width / x)))
     decoder = Decoder(map_shape, (channels, y << stages, x << stages))

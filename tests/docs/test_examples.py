@@ -1,5 +1,7 @@
-import os
-import subprocess
+"""The examples run, on few images and for few steps."""
+
+import re
+import runpy
 import sys
 from pathlib import Path
 from urllib.error import URLError
@@ -8,118 +10,129 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+import udmlss
+import udmlss.data
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # the examples import each other
+sys.path.insert(0, str(Path(__file__).parent))
+import cub_resnet50
+import examples_program
+import processes
+
+EXAMPLES = Path(cub_resnet50.__file__).parent
 
 
-def run(program, *arguments, cwd, launcher=()):
-    environment = {**os.environ, "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(ROOT / program), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)  # noqa: S603
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def whole_glyphs():
+    return {split: udmlss.data.glyphs(split) for split in ("train", "test")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys, whole_glyphs):
+    """A function that runs an example with few glyphs, in an empty folder, and returns the lines that it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(udmlss.data, "glyphs", examples_program.few_glyphs(whole_glyphs))
+
+    def run_example(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run_example
+
+
+@pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """A made folder in CUB's layout: 8 classes, told apart by colour, of 8 pictures."""
+    """A folder in the layout of CUB_200_2011: 8 classes of 8 images, each class with a color."""
     root = tmp_path_factory.mktemp("birds") / "CUB_200_2011"
     lists = {"classes.txt": [], "images.txt": [], "image_class_labels.txt": []}
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for number in range(1, 9):
         name = f"{number:03}.Bird"
         (root / "images" / name).mkdir(parents=True)
         lists["classes.txt"].append(f"{number} {name}")
-        colour = torch.rand(3, 1, 1, generator=draws)
+        color = torch.rand(3, 1, 1, generator=generator)
         for image in range(8):
-            identifier = len(lists["images.txt"]) + 1
-            pixels = (colour * 200 + torch.rand(3, 40, 48, generator=draws) * 55).byte().permute(1, 2, 0)
+            image_id = len(lists["images.txt"]) + 1
+            pixels = (color * 200 + torch.rand(3, 40, 48, generator=generator) * 55).byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(root / "images" / name / f"{image}.jpg")
-            lists["images.txt"].append(f"{identifier} {name}/{image}.jpg")
-            lists["image_class_labels.txt"].append(f"{identifier} {number}")
+            lists["images.txt"].append(f"{image_id} {name}/{image}.jpg")
+            lists["image_class_labels.txt"].append(f"{image_id} {number}")
     for file, lines in lists.items():
         (root / file).write_text("\n".join(lines) + "\n")
     return root
 
 
-def test_the_quickstart_prints_its_table_and_saves_its_pictures(tmp_path):
-    printed = run("examples/quickstart.py", "--passes", 0.05, cwd=tmp_path)
-    rows = [line.split(" R@1")[0].strip() for line in printed.splitlines() if "R@1" in line]
-    assert rows == ["raw pixels", "untrained network", "UDML", "UDML-SS"]
-    assert "R@1 41.1%" in printed  # raw pixels are what they always are
-    for picture in ("neighbours.png", "curves.png"):
-        with Image.open(tmp_path / "runs" / "quickstart" / picture) as image:
+def test_quickstart_prints_a_table_and_saves_figures(run, tmp_path):
+    printed = run("quickstart.py", "--epochs", 0.6)
+    rows = dict(re.split(r" +(?=R@1)", line) for line in printed if "R@1" in line)
+    assert list(rows) == ["raw pixels", "untrained network", "UDML", "UDML-SS"]
+    test = udmlss.data.glyphs("test")
+    assert rows["raw pixels"] == str(udmlss.evaluate_embeddings(test.images.flatten(1), test.labels))
+    assert len(set(rows.values())) == 4
+    for name in ("neighbors.png", "curves.png"):
+        with Image.open(tmp_path / "runs" / "quickstart" / name) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
-def test_the_loop_without_fit_runs(tmp_path):
-    printed = run("examples/own_loop.py", "--rounds", 2, "--steps", 2, cwd=tmp_path)
-    assert [line.split(":")[0] for line in printed.splitlines()] == ["before", "round 0", "round 1"]
+def test_own_loop_prints_every_round(run, tmp_path, monkeypatch):
+    source = (EXAMPLES / "own_loop.py").read_text()
+    short = source.replace("max_steps=300, relabel_every=75", "max_steps=2, relabel_every=1")
+    assert short != source
+    (tmp_path / "own_loop.py").write_text(short)
+    monkeypatch.setattr(sys.modules[__name__], "EXAMPLES", tmp_path)
+    assert [line.split(":")[0] for line in run("own_loop.py")] == ["before", "round 0", "round 1", "after"]
 
 
-def test_the_loop_in_lightning_runs_in_two_processes(tmp_path):
-    printed = run("examples/lightning_module.py", "--rounds", 2, "--steps", 2, "--devices", 2, cwd=tmp_path)
-    assert len([line for line in printed.splitlines() if line.startswith("R@1")]) == 1
+def test_custom_loss_trains_with_every_loss(run):
+    printed = run("custom_loss.py", "--steps", 1)
+    assert len({re.split(r" +R@1", line)[0] for line in printed if "R@1" in line}) == 6
 
 
-def test_other_losses_run(tmp_path):
-    printed = run("examples/custom_loss.py", "--steps", 3, cwd=tmp_path)
-    assert len([line for line in printed.splitlines() if "R@1" in line]) == 6
-
-
-def test_training_without_k_means_runs(tmp_path):
-    printed = run("examples/cbswr.py", "--rounds", 1, "--steps", 3, cwd=tmp_path)
-    rows = [" ".join(line.split()[:2]).removesuffix(":") for line in printed.splitlines()]
+def test_cbswr_prints_scores_before_and_after(run):
+    rows = [" ".join(line.split()[:2]).removesuffix(":") for line in run("cbswr.py", "--rounds", 1, "--steps", 2)]
     assert rows == ["before features", "before embeddings", "round 0", "after features", "after embeddings"]
 
 
-def test_a_folder_in_cubs_layout_trains_and_the_saved_model_scores_the_same(tmp_path, birds):
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
-    tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
+def test_cub_resnet50_saves_a_model_that_scores_the_same(run, birds):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
+    small = ["--backbone", "efficientnet_lite0", "--image-size", 64, "--n-clusters", 6, "--clusters-per-batch", 4]
     short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2]
-    new = ["--from-features", "--average-neighbors", 3, "--embedding-size", 64, "--save", "m.pt"]
-    trained = run("examples/cub_resnet50.py", birds, *tiny, *short, *new, cwd=tmp_path)
-    scored = run("examples/cub_resnet50.py", birds, "--evaluate", "m.pt", cwd=tmp_path)
-    ours, theirs = ([line for line in out.splitlines() if line.startswith("trained")] for out in (trained, scored))
-    assert len(ours) == 2
-    assert ours == theirs
-    assert trained.startswith("frozen features")
+    embedder = ["--from-features", "--average-neighbors", 3, "--embedding-size", 64, "--save", "m.pt"]
+    trained = run("cub_resnet50.py", birds, *small, *short, *embedder)
+    scored = run("cub_resnet50.py", birds, "--evaluate", "m.pt")
+    assert [line.split()[0] for line in trained] == ["frozen", "trained", "trained", "Saved"]
+    assert trained[1:3] == scored
 
 
-def test_two_processes_train_print_once_and_go_on_where_they_were(tmp_path, birds):
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    tiny = ["--backbone", "efficientnet_lite0", "--image-size", 32, "--n-clusters", 6, "--clusters-per-batch", 4]
-    short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--relabel-every", 2]
-    more = ["--from-features", "--checkpoint", "run"]
-    for steps in (2, 3):
-        printed = run(
-            "examples/cub_resnet50.py", birds, *tiny, *short, *more, "--steps", steps, cwd=tmp_path, launcher=torchrun
-        )
-        assert [line.split()[0] for line in printed.splitlines()] == ["frozen", "trained", "trained"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-000000002.pt", "step-000000003.pt"]
+def test_two_processes_print_once_and_resume(tmp_path, birds, monkeypatch, capfd):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
+    monkeypatch.chdir(tmp_path)
+    finished = processes.finish(processes.start(examples_program.__file__, 2, birds))
+    assert [code for code, _ in finished] == [0, 0], finished[0][1][-3000:]
+    printed = [line.split()[0] for line in capfd.readouterr().out.splitlines() if " R@1 " in f" {line}"]
+    assert printed == [*["frozen", "trained", "trained"] * 2, "R@1"]
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == ["step-000000002.pt", "step-000000003.pt"]
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "googlenet"])
-def test_without_internet_a_backbone_says_so_and_goes_on(monkeypatch, capsys, backbone):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import cub_resnet50 as example  # noqa: PLC0415
-
-    whole = getattr(example.models, backbone)
+def test_backbone_without_internet_has_random_weights(monkeypatch, capsys, backbone):
+    whole = getattr(cub_resnet50.models, backbone)
 
     def offline(weights, **settings):
         if weights is not None:
             raise URLError("no internet")
-        return whole(weights=None, **dict.fromkeys(settings, False))  # initial weights take googlenet a minute
+        return whole(weights=None, **dict.fromkeys(settings, False))  # googlenet's initialization takes a minute
 
-    monkeypatch.setattr(example.models, backbone, offline)
-    trunk, pretrained = example.build_trunk(backbone, 64)
+    monkeypatch.setattr(cub_resnet50.models, backbone, offline)
+    trunk, pretrained = cub_resnet50.build_trunk(backbone, 64)
     assert not pretrained
-    assert f"No ImageNet weights for {backbone}" in capsys.readouterr().out
-    assert trunk.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, example.FEATURES[backbone])
+    assert f"The ImageNet weights of {backbone} could not be downloaded" in capsys.readouterr().out
+    assert trunk.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, cub_resnet50.FEATURES[backbone])
 
 
-def test_a_folder_in_another_layout_is_refused_with_what_was_found(tmp_path):
+def test_cub_resnet50_rejects_a_folder_of_another_layout(run, tmp_path):
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(AssertionError, match=r"must be a folder in CUB_200_2011's layout.*found.*pictures"):
-        run("examples/cub_resnet50.py", tmp_path, "--backbone", "efficientnet_lite0", cwd=tmp_path)
+    with pytest.raises(ValueError, match=r"CUB_200_2011.*pictures"):
+        run("cub_resnet50.py", tmp_path, "--backbone", "efficientnet_lite0")

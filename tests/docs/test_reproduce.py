@@ -1,4 +1,4 @@
-"""Every published method trains by examples/reproduce.py, on a made folder and for a few steps."""
+"""Every published method trains by examples/reproduce.py, on a small folder and for few steps."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # programs import each other from their folder
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # the examples import each other
 import published
 import reproduce
 
@@ -36,20 +36,20 @@ def rows(printed):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder per class: 4 classes, told apart by colour, of 6 pictures."""
+    """A folder per class: 4 classes of 6 images, each class with a color."""
     root = tmp_path_factory.mktemp("pictures")
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for name in "abcd":
         (root / name).mkdir()
-        colour = torch.rand(3, 1, 1, generator=draws)
+        color = torch.rand(3, 1, 1, generator=generator)
         for number in range(6):
-            pixels = (colour * 200 + torch.rand(3, 20, 24, generator=draws) * 55).byte().permute(1, 2, 0)
+            pixels = (color * 200 + torch.rand(3, 20, 24, generator=generator) * 55).byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(root / name / f"{number}.png")
     return root
 
 
 @pytest.mark.parametrize("method", published.METHODS)
-def test_a_method_says_what_it_trains_with_trains_and_scores(method, pictures, capsys, monkeypatch):
+def test_method_prints_its_settings_trains_and_scores(method, pictures, capsys, monkeypatch):
     built = []
     whole = reproduce.build_model
     monkeypatch.setattr(reproduce, "build_model", lambda *given: built.append(whole(*given)) or built[-1])
@@ -64,22 +64,21 @@ def test_a_method_says_what_it_trains_with_trains_and_scores(method, pictures, c
 
 
 @pytest.mark.parametrize("data", SIZES)
-@pytest.mark.parametrize("method", published.METHODS)
-def test_the_settings_of_every_method_fit_every_data_set(method, data):
-    found = published.settings_for(method, data)
-    assert found.loss in published.LOSSES
-    assert found.schedule in published.SCHEDULES
-    shortened = reproduce.shorten(found, SIZES[data], None)
-    assert shortened.steps >= 300
-    assert reproduce.shorten(found, SIZES[data], 7).steps == 7
-    if found.kind == "clusters":
-        assert found.clusters_per_batch <= found.n_clusters < SIZES[data]
-    if found.kind == "cbswr":
-        assert found.n_clusters <= found.batch
-    assert found.clusters_per_batch * found.samples_per_cluster * found.views in {64, 80, 128, 150, 240}
+def test_settings_of_every_method_fit_the_dataset(data):
+    for method in published.METHODS:
+        found = published.settings_for(method, data)
+        assert found.loss in published.LOSSES
+        assert found.schedule in published.SCHEDULES
+        assert reproduce.shorten(found, SIZES[data], None).steps >= 300
+        assert reproduce.shorten(found, SIZES[data], 7).steps == 7
+        if found.kind == "clusters":
+            assert found.clusters_per_batch <= found.n_clusters < SIZES[data]
+        if found.kind == "cbswr":
+            assert found.n_clusters <= found.batch
+        assert found.clusters_per_batch * found.samples_per_cluster * found.views in {64, 80, 128, 150, 240}
 
 
-def test_the_settings_of_udml_ss_are_those_of_its_script():
+def test_settings_of_udml_ss_are_those_of_the_released_script():
     found = published.settings_for("udml-ss", "cub200")
     assert (found.backbone, found.image_size, found.embedding_size) == ("googlenet", 227, 512)
     assert found.crop_scale == (0.16, 1)
@@ -91,9 +90,9 @@ def test_the_settings_of_udml_ss_are_those_of_its_script():
     assert published.settings_for("udml-ss", "cars196").steps == 12_000
 
 
-def test_what_differs_between_data_sets_is_what_was_published():
-    assert published.settings_for("cbswr", "cub200").neighbor_share == 0.5
-    assert published.settings_for("cbswr", "cars196").neighbor_share == 0
+def test_settings_that_differ_between_datasets_are_published():
+    assert published.settings_for("cbswr", "cub200").neighbor_fraction == 0.5
+    assert published.settings_for("cbswr", "cars196").neighbor_fraction == 0
     stml = published.settings_for("stml", "sop")
     assert (stml.ema_decay, stml.delta, stml.neighbors) == (0.9, 0.9, 2)
     synthesis = published.settings_for("synthesis", "sop")
@@ -101,7 +100,7 @@ def test_what_differs_between_data_sets_is_what_was_published():
     assert published.settings_for("recipe", "sop").clusters_per_batch == 24
 
 
-def test_lengths_in_passes_count_the_images_of_a_step():
+def test_shorten_converts_epochs_by_the_images_of_a_batch():
     assert reproduce.shorten(published.settings_for("stml", "cub200"), 1200, None).steps == 900
     assert reproduce.shorten(published.settings_for("synthesis", "cub200"), 1500, None).steps == 600
 
@@ -111,25 +110,25 @@ def test_lengths_in_passes_count_the_images_of_a_step():
     [
         ("constant", [1, 1, 1, 1]),
         ("cosine", [1, 0.75, 0.5, 0.25]),
-        ("a tenth after each third", [1, 0.1, 0.1, 0.01]),
-        ("half after each sixth", [1, 0.25, 0.125, 0.0625]),
+        ("x 0.1 every third", [1, 0.1, 0.1, 0.01]),
+        ("x 0.5 every sixth", [1, 0.25, 0.125, 0.0625]),
     ],
 )
-def test_a_schedule_goes_as_its_name_says(schedule, factors):
-    found = [published.SCHEDULES[schedule](share) for share in (0, 1 / 3, 1 / 2, 2 / 3)]
+def test_schedule_returns_the_factor_of_the_learning_rates(schedule, factors):
+    found = [published.SCHEDULES[schedule](fraction) for fraction in (0, 1 / 3, 1 / 2, 2 / 3)]
     assert found == pytest.approx(factors)
 
 
-def test_an_option_changes_its_setting_and_what_a_method_does_not_look_at_is_not_printed(pictures, capsys):
+def test_option_changes_its_setting_and_unused_settings_are_not_printed(pictures, capsys):
     run("instance", pictures, "--lr", "0.5", "--pooling", "average", "--crop-scale", "0.3", "0.9")
     printed = capsys.readouterr().out
     assert "  lr                  0.5\n" in printed
     assert "  crop_scale          [0.3, 0.9]\n" in printed
     assert "relabel_every" not in printed
-    assert "neighbor_share      0.5" in printed
+    assert "neighbor_fraction   0.5" in printed
 
 
-def test_queries_and_gallery_of_in_shop_are_scored_apart(tmp_path, capsys, monkeypatch):
+def test_inshop_scores_queries_against_the_gallery(tmp_path, capsys, monkeypatch):
     parts = [(f"id_{item}", "train") for item in range(6) for _ in range(3)]
     parts += [(f"id_{item}", part) for item in range(10, 16) for part in ("query", "gallery", "gallery")]
     seen = []
@@ -145,7 +144,7 @@ def test_queries_and_gallery_of_in_shop_are_scored_apart(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize(("data", "ks"), [("cub200", "R@8"), ("cars196", "R@8"), ("sop", "R@10")])
-def test_data_sets_as_their_authors_publish_them_train(tmp_path, capsys, monkeypatch, data, ks):
+def test_published_dataset_trains(tmp_path, capsys, monkeypatch, data, ks):
     class_of = [key for key in range(1, 9) for _ in range(3)]
     given = {
         "cub200": {"class_of": class_of},
@@ -157,7 +156,7 @@ def test_data_sets_as_their_authors_publish_them_train(tmp_path, capsys, monkeyp
     assert ks in rows(capsys.readouterr().out)["embeddings"]
 
 
-def test_characters_train_without_a_root(capsys, monkeypatch):
+def test_glyphs_need_no_root(capsys, monkeypatch):
     few = reproduce.glyphs("train")
     first = replace(few, images=few.images[:64], labels=few.labels[:64], face_of=few.face_of[:64])
     monkeypatch.setattr(reproduce, "glyphs", lambda _split, transform=None: replace(first, transform=transform))
@@ -166,38 +165,38 @@ def test_characters_train_without_a_root(capsys, monkeypatch):
     assert list(rows(capsys.readouterr().out)) == ["features", "embeddings"]
 
 
-def test_a_pretrained_network_trains_with_another_pooling_and_frozen_batch_norm(pictures, capsys):
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone comes with udmlss[demo]")
+def test_pretrained_network_trains_with_another_pooling_and_frozen_batch_norm(pictures, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
     run("cbswr", pictures, "--backbone", "efficientnet_lite0", "--image-size", "48", "--pooling", "maximum")
     assert "freeze_batch_norm   True" in capsys.readouterr().out
 
 
-def test_a_folder_may_be_named_as_the_data(pictures):
+def test_data_can_be_the_path_of_a_folder(pictures):
     args, settings = reproduce.parse(["--method", "udml", "--data", str(pictures)])
     assert (args.data, args.root) == ("folder", pictures)
     assert settings == published.settings_for("udml", "cub200")
 
 
-def test_more_images_a_step_than_there_are_are_refused(pictures):
+def test_rejects_a_batch_of_more_images_than_the_dataset_has(pictures):
     with pytest.raises(ValueError, match=r"`batch` must lie in 2\.\.12, the number of images, got 13"):
         run("stml", pictures, "--batch", "13")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("options", "message"),
     [
         (["--method", "udml-sss", "--data", "folder"], "invalid choice: 'udml-sss'"),
-        (["--method", "udml", "--data", "cub"], "or a folder, got cub"),
+        (["--method", "udml", "--data", "cub"], "or an existing folder, got cub"),
         (["--method", "udml", "--data", "sop"], "--data sop needs --root"),
         (["--method", "udml", "--data", "glyphs", "--max-steps", "0"], "at least 1, got 0"),
-        (["--method", "udml", "--data", "glyphs", "--backbone", "resnet50"], "leave --backbone and --image-size out"),
+        (["--method", "udml", "--data", "glyphs", "--backbone", "resnet50"], "remove --backbone and --image-size"),
         (
             ["--method", "udml", "--data", "folder", "--root", ".", "--backbone", "small", "--pooling", "maximum"],
-            "leave --pooling out",
+            "remove --pooling",
         ),
     ],
 )
-def test_options_that_make_no_sense_end_the_program_with_a_sentence(wrong, sentence, capsys):
+def test_invalid_options_end_the_program_with_a_message(options, message, capsys):
     with pytest.raises(SystemExit):
-        reproduce.parse(wrong)
-    assert sentence in capsys.readouterr().err
+        reproduce.parse(options)
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the library is held against, from torch, faiss and pytorch-metric-learning alone."""
+"""Baselines of speed.py, written with torch, faiss and pytorch-metric-learning only."""
 
 from dataclasses import dataclass, field
 
@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset, TensorDataset
-
-PROBE = 1000
+from torch.utils.data import DataLoader, TensorDataset
 
 
 def faiss_k_means(
@@ -22,17 +20,17 @@ def faiss_k_means(
     *,
     plus_plus: bool = True,
 ) -> tuple[Tensor, NDArray[np.float32]]:
-    """Return the cluster of each row, and the centroids; on every row, with faiss's own choices else."""
+    """Return the cluster of each row and the centers, by faiss with all rows and otherwise its defaults."""
     names = {True: faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, False: faiss.ClusteringInitMethod_RANDOM}
     counts = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
-    settings = faiss.Kmeans(rows.shape[1], k, niter=max_iter, init_method=names[plus_plus], **counts)
-    settings.train(rows, init_centroids=start)
-    return torch.from_numpy(settings.assign(rows)[1]), settings.centers
+    k_means = faiss.Kmeans(rows.shape[1], k, niter=max_iter, init_method=names[plus_plus], **counts)
+    k_means.train(rows, init_centroids=start)
+    return torch.from_numpy(k_means.assign(rows)[1]), k_means.centroids
 
 
 @dataclass(frozen=True)
 class BareLoop:
-    """The passes of `fit` and nothing else: no checks, no matching of ids, no judging, measuring or reporting."""
+    """A training loop with the forward and backward passes of `fit`, without its checks, reports and matched ids."""
 
     trunk: nn.Module
     embedder: nn.Module
@@ -47,70 +45,67 @@ class BareLoop:
     loss: nn.Module = field(default_factory=lambda: losses.MultiSimilarityLoss(2, 40, 0.5))
     miner: nn.Module = field(default_factory=lambda: miners.MultiSimilarityMiner(0.1))
 
-    def __call__(self, steps: int, every: int) -> None:
+    def __call__(self, steps: int, relabel_every: int) -> None:
         """Train."""
         parts = [self.trunk, self.embedder, self.head]
         optimizer = torch.optim.AdamW([parameter for part in parts for parameter in part.parameters()], lr=1e-3)
-        draws = np.random.default_rng(0)
-        found, _ = self._look()
-        centroids = None
-        for begin in range(0, steps, every):
-            rows = found.numpy()
-            start = centroids if centroids is not None and centroids.shape[1] == rows.shape[1] else None
-            labels, centroids = faiss_k_means(rows, self.n_clusters, 25, start)
-            batches = self._batches(labels, min(every, steps - begin), draws)
+        rng = np.random.default_rng(0)
+        centers = None
+        for begin in range(0, steps, relabel_every):
+            features, embeddings = self._embed_all()
+            rows = (features if begin == 0 else embeddings).numpy()
+            start = centers if centers is not None and centers.shape[1] == rows.shape[1] else None
+            labels, centers = faiss_k_means(rows, self.n_clusters, 25, start)
+            batches = self._batches(labels, min(relabel_every, steps - begin), rng)
             for images, clusters in self._load(TensorDataset(self.images, labels), batch_sampler=batches):
-                self._step(self._place(images), clusters.to(self._device), optimizer)
-            _, found = self._look()
+                self._step(self._to_device(images), clusters.to(self._device), optimizer)
 
     @property
     def _device(self) -> torch.device:
         return next(self.embedder.parameters()).device
 
-    def _load(self, data: TensorDataset | Subset[tuple[Tensor, ...]], **how: object) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(data, pin_memory=self._device.type == "cuda", **how)
+    def _load(self, data: TensorDataset, **options: object) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(data, pin_memory=self._device.type == "cuda", **options)
 
-    def _place(self, images: Tensor) -> Tensor:
-        form = torch.channels_last if self.channels_last else torch.preserve_format
-        return images.to(self._device, non_blocking=True, memory_format=form)
+    def _to_device(self, images: Tensor) -> Tensor:
+        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
+        return images.to(self._device, non_blocking=True, memory_format=memory_format)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.bfloat16)
 
-    def _look(self) -> tuple[Tensor, Tensor]:
-        data = TensorDataset(self.images)
+    def _embed_all(self) -> tuple[Tensor, Tensor]:
         self.trunk.eval()
         with torch.inference_mode():
-            features = torch.cat([self._features(images) for (images,) in self._load(data, batch_size=128)])
-            for (images,) in self._load(Subset(data, range(min(PROBE, len(data)))), batch_size=128):
-                self.embedder(self._features(images))
+            batches = self._load(TensorDataset(self.images), batch_size=128)
+            features = torch.cat([self._features(images) for (images,) in batches])
             embeddings = functional.normalize(self.embedder(features))
         self.trunk.train()
         return features.cpu(), embeddings.cpu()
 
     def _features(self, images: Tensor) -> Tensor:
         with self._autocast():
-            features: Tensor = self.trunk(self._place(images))
+            features: Tensor = self.trunk(self._to_device(images))
         return features.float()
 
-    def _batches(self, labels: Tensor, number: int, draws: np.random.Generator) -> list[list[int]]:
+    def _batches(self, labels: Tensor, number: int, rng: np.random.Generator) -> list[list[int]]:
         p, k = self.clusters_per_batch, self.samples_per_cluster
         members = [torch.nonzero(labels == cluster).flatten().numpy() for cluster in range(self.n_clusters)]
-        full = [cluster for cluster in range(self.n_clusters) if len(members[cluster]) > 1]
+        usable = [cluster for cluster in range(self.n_clusters) if len(members[cluster]) > 1]
         return [
-            [int(i) for c in draws.choice(full, p, replace=False) for i in draws.choice(members[c], k)]
+            [int(i) for cluster in rng.choice(usable, p, replace=False) for i in rng.choice(members[cluster], k)]
             for _ in range(number)
         ]
 
     def _step(self, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        chosen = images[torch.randperm(len(images))[: self.rotation_images]]
-        turned = self._place(torch.cat([torch.rot90(chosen, turn, (2, 3)) for turn in range(4)]))
-        turns = torch.arange(4, device=images.device).repeat_interleave(len(chosen))
+        sampled = images[torch.randperm(len(images))[: self.rotation_images]]
+        rotated = self._to_device(torch.cat([torch.rot90(sampled, rotation, (2, 3)) for rotation in range(4)]))
+        rotations = torch.arange(4, device=images.device).repeat_interleave(len(sampled))
         with self._autocast():
-            embeddings, logits = self.embedder(self.trunk(images)), self.head(self.trunk(turned))
+            embeddings, logits = self.embedder(self.trunk(images)), self.head(self.trunk(rotated))
         embeddings = functional.normalize(embeddings.float())
         metric = self.loss(embeddings, labels, self.miner(embeddings, labels))
-        loss = metric + 0.1 * functional.cross_entropy(logits.float(), turns)
+        loss = metric + 0.1 * functional.cross_entropy(logits.float(), rotations)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,10 +114,10 @@ class BareLoop:
 def loop_multi_similarity(
     embeddings: Tensor, labels: Tensor, *, alpha: float = 2, beta: float = 40, base: float = 0.5, epsilon: float = 0.1
 ) -> Tensor:
-    """Return the mined multi-similarity loss by a loop over the rows, as the released UDML-SS step computes it.
+    """Return the mined multi-similarity loss by a loop over rows, like the released step of UDML-SS.
 
-    From the definition: an anchor keeps positives less similar than its most similar negative plus epsilon, and
-    negatives more similar than its least similar positive less epsilon; the sum is divided by all anchors.
+    An anchor uses the positives that are less similar than its most similar negative plus epsilon, and the negatives
+    that are more similar than its least similar positive minus epsilon. The sum is divided by the number of anchors.
     """
     similarity = embeddings @ embeddings.T
     total = embeddings.sum() * 0
