@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from inspect import isfunction
 
 import torch
 from pytorch_metric_learning import losses
@@ -45,15 +46,15 @@ def adam(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-def build(**changes):
+def build(d=8, max_images=4, **changes):
     """Return a model and arguments of `fit`, equal in each call; changes that are functions receive the model."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3))
-    model = EmbeddingModel(trunk, nn.Linear(144, 8))
+    model = EmbeddingModel(trunk, nn.Linear(144, d))
     arguments = {
         "labeler": ClusterPseudoLabeler(6),
         "criterion": UDMLSSLoss(losses.ContrastiveLoss(), rotation_weight=0.1),
-        "rotation_head": RotationPretextHead(144, 16, max_images=4),
+        "rotation_head": RotationPretextHead(144, 16, max_images),
         "clusters_per_batch": 3,
         "samples_per_cluster": 3,
         "max_steps": STEPS,
@@ -63,7 +64,7 @@ def build(**changes):
         "progress": False,
     }
     for name, change in changes.items():
-        arguments[name] = change(model) if callable(change) else change
+        arguments[name] = change(model) if isfunction(change) else change
     if "scheduler" in arguments:
         arguments["scheduler"] = torch.optim.lr_scheduler.CosineAnnealingLR(arguments["optimizer"], STEPS)
     return model, arguments

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from udmlss._checks import check_choice, check_number
 from udmlss._torch import device_of, fork_torch_rng, restore_modes
 from udmlss.dataset import has_other_fields
-from udmlss.distributed import SynchronizedErrors, is_rank_zero, rank
+from udmlss.distributed import SynchronizedErrors, broadcast_buffers, is_rank_zero, rank
 from udmlss.losses import UDMLSSLoss
 from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.rotation import RotationPretextHead
@@ -185,6 +185,7 @@ def fit(
             raise
         finally:
             hooks.end(run)
+    broadcast_buffers(model)  # batch norm has other running statistics on each rank
     return run.result()
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from math import isclose
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ def _equal(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _show_same_images(one, other)
     if isinstance(one, Real) and isinstance(other, Real):
-        return isclose(one, other, rel_tol=1e-9)
+        return isclose(one, other, rel_tol=0 if isinstance(one, Integral) else 1e-9)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     return type(one) is type(other) and one == other

@@ -1,10 +1,13 @@
 """State of modules that their `state_dict` does not hold."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_ATTRIBUTES_OF_TORCH = frozenset(vars(nn.Module()))  # such as `training` and `_parameters`
 
 
 class ModuleAttributes:
@@ -41,10 +44,9 @@ class ModuleAttributes:
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
-    public = {key: value for key, value in vars(part).items() if key != "training" and not key.startswith("_")}
-    generators = {key: value.get_state() for key, value in public.items() if isinstance(value, torch.Generator)}
-    plain = {key: value for key, value in public.items() if isinstance(value, bool | int | float | Tensor)}
-    return plain | generators
+    own = {key: value for key, value in vars(part).items() if key not in _ATTRIBUTES_OF_TORCH}
+    generators = {key: value.get_state() for key, value in own.items() if isinstance(value, torch.Generator)}
+    return {key: value for key, value in own.items() if isinstance(value, Real | Tensor)} | generators
 
 
 def _equal(one: object, other: object) -> bool:

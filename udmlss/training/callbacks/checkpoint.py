@@ -157,11 +157,12 @@ class Checkpoint:
 
     def _prepare_folder(self) -> Path | None:
         """Create and lock the folder; return the checkpoint from which the run resumes, if there is one."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise value_error("`folder` must be a folder for checkpoints", f"the file {self.folder}", "Choose another")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("a")
+        except (FileExistsError, NotADirectoryError) as error:
+            rule = "`folder` must be a folder for checkpoints"
+            raise value_error(rule, f"a path with a file, {self.folder}", "Choose another") from error
         except OSError as error:
             message = f"`folder` must be a folder that can be written to, got {self.folder}: {error}"
             raise OSError(message) from error
