@@ -1,50 +1,43 @@
-"""What runs on a GPU gives what runs on the CPU: on a real one where there is one, on a pretended one everywhere."""
+"""Results on a GPU equal those on the CPU: on a real GPU if there is one, and on a pretended one everywhere."""
+
+from inspect import isfunction
 
 import pytest
 import torch
+from deep_metric_losses import LOSSES as DEEP_METRIC_LOSSES
 from pretended_gpu import pretended_gpu
 from pytorch_metric_learning import losses, miners
 from sklearn.cluster import KMeans
 from torch import nn
 
 from udmlss import (
+    BestWeights,
+    Checkpoint,
     ClusterPseudoLabeler,
+    EarlyStopping,
     EmbeddingModel,
     PseudoLabelSampler,
     RotationPretextHead,
     UDMLSSLoss,
+    WeightAverage,
     embed,
     embedder_from_features,
     evaluate,
     evaluate_embeddings,
     fit,
     label_free_scores,
+    pair_with_neighbors,
 )
 from udmlss.clustering.kmeans import k_means
 from udmlss.losses import (
     CBSwRLoss,
     CenterSoftmaxLoss,
     ClusteringHead,
-    ClusterNCALoss,
     Decoder,
-    NearestPositiveLoss,
     SelfSupervisedRanking,
     STMLLoss,
     SynthesisRankingLoss,
 )
-from udmlss.neighbors import pair_with_neighbors
-
-DEEP_METRIC = [
-    deep_metric.contrastive,
-    deep_metric.binomial_deviance,
-    deep_metric.lifted_structure,
-    deep_metric.multi_similarity,
-    deep_metric.hard_mining,
-    deep_metric.nca,
-    deep_metric.batch_all,
-    deep_metric.batch_hard,
-    deep_metric.distance_weighted_margin,
-]
 
 IMAGES = torch.rand(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(48) % 6
@@ -84,30 +77,30 @@ def close(found, expected):
     torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-3, atol=1e-4)
 
 
-def test_two_devices_do_not_mix(gpu):
-    there = ROWS.to(gpu)
-    assert there.device.type == gpu.type
-    for mixed in (lambda: there + ROWS, lambda: ROWS[there[:, 0] > 0], there.numpy, lambda: there @ ROWS.T):
+def test_tensors_on_two_devices_cannot_be_combined(gpu):
+    rows = ROWS.to(gpu)
+    assert rows.device.type == gpu.type
+    for mixed in (lambda: rows + ROWS, lambda: ROWS[rows[:, 0] > 0], rows.numpy, lambda: rows @ ROWS.T):
         with pytest.raises((RuntimeError, TypeError)):
             mixed()
-    assert torch.equal((there + 1).cpu(), ROWS + 1)
-    assert torch.equal(there[CLASSES == 1].cpu(), ROWS[CLASSES == 1])
+    assert torch.equal((rows + 1).cpu(), ROWS + 1)
+    assert torch.equal(rows[CLASSES == 1].cpu(), ROWS[CLASSES == 1])
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-def test_scores_are_those_of_the_processor(cuda):
+def test_scores_equal_those_on_the_cpu(cuda):
     expected = evaluate_embeddings(ROWS, CLASSES, seed=3)
     found = evaluate_embeddings(ROWS.to(cuda), CLASSES, seed=3)
     assert found.recall_at == pytest.approx(expected.recall_at)
     assert found.map_at_r == pytest.approx(expected.map_at_r)
-    apart = evaluate_embeddings(ROWS.to(cuda), CLASSES.to(cuda), queries=ROWS[:50], query_labels=CLASSES[:50])
-    assert apart.recall_at[1] == 1
+    of_queries = evaluate_embeddings(ROWS.to(cuda), CLASSES.to(cuda), queries=ROWS[:50], query_labels=CLASSES[:50])
+    assert of_queries.recall_at[1] == 1
     found = evaluate(build(cuda), IMAGES, LABELS)
     assert found.recall_at == pytest.approx(evaluate(build(), IMAGES, LABELS).recall_at)
 
 
 @pytest.mark.parametrize("k", [2, 20, 150])
-def test_clusters_are_as_good_as_those_of_the_processor(gpu, k):
+def test_clusters_are_as_compact_as_those_on_the_cpu(gpu, k):
     points = ROWS.to(gpu)
     found, expected = k_means(points, k), k_means(ROWS, k)
     assert found.device.type == "cpu"
@@ -127,11 +120,10 @@ def test_clusters_are_as_good_as_those_of_the_processor(gpu, k):
         {},
         {"warm_start": False},
         {"average_neighbors": 3},
-        {"whiten_first": 5},
         {"n_clusters": None, "clusterer": KMeans(8)},
     ],
 )
-def test_rounds_are_labelled_there(gpu, settings):
+def test_a_labeler_clusters_on_the_gpu_and_returns_labels_on_the_cpu(gpu, settings):
     labeler = ClusterPseudoLabeler(**({"n_clusters": 8} | settings), device=gpu)
     for rows in (ROWS, ROWS.to(gpu) + 0.1):
         pseudo = labeler.label(rows)
@@ -140,30 +132,27 @@ def test_rounds_are_labelled_there(gpu, settings):
     assert len(list(PseudoLabelSampler(pseudo.labels.to(gpu), 4, 4, n_batches=2))) == 2
 
 
-def test_embeddings_are_judged_there(gpu):
-    of = torch.arange(0, 300, 3)
-    views = ROWS[of] + 0.5 * torch.randn(100, 16)
-    expected = label_free_scores(ROWS, views, of)
-    for found in (
-        label_free_scores(ROWS.to(gpu), views, of),
-        label_free_scores(ROWS.to(gpu), views.to(gpu), of.to(gpu)),
-    ):
-        assert vars(found) == pytest.approx(vars(expected), rel=1e-3)
-    assert vars(label_free_scores(ROWS, views.to(gpu), of.to(gpu))) == pytest.approx(vars(expected), rel=1e-3)
+def test_label_free_scores_equal_those_on_the_cpu(gpu):
+    indices = torch.arange(0, 300, 3)
+    views = ROWS[indices] + 0.5 * torch.randn(100, 16)
+    expected = vars(label_free_scores(ROWS, views, indices))
+    for devices in [(gpu, "cpu", "cpu"), (gpu, gpu, gpu), ("cpu", gpu, gpu)]:
+        found = label_free_scores(ROWS.to(devices[0]), views.to(devices[1]), indices.to(devices[2]))
+        assert vars(found) == pytest.approx(expected, rel=1e-3)
 
 
-def test_images_are_embedded_there_and_come_back(gpu):
-    for settings in ({}, {"what": "features"}, {"channels_last": True}):
-        found = embed(build(gpu), IMAGES, batch_size=20, **settings)
-        assert found.device.type == "cpu"
-        close(found, embed(build(), IMAGES, batch_size=20, **settings))
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_embeddings_are_returned_on_the_cpu_and_equal_those_computed_there(gpu, output, memory_format):
+    found = embed(build(gpu).to(memory_format=memory_format), IMAGES, batch_size=20, output=output)
+    assert found.device.type == "cpu"
+    close(found, embed(build(), IMAGES, batch_size=20, output=output))
 
 
-def test_parts_around_training_run_there(gpu):
-    assert torch.equal(pair_with_neighbors(ROWS.to(gpu), share=1).cpu(), pair_with_neighbors(ROWS, share=1))
-    layer = embedder_from_features(ROWS.to(gpu), 4)
+def test_neighbor_pairs_and_initial_embedders_are_computed_on_the_gpu(gpu):
     rows = ROWS.to(gpu)
-    assert layer(rows).shape == (300, 4)
+    assert torch.equal(pair_with_neighbors(rows, fraction=1).cpu(), pair_with_neighbors(ROWS, fraction=1))
+    assert embedder_from_features(rows, 4)(rows).shape == (300, 4)
 
 
 METRIC_LOSSES = {
@@ -171,14 +160,12 @@ METRIC_LOSSES = {
     "supervised contrastive": lambda: UDMLSSLoss(losses.SupConLoss()),
     "proxies": lambda: UDMLSSLoss(losses.ProxyAnchorLoss(6, 8)),
     "memory": lambda: UDMLSSLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, 64)),
-    "nearest positive": lambda: UDMLSSLoss(NearestPositiveLoss()),
-    "cluster NCA": lambda: UDMLSSLoss(ClusterNCALoss(4)),
-    **{make.__name__: lambda make=make: UDMLSSLoss(make()) for make in DEEP_METRIC},
+    **{name: lambda make=make: UDMLSSLoss(make()) for name, make in DEEP_METRIC_LOSSES.items()},
 }
 
 
 @pytest.mark.parametrize("name", METRIC_LOSSES)
-def test_metric_losses_and_their_gradients_are_those_of_the_processor(gpu, name):
+def test_metric_losses_and_their_gradients_equal_those_on_the_cpu(gpu, name):
     found = []
     for device in ("cpu", gpu):
         torch.manual_seed(0)
@@ -186,8 +173,8 @@ def test_metric_losses_and_their_gradients_are_those_of_the_processor(gpu, name)
         loss = criterion(rows, LABELS[:24])
         loss.backward()
         found.append((loss.detach(), rows.grad))
-    for here, there in zip(*found, strict=True):
-        close(there, here)
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        close(on_gpu, on_cpu)
 
 
 def center_softmax(device):
@@ -195,7 +182,7 @@ def center_softmax(device):
     return CenterSoftmaxLoss()(views, views + 0.1, LABELS[:24], ROWS[:6, :8].to(device))
 
 
-def self_taught(device):
+def stml(device):
     views = ROWS[:24, :8].to(device)
     return STMLLoss()(views, views + 0.1, views + 0.2, torch.arange(12).repeat(2))
 
@@ -217,8 +204,8 @@ def cbswr(device):
     return criterion(maps(views), model(views), views, lambda found: model.embed_features(pool(found)))
 
 
-@pytest.mark.parametrize("loss", [center_softmax, self_taught, self_supervised_ranking, synthesis_ranking, cbswr])
-def test_other_losses_run_there(gpu, loss):
+@pytest.mark.parametrize("loss", [center_softmax, stml, self_supervised_ranking, synthesis_ranking, cbswr])
+def test_other_losses_run_on_the_gpu(gpu, loss):
     torch.manual_seed(0)
     found = loss(gpu)
     assert found.device.type == gpu.type
@@ -226,6 +213,8 @@ def test_other_losses_run_there(gpu, loss):
 
 
 class Noisy(torch.utils.data.Dataset):
+    """Images with new noise each time that they are loaded."""
+
     def __len__(self):
         return len(IMAGES)
 
@@ -233,64 +222,63 @@ class Noisy(torch.utils.data.Dataset):
         return IMAGES[index] + 0.2 * torch.randn(3, 12, 12)
 
 
-def short_fit(device, *, weights=0, **changes):
-    model = build(device, weights)
+def short_fit(device, *callbacks, weights_seed=0, memory_format=torch.contiguous_format, **changes):
+    """Train for five steps, and return the modules and the result; changes that are functions receive the device."""
+    model = build(device, weights_seed).to(memory_format=memory_format)
     settings = {
         "labeler": ClusterPseudoLabeler(6),
         "criterion": UDMLSSLoss(losses.MultiSimilarityLoss()),
-        "rotation_head": RotationPretextHead(32),
+        "rotation_head": RotationPretextHead(32, max_images=4),
         "clusters_per_batch": 4,
         "samples_per_cluster": 3,
-        "rotation_images": 4,
         "max_steps": 5,
         "relabel_every": 2,
         "freeze_batch_norm": False,
         "progress": False,
     }
-    settings |= {name: change(device) if callable(change) else change for name, change in changes.items()}
-    result = fit(model, Noisy(), **settings)
-    return model, settings, result
+    settings |= {name: change(device) if isfunction(change) else change for name, change in changes.items()}
+    callbacks = [*settings.pop("callbacks", ()), *callbacks]
+    result = fit(model, Noisy(), **settings, callbacks=callbacks)
+    modules = [model, settings["criterion"], settings["rotation_head"], settings.get("auxiliary")]
+    return [module for module in modules if module is not None], result
 
 
 SETTINGS = {
     "plain": {},
-    "no rotation, norms frozen": {"rotation_head": None, "freeze_batch_norm": True},
-    "averages": {"ema_decay": 0.9, "views": 2, "clip_norm": 1.0, "channels_last": True},
+    "no rotation, frozen batch norm": {"rotation_head": None, "freeze_batch_norm": True},
+    "averages": {
+        "callbacks": lambda _: [WeightAverage(0.9)],
+        "views": 2,
+        "clip_norm": 1.0,
+        "memory_format": torch.channels_last,
+    },
     "bfloat16": {"precision": "bfloat16"},
-    "best": {"keep": "best", "patience": 5},
-    "features": {"later_rounds": "features", "cluster_images": IMAGES},
-    "remembered": {"later_rounds": "remembered"},
+    "best weights": {"callbacks": lambda _: [BestWeights(), EarlyStopping(patience=5)]},
+    "features": {"cluster_on": "features", "cluster_images": IMAGES},
     "proxies": {"criterion": lambda _: UDMLSSLoss(losses.ProxyAnchorLoss(6, 8))},
     "memory": {"criterion": lambda _: UDMLSSLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, 64))},
     "auxiliary": {"auxiliary": lambda _: SelfSupervisedRanking(32)},
-    "clusters": {"labeler": lambda gpu: ClusterPseudoLabeler(6, device=gpu)},
-    "neighbours": {"labeler": lambda _: ClusterPseudoLabeler(6, average_neighbors=3)},
+    "clusters on the GPU": {"labeler": lambda gpu: ClusterPseudoLabeler(6, device=gpu)},
+    "neighbors": {"labeler": lambda _: ClusterPseudoLabeler(6, average_neighbors=3)},
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_fit_trains_there_as_on_the_processor(gpu, name):
-    changes = SETTINGS[name]
-    model, settings, result = short_fit(gpu, **changes)
+def test_fit_on_the_gpu_equals_fit_on_the_cpu(gpu, name):
+    modules, result = short_fit(gpu, **SETTINGS[name])
     assert len(result.history) == 3
-    parts = [model, settings["criterion"], settings["rotation_head"], settings.get("auxiliary")]
-    for part in parts:
-        assert part is None or all(each.device.type == gpu.type for each in part.state_dict().values())
-    expected, _, _ = short_fit("cpu", **changes)
-    if gpu.type == "lazy" and name != "bfloat16":  # its numbers are the processor's, and float32
-        for there, here in zip(model.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(there.detach().cpu(), here.detach())
+    assert all(value.device.type == gpu.type for module in modules for value in module.state_dict().values())
+    if gpu.type == "lazy" and name != "bfloat16":  # computes on the CPU, but not in mixed precision
+        expected, _ = short_fit("cpu", **SETTINGS[name])
+        for on_gpu, on_cpu in zip(modules[0].parameters(), expected[0].parameters(), strict=True):
+            torch.testing.assert_close(on_gpu.detach().cpu(), on_cpu.detach())
 
 
-@pytest.mark.parametrize("name", ["plain", "averages", "proxies", "memory", "remembered"])
-def test_a_run_resumed_there_ends_as_the_uninterrupted_one(gpu, tmp_path, name):
-    changes = SETTINGS[name]
-    whole, _, _ = short_fit(gpu, **changes)
-
-    saved = {"checkpoint": tmp_path, "checkpoint_every": 1}
-    short_fit(gpu, **changes, **saved)
-    for path in sorted(tmp_path.glob("*.pt"))[1:]:
-        path.unlink()
-    resumed, _, _ = short_fit(gpu, weights=1, **changes, **saved, resume=True)  # its own weights would end elsewhere
-    for there, here in zip(resumed.parameters(), whole.parameters(), strict=True):
-        close(there.detach(), here.detach())
+@pytest.mark.parametrize("name", ["plain", "averages", "best weights", "proxies", "memory", "auxiliary"])
+def test_a_run_that_is_resumed_on_the_gpu_equals_the_uninterrupted_one(gpu, tmp_path, name):
+    whole, _ = short_fit(gpu, Checkpoint(tmp_path, every=3, keep_last=9), **SETTINGS[name])
+    (tmp_path / "step-000000005.pt").unlink()
+    resumed, _ = short_fit(gpu, Checkpoint(tmp_path, resume=True), weights_seed=1, **SETTINGS[name])
+    for module, expected in zip(resumed, whole, strict=True):
+        for name_, value in expected.state_dict().items():
+            close(module.state_dict()[name_], value)
