@@ -34,7 +34,7 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {  # for n clusters or clas
     "contrastive": lambda _n, _d: losses.ContrastiveLoss(1, 0.5, distance=distances.CosineSimilarity()),
     "triplet": lambda _n, _d: losses.TripletMarginLoss(0.2),
     "lifted": lambda _n, _d: ScaledEmbeddings(
-        losses.LiftedStructureLoss(distance=distances.LpDistance(**UNNORMALIZED))
+        losses.LiftedStructureLoss(distance=distances.LpDistance(normalize_embeddings=False))
     ),
     "n-pairs": lambda _n, _d: ScaledEmbeddings(
         losses.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))

@@ -91,9 +91,9 @@ class BareLoop:
     def _batches(self, labels: Tensor, number: int, rng: np.random.Generator) -> list[list[int]]:
         p, k = self.clusters_per_batch, self.samples_per_cluster
         members = [torch.nonzero(labels == cluster).flatten().numpy() for cluster in range(self.n_clusters)]
-        usable = [cluster for cluster in range(self.n_clusters) if len(members[cluster]) > 1]
+        clusters = [cluster for cluster in range(self.n_clusters) if len(members[cluster])]
         return [
-            [int(i) for cluster in rng.choice(usable, p, replace=False) for i in rng.choice(members[cluster], k)]
+            [int(i) for cluster in rng.choice(clusters, p, replace=False) for i in rng.choice(members[cluster], k)]
             for _ in range(number)
         ]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # programs import each other from their folder
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the programs import each other
 
 OPTIONS = """
     --backbone small --no-freeze-batch-norm --image-size 16 --embedding-size 8 --n-clusters 6 --steps 2
@@ -15,19 +15,30 @@ OPTIONS = """
 
 @pytest.fixture(scope="session")
 def options():
-    """What makes a run of a moment, from weights that nobody downloads."""
+    """Options of a short run of a small network."""
     return OPTIONS.split()
 
 
 @pytest.fixture(scope="session")
 def flowers(tmp_path_factory):
-    """A folder per class: 8 classes, told apart by colour, of 6 pictures."""
+    """A folder per class: 8 classes of 6 images, each class with a color."""
     root = tmp_path_factory.mktemp("pictures") / "flowers"
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for name in "abcdefgh":
         (root / name).mkdir(parents=True)
-        colour = torch.rand(3, 1, 1, generator=draws)
+        color = torch.rand(3, 1, 1, generator=generator)
         for number in range(6):
-            pixels = (colour * 200 + torch.rand(3, 20, 24, generator=draws) * 55).byte().permute(1, 2, 0)
+            pixels = (color * 200 + torch.rand(3, 20, 24, generator=generator) * 55).byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def settings_of(flowers, options):
+    """A function that returns the settings of a short run with further options."""
+    import settings  # noqa: PLC0415 (after the change of the path)
+
+    def parse(*more):
+        return settings.parse(settings.build_parser(None), ["--data", str(flowers), *options, *more])[1]
+
+    return parse

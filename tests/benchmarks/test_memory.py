@@ -6,17 +6,17 @@ import pytest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_blobs_are_written_part_by_part(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(memory, "PART", 64)
-    memory.write_blobs(tmp_path / "blobs.npy", 150, 8, 5, dtype)
-    blobs = np.load(tmp_path / "blobs.npy")
-    assert blobs.shape == (150, 8)
-    assert blobs.dtype == dtype
-    assert np.allclose(np.linalg.norm(blobs.astype(float), axis=1), 1, atol=1e-3)
+def test_embeddings_are_written_in_parts(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(memory, "ROWS_PER_PART", 64)
+    memory.write_clusters(tmp_path / "rows.npy", 150, 8, 5, dtype)
+    rows = np.load(tmp_path / "rows.npy")
+    assert rows.shape == (150, 8)
+    assert rows.dtype == dtype
+    assert np.allclose(np.linalg.norm(rows.astype(float), axis=1), 1, atol=1e-3)
 
 
-def test_the_program_prints_seconds_and_memory_and_leaves_no_file(tmp_path, monkeypatch, capfd):
-    options = "--rows 2000 --dimensions 8 --clusters 5 --rounds 2 --judge --folder"
+def test_program_prints_time_and_memory_and_removes_its_file(tmp_path, monkeypatch, capfd):
+    options = "--rows 2000 --dimensions 8 --clusters 5 --rounds 2 --label-free --folder"
     monkeypatch.setattr(sys, "argv", ["memory.py", *options.split(), str(tmp_path)])
     memory.main()
     lines = capfd.readouterr().out.splitlines()
@@ -25,14 +25,14 @@ def test_the_program_prints_seconds_and_memory_and_leaves_no_file(tmp_path, monk
         "after imports",
         "after round 0, 5 clusters",
         "after round 1, 5 clusters",
-        "after judging",
+        "after label-free scores",
     ]
-    assert all(line.endswith("in memory alone") for line in lines[2:])
+    assert all(line.endswith("GiB anonymous") for line in lines[2:])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["disk", "memory"])
-def test_training_prints_memory_after_each_round_and_leaves_no_file(tmp_path, monkeypatch, capfd, where):
+def test_training_prints_time_and_memory_after_each_round(tmp_path, monkeypatch, capfd, where):
     options = f"--rows 300 --dimensions 8 --clusters 20 --rounds 2 --fit {where} --folder"
     monkeypatch.setattr(sys, "argv", ["memory.py", *options.split(), str(tmp_path)])
     memory.main()

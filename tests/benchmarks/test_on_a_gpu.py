@@ -1,12 +1,16 @@
-"""Every method and the GPU's line of speed.py, on a pretended GPU that checks where tensors are."""
+"""Methods and the GPU line of speed.py, on a pretended GPU that checks the devices of tensors, and on_a_gpu.sh."""
+
+import subprocess
+from pathlib import Path
 
 import methods
 import pytest
-import quality
 import setups
 import speed_training
 from pretended_gpu import pretended_gpu
-from speed_sizes import QUICK
+from speed import QUICK
+
+SCRIPT = Path(setups.__file__).with_name("on_a_gpu.sh")
 
 
 @pytest.fixture
@@ -15,9 +19,11 @@ def gpu(monkeypatch):
         yield device
 
 
-@pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "frozen"])
-def test_every_method_trains_there(gpu, flowers, options, name):
-    _, settings = quality.parse(quality.build_parser(None), ["--data", str(flowers), *options])
+@pytest.mark.parametrize(
+    "name", [name for name in methods.METHODS if name not in {"frozen", "udml", *methods.DEEP_METRIC}]
+)
+def test_method_trains_on_the_gpu(gpu, flowers, settings_of, name):
+    settings = settings_of()
     model = setups.build_model(settings, seed=0).to(gpu)
     before = [each.detach().cpu().clone() for each in model.parameters()]
     methods.METHODS[name](model, setups.open_data(settings, flowers), settings, 0)
@@ -26,6 +32,20 @@ def test_every_method_trains_there(gpu, flowers, options, name):
     assert any((one != other).any() for one, other in zip(before, after, strict=True))
 
 
-def test_the_bare_loop_and_fit_train_there(gpu):
-    row = speed_training._beside_bare_loop(QUICK, "gpu", "on a GPU", str(gpu))
+def test_bare_loop_and_fit_train_on_the_gpu(gpu):
+    row = speed_training.compare_with_bare_loop(QUICK, "gpu", "on a GPU", str(gpu))
     assert len(row.ours) == len(row.theirs) == QUICK.pairs
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"), [([], ["tests", "speed", "quality"]), (["quality", "tests"], ["tests", "quality"])]
+)
+@pytest.mark.parametrize(("python", "code"), [("echo", 0), ("false", 1)])
+def test_script_runs_the_stages_and_reports_failures(tmp_path, stages, expected, python, code):
+    command = ["bash", str(SCRIPT), str(tmp_path), *stages]
+    environment = {"PYTHON": python, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == code, done.stderr
+    started = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith("== ")]
+    assert started == [stage for stage in expected for _ in ("command", "exit code")]
+    assert {path.stem for path in tmp_path.glob("*.log")} == set(expected)

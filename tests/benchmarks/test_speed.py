@@ -8,18 +8,17 @@ from shutil import copytree
 
 import pytest
 import speed
-import speed_cpu
-import speed_measuring
-import speed_rounds
-import speed_scale
+import speed_clustering
+import speed_evaluation
+import speed_measurements
 import speed_training
 import torch
 from PIL import Image
-from speed_measuring import Cost, Row, cost_of, in_process, in_turn
-from speed_others import faiss_k_means, loop_multi_similarity
-from speed_rounds import exponents, objective
-from speed_sizes import QUICK
-from speed_tables import markdown
+from speed import QUICK
+from speed_baselines import faiss_k_means, loop_multi_similarity
+from speed_clustering import exponents, objective
+from speed_measurements import Cost, Row, cost_in_process, cost_of, measure_alternately
+from speed_tables import _load, markdown
 from torch.nn import functional
 
 from udmlss.clustering.kmeans import k_means
@@ -28,23 +27,23 @@ NAMES = [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_avai
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _here():
-    """Processes of their own take seconds to start; one test below does."""
+def _one_process():
+    """Measure in this process, because starting processes takes seconds; one test below starts one."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (speed_cpu, speed_rounds, speed_scale):
-            patch.setattr(module, "in_process", cost_of)
+        for module in (speed_clustering, speed_evaluation, speed_training):
+            patch.setattr(module, "cost_in_process", cost_of)
         yield
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The folder of a whole table."""
+    """The folder of a table with all lines."""
     folder = tmp_path_factory.mktemp("results") / "speed"
     speed.main(["--quick", "--only", ",".join(NAMES), "--out", str(folder)])
     return folder
 
 
-def test_every_line_runs_and_stands_in_the_table(out):
+def test_table_has_all_lines(out):
     lines = json.loads((out / "table.json").read_text())
     text = (out / "table.md").read_text()
     assert list(lines) == NAMES
@@ -57,7 +56,7 @@ def test_every_line_runs_and_stands_in_the_table(out):
             assert row["measured"] in text
 
 
-def test_a_line_measured_again_takes_its_own_place_and_leaves_the_others(out, tmp_path):
+def test_measured_line_replaces_only_itself(out, tmp_path):
     copied = Path(copytree(out, tmp_path / "copied"))
     speed.main(["--quick", "--only", "sampler", "--sampler-labels", "800", "--out", str(copied)])
     before, after = (json.loads((folder / "table.json").read_text()) for folder in (out, copied))
@@ -67,12 +66,12 @@ def test_a_line_measured_again_takes_its_own_place_and_leaves_the_others(out, tm
     assert "\n\nsampler: `python" in (copied / "table.md").read_text()
 
 
-def test_growth_is_drawn(out):
+def test_growth_has_a_figure(out):
     with Image.open(out / "growth.png") as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
-def test_a_quick_run_saves_nothing_unless_told_where(monkeypatch, capsys):
+def test_quick_run_saves_nothing_without_out(monkeypatch, capsys):
     saved = []
     monkeypatch.setattr(speed, "save", lambda *given, **_settings: saved.append(given))
     speed.main(["--quick", "--only", "metric-loss"])
@@ -82,40 +81,42 @@ def test_a_quick_run_saves_nothing_unless_told_where(monkeypatch, capsys):
     assert "Saved" not in printed
 
 
-def test_an_unknown_line_is_refused(capsys):
+def test_rejects_unknown_lines(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--only", "sampler,samplers"])
-    assert "found samplers" in capsys.readouterr().err
+    assert "got samplers" in capsys.readouterr().err
 
 
-def test_only_the_last_step_on_a_cpu_has_an_allocator_that_keeps(monkeypatch):
+def test_only_the_last_step_on_the_cpu_has_the_allocator_settings(monkeypatch):
     seen = []
     cost = Cost(1, 1, 1.0)
     monkeypatch.setattr(
-        speed_cpu, "in_process", lambda *_: seen.append(speed_cpu.KEEPS.items() <= os.environ.items()) or cost
+        speed_training,
+        "cost_in_process",
+        lambda *_: seen.append(speed_training.ALLOCATOR.items() <= os.environ.items()) or cost,
     )
-    speed_cpu.lines_of_cpu(QUICK)
+    speed_training.lines_of_cpu(QUICK)
     assert seen == [False, False, True]
 
 
-def test_what_needs_a_gpu_says_so_without_one(monkeypatch):
+def test_gpu_line_without_a_gpu_has_a_note(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "| - | at most 1.03 | - | waits for a GPU |" in markdown(speed.lines_of_gpu(QUICK))
+    assert "| - | at most 1.03 | - | needs a GPU |" in markdown(speed.lines_of_gpu(QUICK))
 
 
-def test_the_gpus_settings_train_alike_on_the_cpu():
-    row = speed_training._beside_bare_loop(QUICK, "gpu", "here", "cpu", bfloat16=True, channels_last=True)
+def test_settings_of_the_gpu_line_train_on_the_cpu():
+    row = speed_training.compare_with_bare_loop(QUICK, "gpu", "here", "cpu", bfloat16=True, channels_last=True)
     assert len(row.ratios) == QUICK.pairs
 
 
-def test_evaluation_goes_without_the_peer():
+def test_evaluation_without_the_baseline():
     alone = replace(QUICK, with_peer=0, default_rows=0)
     time, memory = speed.lines_of_evaluate(alone)
-    assert "ours alone" in time.note
+    assert "without the baseline" in time.note
     assert len(memory.ours) == 1
 
 
-def test_the_ratio_is_that_of_each_pair_and_its_median_meets_the_aim_or_not():
+def test_ratio_is_the_median_over_pairs():
     row = Row("a", "b", "c", [1.0, 2.0, 9.0], [2.0, 2.0, 3.0], aim=1.0, note="d")
     assert row.ratios == [0.5, 1.0, 3.0]
     assert markdown([row]).splitlines()[-1] == (
@@ -124,38 +125,45 @@ def test_the_ratio_is_that_of_each_pair_and_its_median_meets_the_aim_or_not():
     assert "missed" in markdown([Row("a", "b", "c", [3.0], [2.0], aim=1.0)])
 
 
-def test_the_order_turns_and_the_first_time_does_not_count():
+def test_rows_of_earlier_files_can_be_read():
+    assert (
+        _load({"line": "a", "measured": "b", "beside": "c", "ours": [1], "theirs": [2], "ratios": [0.5]}).baseline
+        == "c"
+    )
+
+
+def test_order_alternates_after_a_warm_up():
     called = []
 
     def measure(name):
         return lambda: called.append(name) or len(called)
 
-    assert in_turn(2, measure("a"), measure("b")) == [[3, 6], [4, 5]]
+    assert measure_alternately(2, measure("a"), measure("b")) == [[3, 6], [4, 5]]
     assert called == ["a", "b", "a", "b", "b", "a"]
 
 
-def test_memory_is_the_peak_of_the_run_alone():
-    cost = in_process(partial, mul, b"x", 64 * 2**20)
+def test_memory_is_the_peak_of_the_function():
+    cost = cost_in_process(partial, mul, b"x", 64 * 2**20)
     assert len(cost.found) == 64 * 2**20
     assert 63 < cost.mebibytes < 80
     assert 0 < cost.seconds < 10
 
 
-def test_the_clock_of_the_processor_counts_no_waiting(monkeypatch):
-    monkeypatch.setenv(speed_measuring.CHOICE, "processor")
-    assert speed_measuring.seconds(lambda: speed_measuring.time.sleep(0.3)) < 0.2
+def test_processor_time_does_not_include_waiting(monkeypatch):
+    monkeypatch.setenv(speed_measurements.CLOCK_VARIABLE, "processor")
+    assert speed_measurements.seconds(lambda: speed_measurements.time.sleep(0.3)) < 0.2
 
 
-def test_made_data_are_unit_vectors_near_their_classes():
-    made = speed_measuring.clustered(60, 32, 6, noise=0.3)
+def test_random_clusters_are_unit_vectors_near_their_centers():
+    made = speed_measurements.random_clusters(60, 32, 6, noise=0.3)
     torch.testing.assert_close(made.norm(dim=1), torch.ones(60))
     nearest = (made @ made.T).fill_diagonal_(-1).argmax(dim=1)
     assert torch.equal(nearest % 6, torch.arange(60) % 6)
 
 
-def test_the_loop_over_rows_is_the_published_definition():
+def test_loop_over_rows_is_the_published_loss():
     embeddings = functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]))
-    positive, negatives = torch.tensor(0.8), torch.tensor([0.6, 0.96])  # only the pair of the third row may be left out
+    positive, negatives = torch.tensor(0.8), torch.tensor([0.6, 0.96])  # the third row has no positive
     pull = (1 + (-2 * (positive - 0.5)).exp()).log() / 2
     first = (1 + (40 * (negatives[:1] - 0.5)).exp().sum()).log() / 40
     second = (1 + (40 * (negatives[1:] - 0.5)).exp().sum()).log() / 40
@@ -163,20 +171,20 @@ def test_the_loop_over_rows_is_the_published_definition():
     torch.testing.assert_close(found, (2 * pull + first + second) / 3)
 
 
-def test_the_objective_is_that_of_scikit_learn():
+def test_objective_equals_that_of_scikit_learn():
     from sklearn.cluster import KMeans  # noqa: PLC0415
 
-    rows = speed_measuring.clustered(200, 8, 10)
+    rows = speed_measurements.random_clusters(200, 8, 10)
     fitted = KMeans(10, n_init=1, random_state=0).fit(rows.numpy())
     assert objective(rows, torch.from_numpy(fitted.labels_).long()) == pytest.approx(fitted.inertia_, rel=1e-4)
 
 
-def test_faiss_called_directly_clusters_as_the_library_does_from_one_start():
-    rows = speed_measuring.clustered(300, 8, 10)
+def test_faiss_and_the_library_find_the_same_clusters_from_the_same_start():
+    rows = speed_measurements.random_clusters(300, 8, 10)
     labels, _ = faiss_k_means(rows.numpy(), 10, 5, rows[:10].numpy())
     assert torch.equal(labels, k_means(rows, 10, start=rows[:10], max_iter=5))
 
 
-def test_the_exponent_of_what_grows_with_the_square_is_two():
+def test_exponent_of_quadratic_growth_is_two():
     costs = {n: Cost(1e-6 * n**2, 0.1 * n, {"labels": 3.0}) for n in (10, 100, 1000)}
     assert exponents(costs) == pytest.approx({"time": 2, "memory": 1, "labels": 0}, abs=1e-9)

@@ -6,7 +6,7 @@ import tables
 
 def run(method, seed, recall, *, output="features", seconds=60.0, **versions):
     scores = {"recall_at": {"1": recall, "2": 0.9}, "map_at_r": 0.3, "r_precision": 0.4, "nmi": 0.5, "ami": 0.45}
-    return {"method": method, "seed": seed, "seconds": seconds, "scores": {what: scores}, "versions": versions}
+    return {"method": method, "seed": seed, "seconds": seconds, "scores": {output: scores}, "versions": versions}
 
 
 GROUPS = {
@@ -16,50 +16,52 @@ GROUPS = {
 }
 
 
-def test_a_row_holds_mean_standard_deviation_and_the_share_of_the_way_to_the_upper_bound():
-    frozen, udml, supervised = tables.summarise(GROUPS)
+def test_row_has_mean_standard_deviation_and_the_gap_to_the_upper_bound():
+    frozen, udml, supervised = tables.summarize(GROUPS)
     assert udml.seeds == (0, 1)
     assert udml.mean["R@1"] == pytest.approx(0.65)
     assert udml.spread["R@1"] == pytest.approx(0.005**0.5)  # of 0.6 and 0.7, divided by n - 1
     assert (udml.mean["seconds"], udml.spread["R@2"]) == (60, 0)
     assert supervised.spread == {}
-    assert [frozen.closed, udml.closed, supervised.closed] == [0, pytest.approx(0.5), 1]
+    assert [frozen.gap_closed, udml.gap_closed, supervised.gap_closed] == [0, pytest.approx(0.5), 1]
 
 
-def test_markdown_shows_percent_and_no_spread_for_one_seed():
-    lines = tables.markdown(tables.summarise(GROUPS), "method").splitlines()
-    assert lines[0] == ("| method | scored | seeds | R@1 | R@2 | MAP@R | R-precision | NMI | AMI | seconds | closed |")
+def test_markdown_shows_percent_and_no_deviation_for_one_seed():
+    lines = tables.markdown(tables.summarize(GROUPS), "method").splitlines()
+    assert lines[0] == (
+        "| method | output | seeds | R@1 | R@2 | MAP@R | R-precision | NMI | AMI | seconds | gap closed |"
+    )
     assert lines[3].startswith("| udml | features | 2 | 65.0 ± 7.1 | 90.0 ± 0.0 | 30.0 ± 0.0 |")
     assert lines[3].endswith("| 60 ± 14 | 50% |")
     assert lines[4].startswith("| supervised | features | 1 | 80.0 | 90.0 | 30.0 |")
 
 
 @pytest.mark.parametrize("upper", [[], [run("supervised", 0, 0.5)], [run("supervised", 0, 0.4)]])
-def test_nothing_is_closed_where_the_upper_bound_is_missing_or_no_better(upper):
-    rows = tables.summarise({**GROUPS, "supervised": upper})
-    assert {row.closed for row in rows} == {None}
+def test_gap_is_none_if_the_upper_bound_is_missing_or_not_better(upper):
+    rows = tables.summarize({**GROUPS, "supervised": upper})
+    assert {row.gap_closed for row in rows} == {None}
     assert tables.markdown(rows, "method").splitlines()[-1].endswith("| - |")
 
 
-def test_features_are_measured_against_features_and_embeddings_against_embeddings():
+def test_gap_is_that_of_the_same_output():
     groups = {name: [*runs[:1]] for name, runs in GROUPS.items()}
     for runs, recall in zip(groups.values(), (0.1, 0.3, 0.2), strict=True):
         runs[0] = {**runs[0], "scores": runs[0]["scores"] | run("", 0, recall, output="embeddings")["scores"]}
-    rows = tables.summarise(groups)
-    closed = {(row.name, row.scored): row.closed for row in rows}
-    assert closed["udml", "features"] == pytest.approx(1 / 3)
-    assert closed["udml", "embeddings"] == pytest.approx(2)
+    rows = tables.summarize(groups)
+    gaps = {(row.name, row.output): row.gap_closed for row in rows}
+    assert gaps["udml", "features"] == pytest.approx(1 / 3)
+    assert gaps["udml", "embeddings"] == pytest.approx(2)
     assert "| frozen | embeddings, untrained |" in tables.markdown(rows, "method")
 
 
-def test_both_files_say_what_made_the_table_and_each_set_of_versions_once(tmp_path):
+def test_files_name_the_command_and_each_set_of_versions_once(tmp_path):
     groups = {"frozen": [run("frozen", seed, 0.5, torch=torch) for seed, torch in enumerate(("2.6", "2.6", "2.7"))]}
     rows = tables.write(
-        tmp_path, groups, heading="method", command="python x.py", settings={"steps": 2}, notes=["Left out: all."]
+        tmp_path, groups, heading="method", command="python x.py", settings={"steps": 2}, notes=["A note."]
     )
     text, content = (tmp_path / "table.md").read_text(), json.loads((tmp_path / "table.json").read_text())
-    for said in ("```\npython x.py\n```", "Settings: steps 2.", "Made with torch 2.6.", "torch 2.7.", "Left out: all."):
-        assert text.count(said) == 1
+    for part in ("```\npython x.py\n```", "Settings: steps 2.", "Versions: torch 2.6.", "torch 2.7.", "A note."):
+        assert text.count(part) == 1
     assert content["versions"] == [{"torch": "2.6"}, {"torch": "2.7"}]
     assert content["settings"] == {"steps": 2}
     assert content["rows"][0]["mean"] == rows[0].mean

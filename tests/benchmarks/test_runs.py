@@ -1,0 +1,57 @@
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import runs
+import torch
+from settings import REMOVED, preset
+
+
+def save(folder, **changes):
+    settings = asdict(preset("cub100")) | changes
+    (folder / "udml-0.json").write_text(json.dumps({"method": "udml", "settings": settings}))
+
+
+def test_read_rejects_runs_of_another_program(tmp_path):
+    (tmp_path / "udml-0.json").write_text('{"method": "udml", "options": []}')
+    with pytest.raises(SystemExit, match=r"got 1 with others: udml-0\.json has settings that no longer exist"):
+        runs.read(tmp_path, preset("cub100"))
+
+
+def test_read_accepts_settings_that_were_removed_at_their_defaults(tmp_path):
+    save(tmp_path, **REMOVED)
+    assert len(runs.read(tmp_path, preset("cub100"))) == 1
+    save(tmp_path, **REMOVED | {"leave_out": 0.2})
+    with pytest.raises(SystemExit, match="no longer exist"):
+        runs.read(tmp_path, preset("cub100"))
+
+
+def test_read_fills_in_settings_that_are_younger_than_the_run(tmp_path):
+    saved = asdict(preset("cub100"))
+    del saved["workers"]
+    (tmp_path / "udml-0.json").write_text(json.dumps({"method": "udml", "settings": saved}))
+    assert len(runs.read(tmp_path, preset("cub100"))) == 1
+    with pytest.raises(SystemExit, match=r"udml-0\.json has workers 0\. Pass"):
+        runs.read(tmp_path, replace(preset("cub100"), workers=2))
+
+
+def test_methods_of_earlier_runs_have_their_present_names(tmp_path):
+    (tmp_path / "x-0.json").write_text('{"method": "neighbour"}')
+    assert runs.load(tmp_path / "x-0.json") == {"method": "nearest-positive"}
+
+
+def test_recall_of_halves_is_that_of_every_other_image_among_all():
+    rows, labels = torch.randn(31, 5), torch.randint(6, (31,))
+    similarity = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
+    nearest = similarity.fill_diagonal_(-2).argmax(dim=1)
+    correct = (labels[nearest] == labels).float().tolist()
+    expected = [sum(half) / len(half) for half in (correct[::2], correct[1::2])]
+    assert runs.recall_of_halves(rows, labels) == pytest.approx(expected)
+    assert 0 < min(expected) < max(expected) < 1
+
+
+def test_versions_name_packages_device_and_threads():
+    found = runs.versions()
+    assert re.fullmatch(r"\d+\.\d+.*", found["torch"])
+    assert found["threads"] == str(torch.get_num_threads())
