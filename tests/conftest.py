@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures for several tests."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def cub100() -> Path:
-    """The real photographs that some tests read in place; skipped where they are not."""
+    """Return the folder of real photographs in the layout of CUB; skip the test without them."""
     root = Path(os.environ.get("UDMLSS_CUB100", Path(__file__).parents[2] / "shared" / "data" / "cub100"))
     if not (root / "images.txt").exists():
-        pytest.skip("needs photographs in CUB's layout: set UDMLSS_CUB100 to their folder")
+        pytest.skip("needs photographs in the layout of CUB: set UDMLSS_CUB100 to their folder")
     return root

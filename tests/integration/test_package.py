@@ -1,3 +1,5 @@
+"""The wheel and the source archive."""
+
 import subprocess
 import sys
 import tarfile
@@ -20,7 +22,7 @@ def built(tmp_path_factory):
     return folder
 
 
-def test_the_wheel_holds_the_library_its_types_and_licence_and_nothing_else(built):
+def test_the_wheel_holds_the_library_its_types_and_its_license_only(built):
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "udmlss").rglob("*.py")}
@@ -30,7 +32,7 @@ def test_the_wheel_holds_the_library_its_types_and_licence_and_nothing_else(buil
     assert wheel.name.startswith(f"udmlss-{udmlss.__version__}-py3-none-any")
 
 
-def test_the_source_archive_can_be_tested_and_carries_no_leftovers(built):
+def test_the_source_archive_holds_the_tests_and_no_generated_files(built):
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as source:
         names = source.getnames()
@@ -46,12 +48,12 @@ def test_the_source_archive_can_be_tested_and_carries_no_leftovers(built):
     assert not [name for name in names if "__pycache__" in name or "_build" in name or ".venv" in name]
 
 
-def test_the_installed_wheel_imports_from_an_empty_folder(built, tmp_path):
+def test_the_files_of_the_wheel_can_be_imported(built, tmp_path):
     (wheel,) = built.glob("*.whl")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)  # noqa: S603
+    zipfile.ZipFile(wheel).extractall(tmp_path)  # noqa: S202 (our own archive)
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import udmlss; print(udmlss.__file__, udmlss.__version__)"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import udmlss; from importlib import metadata;"
+        "print(udmlss.__file__, metadata.version('udmlss'))"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.split() == [str(tmp_path / "udmlss" / "__init__.py"), udmlss.__version__]
