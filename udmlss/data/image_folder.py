@@ -1,129 +1,174 @@
-"""Datasets of image files, folders of images, and splits by class."""
+"""Datasets of the images in a folder."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal
+from warnings import warn
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-from torch.utils.data import Dataset
+from udmlss._checks import value_error
+from udmlss.data.image_files import ImageFiles
 
-from udmlss._checks import as_labels, check_number, value_error
-from udmlss.types import Labels
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # those of torchvision
-_Class = TypeVar("_Class")
-
-
-class ImageFiles(Dataset[tuple[Any, int]]):
-    """Image files with class labels. An image is read when its item is loaded; an item is `(image, label)`.
-
-    Args:
-        paths: Path of each image.
-        labels: Label of each image, an index into `classes`; -1 for an image without a class.
-        classes: Names of the classes; empty for images without classes.
-        transform: Function that is applied to each RGB PIL image and should return a tensor. None returns the PIL
-            image.
-
-    Raises:
-        ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1.
-        TypeError: `labels` are not integers.
-        OSError: A file is missing, truncated or not an image. This error is raised when the item is loaded.
-
-    Example:
-        >>> ImageFiles(["cats/1.jpg", "cats/2.jpg", "dogs/1.jpg"], [0, 0, 1], ["cats", "dogs"])
-        ImageFiles(3 images of 2 classes)
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str | os.PathLike[str]],
-        labels: Labels,
-        classes: Sequence[str],
-        transform: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.paths: list[Path] = [Path(path).expanduser() for path in paths]
-        self.labels: Int64[Tensor, " n"] = as_labels(labels, len(self.paths)).cpu()
-        self.classes: list[str] = list(classes)
-        self.transform = transform
-        invalid = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
-        if len(invalid):
-            rule = f"`labels` must lie in -1..{len(self.classes) - 1}, the indices of `classes`"
-            raise value_error(rule, int(invalid[0]), "Pass the name of every class")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = _read_image(self.paths[index])
-        return (self.transform(image) if self.transform else image), int(self.labels[index])
-
-    def __repr__(self) -> str:
-        classes = f"of {len(self.classes)} classes" if self.classes else "without classes"
-        return f"ImageFiles({len(self)} images {classes})"
-
-
-def _read_image(path: Path) -> "Image":
-    try:
-        from PIL import Image  # noqa: PLC0415 (optional)
-    except ImportError as error:
-        message = 'Reading image files requires Pillow, got none. Install it: pip install "udmlss[demo]"'
-        raise ImportError(message, name=error.name) from error
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all errors of Pillow's readers
-        message = f"{path} must be a complete image file, got {error}. Download or unpack it again, or remove it."
-        raise OSError(message) from error
+_SUFFIXES = {
+    ".avif",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".jfif",
+    ".jp2",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".mpo",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tga",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+_UNSUPPORTED_SUFFIXES = {
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".dcm",
+    ".dng",
+    ".exr",
+    ".hdr",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
+    ".nef",
+    ".orf",
+    ".psd",
+    ".raf",
+    ".raw",
+    ".rw2",
+    ".svg",
+}
+_MAX_NAMES = 5  # in a warning
+_Patterns = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def image_folder(
     root: str | os.PathLike[str],
     *,
     transform: Callable[[Any], Any] | None = None,
+    exclude: _Patterns = (),
+    background: str | Sequence[int] = (255, 255, 255),
+    value_range: tuple[float, float] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> ImageFiles:
     """Open a folder of images, either with one subfolder per class or without classes.
 
     Images directly in `root` have no class. Otherwise each folder in `root` is a class, which contains the images in
-    it and in its subfolders. An image is a file with the suffix .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff or
-    .webp, in lowercase or uppercase. Files and folders whose name begins with a dot are ignored.
+    it and in its subfolders. An image is a file with the suffix .avif, .bmp, .dib, .gif, .jfif, .jp2, .jpe, .jpeg,
+    .jpg, .mpo, .pbm, .pgm, .png, .pnm, .ppm, .tga, .tif, .tiff or .webp, in lowercase or uppercase. Files and folders
+    whose name begins with a dot are ignored. A warning names files in other image formats and broken links, which are
+    not opened.
+
+    Symbolic links to files and folders are followed, except for links to a folder that contains them.
 
     Args:
         root: Path of the folder.
         transform: Function that is applied to each RGB PIL image and should return a tensor. None returns PIL images.
+        exclude: Names, relative paths or shell patterns of files and folders that are ignored, at every depth. For
+            example, "runs" excludes every folder runs, and "*_mask.png" excludes masks.
+        background: Color behind transparent pixels, as in `ImageFiles`.
+        value_range: Values that become black and white in files with more than 8 bits in one channel, as in
+            `ImageFiles`.
+        on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
+            when the folder is opened, leaves out those that cannot be read, and issues a warning that lists them. They
+            are in the attribute `skipped` of the result.
 
     Returns:
         The images sorted by class, then by path. Without classes all labels are -1, and `classes` is empty.
 
     Raises:
         ValueError: There are no images, there are both images and folders of images, or a class has no images.
+        OSError: A folder cannot be read.
 
     Example:
         >>> images = image_folder("~/photos", transform=transform)  # doctest: +SKIP
     """
     root = Path(root).expanduser()
-    visible = [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
-    loose_images = sorted(path for path in visible if _is_image(path))
-    images_of_class = {folder.name: _find_images(folder) for folder in sorted(visible) if folder.is_dir()}
+    patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
+    folders, files = _list_folder(root, patterns) if root.is_dir() else ([], [])
+    files_of_class = {folder.name: _find_files(folder, root, patterns) for folder in folders}
+    loose_images = _select_images(files)
+    images_of_class = {name: _select_images(found) for name, found in files_of_class.items()}
     _check_folder(root, loose_images, images_of_class)
-    if loose_images:
-        return ImageFiles(loose_images, [-1] * len(loose_images), [], transform)
-    images = [(path, name) for name, paths in images_of_class.items() for path in paths]
-    return label_images(images, {name: name for name in images_of_class}, transform)
+    _warn_of_unopened_files(root, [*files, *chain.from_iterable(files_of_class.values())])
+    paths = loose_images or [*chain.from_iterable(images_of_class.values())]
+    classes = [] if loose_images else [*images_of_class]
+    labels = [label for label, name in enumerate(classes) for _ in images_of_class[name]] or [-1] * len(paths)
+    return ImageFiles(
+        paths, labels, classes, transform, background=background, value_range=value_range, on_error=on_error
+    )
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.is_file()
+def _as_sequence(exclude: _Patterns) -> Sequence[str | os.PathLike[str]]:
+    return [exclude] if isinstance(exclude, str | os.PathLike) else exclude
 
 
-def _find_images(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if _is_image(path))
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def _list_folder(folder: Path, exclude: Sequence[str]) -> tuple[list[Path], list[os.DirEntry[str]]]:
+    """Return the subfolders and the other entries of a folder that are neither hidden nor excluded, sorted by name."""
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=attrgetter("name")):
+            if entry.name.startswith(".") or _matches(entry, exclude):
+                continue
+            if entry.is_dir():
+                folders.append(folder / entry.name)
+            else:
+                files.append(entry)
+    return folders, files
+
+
+def _matches(entry: os.DirEntry[str], patterns: Sequence[str]) -> bool:
+    return bool(patterns) and any(Path(entry.path).absolute().match(pattern) for pattern in patterns)
+
+
+def _find_files(folder: Path, root: Path, exclude: Sequence[str]) -> list[os.DirEntry[str]]:
+    """Return the files below a folder in `root`, in all subfolders."""
+    found: list[os.DirEntry[str]] = []
+    pending = [(folder, frozenset({os.path.realpath(root)}))]
+    while pending:
+        current, parents = pending.pop()
+        target = os.path.realpath(current)
+        if target in parents:  # a link to a folder that contains it would be followed forever
+            continue
+        folders, files = _list_folder(current, exclude)
+        found += files
+        pending += [(subfolder, parents | {target}) for subfolder in folders]
+    return found
+
+
+def _select_images(entries: Sequence[os.DirEntry[str]]) -> list[Path]:
+    return sorted((Path(entry.path) for entry in entries if _is_image(entry)), key=attrgetter("parts"))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.name).suffix.lower() in _SUFFIXES and entry.is_file()
+
+
+def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> None:
+    """Issue a warning if a folder contains files in unsupported image formats, broken links or special files."""
+    unopened = [
+        os.path.relpath(entry.path, root)
+        for entry in entries
+        if Path(entry.name).suffix.lower() in _UNSUPPORTED_SUFFIXES or not entry.is_file()
+    ]
+    if unopened:
+        listed = ", ".join(unopened[:_MAX_NAMES]) + ", ..." * (len(unopened) > _MAX_NAMES)
+        what = f"{len(unopened)} files in {root} are not opened, because their format is not supported or they are"
+        warn(f"{what} broken links: {listed}. Convert or repair them, or exclude them.", stacklevel=3)
 
 
 def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[str, list[Path]]) -> None:
@@ -132,7 +177,8 @@ def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[st
     if loose_images and len(empty) < len(images_of_class):
         folder = next(name for name in images_of_class if name not in empty)
         rule = f"{root} must contain either images or one folder per class"
-        raise value_error(rule, f"{loose_images[0].name} and {folder}/", "Move the images into a folder")
+        remedy = f"Move the images into a folder, or pass exclude={folder!r}"
+        raise value_error(rule, f"{loose_images[0].name} and {folder}/", remedy)
     if not loose_images and len(empty) == len(images_of_class):
         found = f"none in {len(empty)} folders" if empty else "none" if root.is_dir() else "no such folder"
         rule = f"{root} must contain images with the suffix {suffixes}"
@@ -140,57 +186,4 @@ def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[st
     if not loose_images and empty:
         found = f"none in {len(empty)} of {len(images_of_class)} folders, the first is {empty[0]}/"
         rule = f"Each folder in {root} must contain images with the suffix {suffixes}"
-        raise value_error(rule, found, "Remove it, or convert its files")
-
-
-def label_images(
-    images: Sequence[tuple[Path, _Class]],
-    names: Mapping[_Class, str],
-    transform: Callable[[Any], Any] | None,
-) -> ImageFiles:
-    """Return a dataset of images whose classes are numbered in the order of `names`.
-
-    Args:
-        images: Path and class of each image; the class is a key of `names`.
-        names: Name of each class.
-        transform: Transform of the dataset.
-    """
-    label_of = {key: label for label, key in enumerate(names)}
-    labels = torch.tensor([label_of[key] for _, key in images], dtype=torch.int64)
-    return ImageFiles([path for path, _ in images], labels, list(names.values()), transform)
-
-
-def split_classes(labels: Labels, fraction: float = 0.5) -> tuple[Int64[Tensor, " first"], Int64[Tensor, " second"]]:
-    """Split images into two parts that have no class in common.
-
-    Train on one part and score on the other to choose settings without the test classes. The images of a part are
-    `torch.utils.data.Subset(images, indices.tolist())`.
-
-    Args:
-        labels: Class of each image.
-        fraction: Fraction of the classes, in ascending order, that are in the first part, rounded down to whole
-            classes. The default is that of the usual splits of CUB-200-2011 and Cars196.
-
-    Returns:
-        The indices of the images in the first part, and those in the second; both are ascending.
-
-    Raises:
-        ValueError: `fraction` is not in 0..1, a part would have no class, or a label is below 0.
-        TypeError: The labels are not integers.
-
-    Example:
-        >>> split_classes([2, 0, 1, 3, 0])
-        (tensor([1, 2, 4]), tensor([0, 3]))
-    """
-    check_number("fraction", fraction, least=0, most=1)
-    labels = as_labels(labels)
-    if (labels < 0).any():
-        found = f"{int((labels < 0).sum())} of {len(labels)} below 0"
-        raise value_error("`labels` must be 0 or above", found, "Remove the images without a class")
-    classes = labels.unique()
-    n_first = int(round(float(fraction) * len(classes), 6))  # 0.29 * 100 is slightly below 29 in floating point
-    if not 0 < n_first < len(classes):
-        found, remedy = f"{len(classes)} classes", "Choose a fraction closer to 0.5, or add images of other classes"
-        raise value_error(f"`fraction={fraction}` must leave a class in each part", found, remedy)
-    in_first = torch.isin(labels, classes[:n_first])
-    return in_first.nonzero().flatten(), (~in_first).nonzero().flatten()
+        raise value_error(rule, found, "Remove or exclude it, or convert its files")

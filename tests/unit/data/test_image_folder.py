@@ -1,14 +1,9 @@
-from pathlib import Path
+import os
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from layouts import save_image
-from PIL import Image
 
-from udmlss.data import ImageFiles, cub200, image_folder, split_classes
+from udmlss.data import image_folder
 
 
 def test_each_folder_is_a_class_and_names_are_sorted(tmp_path, monkeypatch):
@@ -53,105 +48,116 @@ def test_rejects_a_folder_without_images(tmp_path, folders, found):
     root = tmp_path / "here"
     for folder in (".", *folders) if folders is not None else ():
         (root / folder).mkdir()
-    with pytest.raises(ValueError, match=rf"here must contain images with the suffix \.bmp, .*, got {found}\. Pass"):
+    with pytest.raises(ValueError, match=rf"here must contain images with the suffix \.avif, .*, got {found}\. Pass"):
         image_folder(root)
 
 
 def test_rejects_images_next_to_folders_of_images(tmp_path):
     save_image(tmp_path / "1.png")
     save_image(tmp_path / "cat" / "2.png")
-    with pytest.raises(ValueError, match=r"either images or one folder per class, got 1\.png and cat/\. Move"):
+    with pytest.raises(
+        ValueError,
+        match=r"either images or one folder per class, got 1\.png and cat/\. Move .*, or pass exclude='cat'\.",
+    ):
         image_folder(tmp_path)
 
 
 def test_rejects_a_class_without_images(tmp_path):
     save_image(tmp_path / "cat" / "1.png")
     (tmp_path / "dog").mkdir()
-    (tmp_path / "dog" / "1.heic").touch()
-    with pytest.raises(ValueError, match=r"with the suffix .*, got none in 1 of 2 folders, the first is dog/\. Remove"):
+    (tmp_path / "dog" / "1.txt").touch()
+    with pytest.raises(
+        ValueError, match=r"with the suffix .*, got none in 1 of 2 folders, the first is dog/\. Remove or exclude it"
+    ):
         image_folder(tmp_path)
 
 
-@pytest.mark.parametrize("labels", [[1, -1, 0], np.array([1, -1, 0], np.int16), torch.tensor([1, -1, 0])])
-def test_image_files_accept_strings_and_any_kind_of_labels(tmp_path, monkeypatch, labels):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for number in range(3):
-        save_image(tmp_path / f"{number}.png", number)
-    images = ImageFiles(["~/0.png", "~/1.png", tmp_path / "2.png"], labels, ("a", "b"), lambda image: image.size)
-    assert images.paths == [tmp_path / f"{number}.png" for number in range(3)]
-    assert [images[index] for index in (0, np.int64(1), 2)] == [((6, 4), 1), ((6, 4), -1), ((6, 4), 0)]
+def names(images):
+    return [path.name for path in images.paths]
 
 
-@pytest.mark.parametrize(
-    ("labels", "error"),
-    [
-        ([0], r"`labels` must have shape \(2,\), one label per item"),
-        ([0, 2], r"`labels` must lie in -1\.\.1, the indices of `classes`, got 2\. Pass the name of every class"),
-        ([0, -2], r"`labels` must lie in -1\.\.1, the indices of `classes`, got -2\."),
-    ],
-)
-def test_image_files_reject_labels_that_do_not_match(labels, error):
-    with pytest.raises(ValueError, match=error):
-        ImageFiles([Path("1.png"), Path("2.png")], labels, ["a", "b"])
+def test_images_of_other_common_formats_are_opened(tmp_path):
+    for name in ("a.GIF", "b.jfif", "c.tga", "d.jp2", "e.JPE", "f.pbm"):
+        save_image(tmp_path / name)
+    assert names(image_folder(tmp_path)) == ["a.GIF", "b.jfif", "c.tga", "d.jp2", "e.JPE", "f.pbm"]
 
 
-def truncated_image(path):
-    Image.effect_noise((64, 64), 50).save(path)
-    return path.read_bytes()[:800]
+def test_a_warning_names_unsupported_images_and_broken_links(tmp_path):
+    for name in ("cat/1.png", "dog/1.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "dog" / "IMG_1.HEIC").touch()
+    (tmp_path / "missing").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "cat" / "2.png").symlink_to("no/such/file.png")
+    os.mkfifo(tmp_path / "cat" / "3.png")
+    unopened = ", ".join(["missing", *(os.path.join("cat", f"{number}.png") for number in (2, 3))])  # noqa: PTH118
+    with pytest.warns(UserWarning, match=rf"^4 files in {tmp_path} are not opened, .*: {unopened}, dog.IMG_1\.HEIC\."):
+        images = image_folder(tmp_path)
+    assert (names(images), images.classes) == (["1.png", "1.png"], ["cat", "dog"])
 
 
-@pytest.mark.parametrize("content", [b"no image", b"P5 6x 4 255 ", b"BM" + b"\xff" * 60, truncated_image])
-def test_loading_reports_the_path_of_an_unreadable_file(tmp_path, content):
-    save_image(tmp_path / "1.png")
-    path = tmp_path / "2.png"
-    path.write_bytes(content(path) if callable(content) else content)
-    images = image_folder(tmp_path)
-    with pytest.raises(OSError, match=rf"{path} must be a complete image file, got .*\. Download or unpack it again"):
-        images[1]
-    assert images[0][1] == -1
+def test_links_are_followed_at_every_level(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    for path in (root / "dog" / "1.png", other / "cats" / "2.png", other / "more" / "deep" / "3.png"):
+        save_image(path)
+    (root / "cat").symlink_to(other / "cats")
+    (root / "dog" / "more").symlink_to(other / "more")
+    (other / "more" / "deep" / "cats").symlink_to(other / "cats")
+    (root / "dog" / "link.png").symlink_to(other / "cats" / "2.png")
+    (tmp_path / "linked").symlink_to(root)
+    images = image_folder(tmp_path / "linked")
+    assert images.classes == ["cat", "dog"]
+    relative = [path.relative_to(tmp_path / "linked").as_posix() for path in images.paths]
+    assert relative == [
+        "cat/2.png",
+        "dog/1.png",
+        "dog/link.png",
+        "dog/more/deep/3.png",
+        "dog/more/deep/cats/2.png",
+    ]
 
 
-@given(st.lists(st.integers(0, 9), min_size=2).filter(lambda labels: len(set(labels)) > 1), st.floats(0.5, 0.99))
-def test_parts_of_a_split_contain_every_image_once_and_no_common_class(labels, fraction):
-    first, second = split_classes(labels, fraction)
-    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(labels)))
-    labels = torch.tensor(labels)
-    assert labels[first].max() < labels[second].min()
-    assert first.tolist() == sorted(first.tolist())
-    assert second.tolist() == sorted(second.tolist())
+def test_a_link_to_a_folder_that_contains_it_is_not_followed(tmp_path):
+    save_image(tmp_path / "root" / "dog" / "deep" / "1.png")
+    save_image(tmp_path / "root" / "cat" / "2.png")
+    for target in ("root", "root/dog", "root/dog/deep"):
+        (tmp_path / "root" / "dog" / "deep" / f"to_{target.split('/')[-1]}").symlink_to(tmp_path / target)
+    (tmp_path / "root" / "cat" / "dogs").symlink_to(tmp_path / "root" / "dog")
+    images = image_folder(tmp_path / "root")
+    assert [path.relative_to(tmp_path / "root").as_posix() for path in images.paths] == [
+        "cat/2.png",
+        "cat/dogs/deep/1.png",
+        "dog/deep/1.png",
+    ]
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(0.5, 50), (0.29, 29), (0.01, 1), (0.999, 99), (np.float64(0.29), 29)])
-def test_fraction_is_that_of_the_classes(fraction, count):
-    labels = np.arange(100).repeat(np.arange(1, 101))
-    first, _ = split_classes(labels, fraction)
-    assert len(np.unique(labels[first.numpy()])) == count
+def test_two_folders_with_links_to_each_other_end(tmp_path):
+    for name in ("a", "b"):
+        save_image(tmp_path / name / "1.png")
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+    assert len(image_folder(tmp_path)) == 4
 
 
-def test_the_default_fraction_gives_the_split_of_cub200(cub100):
-    train, test = (cub200(cub100, split).labels for split in ("train", "test"))
-    first, second = split_classes(torch.cat([train, test + len(train.unique())]))
-    assert (len(first), len(second)) == (len(train), len(test))
+@pytest.mark.parametrize("exclude", ["runs", ["runs", "nothing"], "r*s", "{root}/runs", "runs/"])
+def test_an_output_folder_is_excluded(tmp_path, monkeypatch, exclude):
+    for name in ("1.png", "2.png", "runs/plot.png"):
+        save_image(tmp_path / name)
+    monkeypatch.chdir(tmp_path.parent)
+    exclude = exclude.format(root=tmp_path) if isinstance(exclude, str) else exclude
+    assert names(image_folder(tmp_path.name, exclude=exclude)) == ["1.png", "2.png"]
 
 
-@pytest.mark.parametrize("fraction", [0, 0.2, 1])
-def test_rejects_a_fraction_that_leaves_a_part_without_classes(fraction):
-    error = rf"`fraction={fraction}` must leave a class in each part, got 4 classes\. Choose a fraction closer"
-    with pytest.raises(ValueError, match=error):
-        split_classes(torch.arange(4), fraction)
+def test_patterns_exclude_files_and_folders_at_every_depth(tmp_path):
+    for name in ("cat/1.png", "cat/1_mask.png", "cat/deep/runs/2.png", "dog/x/3.png", "dog/y/3.png", "runs/4.png"):
+        save_image(tmp_path / name)
+    images = image_folder(tmp_path, exclude=["runs", "*_mask.png", tmp_path / "dog" / "x"])
+    assert [path.relative_to(tmp_path).as_posix() for path in images.paths] == ["cat/1.png", "dog/y/3.png"]
 
 
-@pytest.mark.parametrize("fraction", [-0.5, 1.5])
-def test_rejects_a_fraction_outside_0_to_1(fraction):
-    with pytest.raises(ValueError, match=rf"`fraction` must lie in 0\.\.1, got {fraction}\."):
-        split_classes([0, 1, 2, 3], fraction)
-
-
-def test_rejects_to_split_a_single_class():
-    with pytest.raises(ValueError, match=r"must leave a class in each part, got 1 classes\. .* or add images of other"):
-        split_classes([0, 0, 0])
-
-
-def test_rejects_to_split_images_without_a_class():
-    with pytest.raises(ValueError, match=r"`labels` must be 0 or above, got 2 of 5 below 0\. Remove"):
-        split_classes([0, -1, 1, -1, 2])
+def test_options_are_passed_on(tmp_path):
+    save_image(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat" / "2.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read and are skipped: .*2\.png \(cannot identify"):
+        images = image_folder(tmp_path, background="red", value_range=(0, 9), on_error="skip")
+    assert (images.background, images.value_range) == ((255, 0, 0), (0, 9))
+    assert [path.name for path, _ in images.skipped] == ["2.png"]

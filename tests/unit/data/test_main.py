@@ -9,7 +9,7 @@ import layouts
 import pytest
 
 from udmlss.data import __main__ as command
-from udmlss.data.verification import SplitSize
+from udmlss.data.published.layout import SplitSize
 
 
 @pytest.fixture
@@ -143,6 +143,16 @@ def test_verifies_a_folder_of_images(tmp_path, run):
     assert run("folder", tmp_path, "--quick")[0] == 0
 
 
+def test_excludes_files_of_a_folder(tmp_path, run):
+    layouts.save_image(tmp_path / "1.png")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "2.png").write_text("no image")
+    (tmp_path / "1_mask.png").write_text("no image")
+    assert run("folder", tmp_path)[0] == 1
+    status, lines, _ = run("folder", tmp_path, "--exclude", "runs", "--exclude", "*_mask.png")
+    assert (status, lines[0]) == (0, "folder: 1 images without classes")
+
+
 def test_prints_the_first_ten_problems(tmp_path, run):
     for number in range(12):
         (tmp_path / f"{number}.png").write_text("no image")
@@ -166,6 +176,7 @@ def test_reports_how_to_install_pillow(tmp_path, monkeypatch, run):
         (["sop"], "the following arguments are required: root"),
         (["sop", "no/such/place"], "no/such/place is not a folder"),
         (["folder", ".", "--unpack"], "--unpack is for published datasets"),
+        (["sop", ".", "--exclude", "runs"], "--exclude is for a folder"),
     ],
 )
 def test_rejects_wrong_arguments(capsys, arguments, message):

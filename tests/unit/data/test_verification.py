@@ -3,7 +3,8 @@ from functools import partial
 import layouts
 
 from udmlss.data import image_folder, sop
-from udmlss.data.verification import SplitSize, verify
+from udmlss.data.published.layout import SplitSize
+from udmlss.data.verification import verify
 
 SIZES = {"train": SplitSize(4, 2), "test": SplitSize(2, 1)}
 

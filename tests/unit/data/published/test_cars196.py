@@ -43,3 +43,9 @@ def test_rejects_repeated_images(tmp_path):
     root = layouts.cars196(tmp_path, class_of=(1, 2, 3), files=["car_ims/1.jpg", "car_ims/2.jpg", "car_ims/1.jpg"])
     with pytest.raises(ValueError, match=r"unique, got 1 repeated in 3 lines, the first is car_ims/1\.jpg"):
         cars196(root, "train")
+
+
+def test_rejects_annotations_that_lead_out_of_the_folder(tmp_path):
+    root = layouts.cars196(tmp_path / "data", class_of=(3, 1), files=["car_ims/1.jpg", "../outside.jpg"])
+    with pytest.raises(ValueError, match=r"must be inside .*car_ims, got 1 of 1 outside, the first is .*outside\.jpg"):
+        cars196(root, "train")

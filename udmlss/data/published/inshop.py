@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from udmlss._checks import check_choice, value_error
-from udmlss.data.image_folder import ImageFiles, label_images
-from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique, read_rows
+from udmlss.data.image_files import ImageFiles, label_images
+from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
 INSHOP = PublishedDataset(
     name="inshop",
@@ -45,7 +45,8 @@ def inshop(
         splits together: an item has the same label in both, and both have the same `classes`.
 
     Raises:
-        ValueError: The folder has another layout, an image does not exist, or the list is damaged.
+        ValueError: The folder has another layout, the list is damaged,
+            or an image does not exist or is outside of the folder.
 
     Example:
         >>> query, gallery = (inshop("~/data/inshop", split) for split in ("query", "gallery"))  # doctest: +SKIP
@@ -59,7 +60,7 @@ def inshop(
     rows = _read_list(path)
     with_same_labels = ("train",) if split == "train" else ("query", "gallery")
     images = [(folder.parent / file, item) for file, item, row_split in rows if row_split == split]
-    check_files_exist(images, path)
+    check_files([file for file, _ in images], folder, path)
     return label_images(images, {item: item for _, item, row_split in rows if row_split in with_same_labels}, transform)
 
 

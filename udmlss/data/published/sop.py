@@ -5,8 +5,8 @@ from os import PathLike
 from typing import Any, Literal
 
 from udmlss._checks import check_choice
-from udmlss.data.image_folder import ImageFiles, label_images
-from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique, read_rows
+from udmlss.data.image_files import ImageFiles, label_images
+from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
 SOP = PublishedDataset(
     name="sop",
@@ -41,7 +41,8 @@ def sop(
         list.
 
     Raises:
-        ValueError: The folder has another layout, an image does not exist, or the list is damaged.
+        ValueError: The folder has another layout, the list is damaged,
+            or an image does not exist or is outside of the folder.
 
     Example:
         >>> train = sop("~/data/Stanford_Online_Products", "train", transform=transform)  # doctest: +SKIP
@@ -55,5 +56,5 @@ def sop(
     rows = read_rows(path, r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", _COLUMNS, header=1)
     check_unique([file for *_, file in rows], path)
     images = [(path.parent / file, key) for _, key, _, file in rows]
-    check_files_exist(images, path)
+    check_files([file for file, _ in images], path.parent, path)
     return label_images(images, {key: key for _, key in images}, transform)

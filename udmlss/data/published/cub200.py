@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from udmlss._checks import check_choice, value_error
-from udmlss.data.image_folder import ImageFiles, label_images
-from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique, read_rows
+from udmlss.data.image_files import ImageFiles, label_images
+from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
 CUB200 = PublishedDataset(
     name="cub200",
@@ -40,7 +40,8 @@ def cub200(
         The images in the order of images.txt. Labels start at 0 in each split.
 
     Raises:
-        ValueError: The folder has another layout, an image does not exist, or the lists contradict each other.
+        ValueError: The folder has another layout, the lists contradict each other,
+            or an image does not exist or is outside of the folder.
 
     Example:
         >>> train = cub200("~/data/CUB_200_2011", "train", transform=transform)  # doctest: +SKIP
@@ -59,7 +60,7 @@ def cub200(
     first_half = set(sorted(names, key=int)[: len(names) // 2])
     images = [(folder / file, class_of[image]) for image, file in files.items()]
     images = [(path, key) for path, key in images if (key in first_half) == (split == "train")]
-    check_files_exist(images, lists[1])
+    check_files([path for path, _ in images], folder, lists[1])
     return label_images(images, {key: names[key] for key in sorted({key for _, key in images}, key=int)}, transform)
 
 

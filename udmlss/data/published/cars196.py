@@ -1,18 +1,14 @@
 """Cars196: photographs of cars."""
 
-import zlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
-
 from udmlss._checks import check_choice, value_error
-from udmlss.data.image_folder import ImageFiles, label_images
-from udmlss.data.verification import PublishedDataset, SplitSize, check_files_exist, check_unique
+from udmlss.data.image_files import ImageFiles, label_images
+from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique
+from udmlss.data.published.matlab import read_mat
 
 CARS196 = PublishedDataset(
     name="cars196",
@@ -24,17 +20,6 @@ CARS196 = PublishedDataset(
         "car_ims.tgz": "d5c8f0aa497503f355e17dc7886c3f14",
         "cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc",
     },
-)
-_DAMAGE_ERRORS = (
-    MatReadError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    zlib.error,
 )
 
 
@@ -60,7 +45,8 @@ def cars196(
         The images in the order of cars_annos.mat. Labels start at 0 in each split.
 
     Raises:
-        ValueError: The folder has another layout, an image does not exist, or the annotations are damaged.
+        ValueError: The folder has another layout, the annotations are damaged,
+            or an image does not exist or is outside of the folder.
 
     Example:
         >>> train = cars196("~/data/cars196", "train", transform=transform)  # doctest: +SKIP
@@ -76,19 +62,19 @@ def cars196(
     half = len(names) // 2
     images = [(folder.parent / file, key) for file, key in zip(files, classes, strict=True)]
     images = [(path, key) for path, key in images if (key <= half) == (split == "train")]
-    check_files_exist(images, annotations)
+    check_files([path for path, _ in images], folder, annotations)
     return label_images(images, {key: names[key - 1] for key in sorted({key for _, key in images})}, transform)
 
 
 def _read_annotations(path: Path) -> tuple[list[str], list[int], list[str]]:
     """Return the path and the class (from 1) of each image, and the names of the classes."""
     try:
-        content = loadmat(path, squeeze_me=True, variable_names=["annotations", "class_names"])
-        annotations = np.atleast_1d(content["annotations"])
-        files = [str(file) for file in annotations["relative_im_path"]]
-        classes = [int(key) for key in annotations["class"]]
-        names = [str(name) for name in np.atleast_1d(content["class_names"])]
-    except _DAMAGE_ERRORS as error:
+        content = read_mat(path)
+        annotations = content["annotations"]
+        files = [_as_text(file) for file in annotations["relative_im_path"]]
+        classes = [int(key.item()) for key in annotations["class"]]
+        names = [_as_text(name) for name in content["class_names"]]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
         rule = f"{path} must be the published MATLAB file with `annotations` and `class_names`"
         raise value_error(rule, repr(error), "Download it again") from error
     unnamed = [key for key in classes if not 1 <= key <= len(names)]
@@ -96,3 +82,9 @@ def _read_annotations(path: Path) -> tuple[list[str], list[int], list[str]]:
         found = f"class {unnamed[0]} and {len(names)} names"
         raise value_error(f"Every class in {path} must have a name", found, "Download it again")
     return files, classes, names
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of text")
+    return value

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from udmlss import data, embed
-from udmlss.data.cars196 import CARS196
-from udmlss.data.cub200 import CUB200
-from udmlss.data.inshop import INSHOP
-from udmlss.data.sop import SOP
+from udmlss.data.published.cars196 import CARS196
+from udmlss.data.published.cub200 import CUB200
+from udmlss.data.published.inshop import INSHOP
+from udmlss.data.published.sop import SOP
 
 DATASETS = (CUB200, CARS196, SOP, INSHOP)
 
@@ -100,6 +100,61 @@ def test_rejects_a_missing_image_only_in_its_split(tmp_path, dataset, write, ope
     with pytest.raises(ValueError, match=found):
         open_split(tmp_path, split)
     assert all(len(open_split(tmp_path, other)) for other in splits)
+
+
+LISTS = {"cub200": "images.txt", "sop": "Ebay_train.txt", "inshop": "Eval/list_eval_partition.txt"}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("target", ["{outside}", "../outside.jpg", "img/../../outside.jpg"])
+def test_rejects_a_list_that_leads_out_of_the_folder(tmp_path, name, target):
+    root = getattr(layouts, name)(tmp_path / "data")
+    outside = tmp_path / "outside.jpg"
+    layouts.save_image(outside)
+    path = root / LISTS[name]
+    lines = path.read_text().splitlines()
+    number = 0 if name == "cub200" else 1 if name == "sop" else 2
+    [old] = [word for word in lines[number].split() if word.lower().endswith(".jpg")]
+    lines[number] = lines[number].replace(old, target.format(outside=outside))
+    layouts.write_lines(path, lines)
+    with pytest.raises(
+        ValueError, match=r"Every image in the list must be inside .*, got 1 of \d+ outside, the first is"
+    ):
+        getattr(data, name)(root, "train")
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_rejects_links_that_lead_out_of_the_folder(tmp_path, write, open_split, what):
+    images = open_split(write(tmp_path / "data"), "train")
+    path = images.paths[0] if what == "file" else images.paths[0].parent
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    if path.name in {"car_ims", "img"}:  # the folder of all images may be a link
+        assert open_split(tmp_path / "data", "train").paths == images.paths
+        return
+    with pytest.raises(
+        ValueError, match=r"must be inside .*, got \d of \d outside, .* or replace links by the files\."
+    ):
+        open_split(tmp_path / "data", "train")
+
+
+def test_links_inside_the_folder_and_to_the_whole_folder_are_followed(tmp_path, monkeypatch, write, open_split):
+    path = open_split(write(tmp_path / "data"), "train").paths[0]
+    path.rename(path.with_name("other"))
+    path.symlink_to("other")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert open_split("../link", "train")[0][1] == 0
+
+
+def test_rejects_names_that_no_file_can_have(tmp_path):
+    root = layouts.sop(tmp_path)
+    header = "image_id class_id super_class_id path"
+    for name in ("a\0b.jpg", "a" * 5000 + ".jpg"):
+        layouts.write_lines(root / "Ebay_train.txt", [header, f"1 1 1 {name}"])
+        with pytest.raises(ValueError, match="must exist, got 1 of 1 missing"):
+            data.sop(root, "train")
 
 
 def test_rejects_an_unknown_split(tmp_path, monkeypatch, open_split):

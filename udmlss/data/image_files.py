@@ -1,0 +1,233 @@
+"""Datasets of image files, and damaged image files."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from multiprocessing.pool import ThreadPool
+from operator import index as as_index
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, overload
+from warnings import warn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from udmlss._checks import as_labels, check_choice, check_number, value_error
+from udmlss.data.image_reader import as_color, describe_error, read_image
+from udmlss.types import Labels
+
+_WHITE = (255, 255, 255)
+_MAX_PATHS = 5  # in a warning
+_PATHS_PER_TASK = 16
+_Class = TypeVar("_Class")
+
+
+class DamagedImage(NamedTuple):
+    """An image file that cannot be read.
+
+    Attributes:
+        path: Path of the file.
+        reason: Message of the error.
+    """
+
+    path: Path
+    reason: str
+
+
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Image files with class labels. An image is read when its item is loaded; an item is `(image, label)`.
+
+    Files are read as an image viewer shows them and converted to RGB with 8 bits per channel: the EXIF orientation is
+    applied, transparent pixels are composited onto a background, and of an animation the first frame is read. 16-bit
+    values 0..65535 are scaled to 0..255. 32-bit integers and floating-point values are scaled from the smallest and
+    the largest value of the file, unless all values are in 0..255 or, for floating point, in 0..1. Color profiles are
+    not applied.
+
+    Args:
+        paths: Path of each image.
+        labels: Label of each image, an index into `classes`; -1 for an image without a class.
+        classes: Names of the classes; empty for images without classes.
+        transform: Function that is applied to each RGB PIL image and should return a tensor. None returns the PIL
+            image.
+        background: Color behind transparent pixels: a name that Pillow accepts, or red, green and blue in 0..255.
+        value_range: Values that become black and white in files with more than 8 bits in one channel, such as
+            `(0, 4095)` for 12-bit values in 16-bit files. Values outside are clipped. None scales as described above.
+        on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
+            when the dataset is created, leaves out those that cannot be read, and issues a warning that lists them.
+
+    Attributes:
+        paths: Path of each image.
+        labels: Label of each image.
+        classes: Names of the classes.
+        skipped: Images that were left out by `on_error="skip"`.
+
+    Raises:
+        ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1. `background`
+            is not a color, or `value_range` is not ascending. `on_error="skip"` leaves out every image.
+        TypeError: `labels` are not integers.
+        OSError: A file is missing, damaged or not an image. This error is raised when the item is loaded.
+
+    Example:
+        >>> ImageFiles(["cats/1.jpg", "cats/2.jpg", "dogs/1.jpg"], [0, 0, 1], ["cats", "dogs"])
+        ImageFiles(3 images of 2 classes)
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        labels: Labels,
+        classes: Sequence[str],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        background: str | Sequence[int] = _WHITE,
+        value_range: tuple[float, float] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        self.paths: Sequence[Path] = _Paths([Path(path).expanduser() for path in paths])
+        self.labels: Tensor = as_labels(labels, len(self.paths)).cpu()
+        self.classes: list[str] = list(classes)
+        self.transform = transform
+        self.background = as_color(background)
+        self.value_range = _as_value_range(value_range)
+        self.skipped: tuple[DamagedImage, ...] = ()
+        invalid = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
+        if len(invalid):
+            rule = f"`labels` must lie in -1..{len(self.classes) - 1}, the indices of `classes`"
+            raise value_error(rule, int(invalid[0]), "Pass the name of every class")
+        check_choice("on_error", on_error, ("raise", "skip"))
+        if on_error == "skip":
+            self._skip_damaged()
+
+    def _skip_damaged(self) -> None:
+        self.skipped = tuple(find_damaged(self))
+        if not self.skipped:
+            return
+        summary = _summarize(self.skipped)
+        if len(self.skipped) == len(self):
+            raise value_error("An image must be readable", f"{len(self)} that are not: {summary}", "Check the files")
+        damaged = {path for path, _ in self.skipped}
+        indices = [index for index, path in enumerate(self.paths) if path not in damaged]
+        warn(f"{len(self.skipped)} of {len(self)} images cannot be read and are skipped: {summary}", stacklevel=3)
+        self.paths, self.labels = _Paths([self.paths[index] for index in indices]), self.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = read_image(self.paths[index], self.background, self.value_range)
+        return (self.transform(image) if self.transform else image), int(self.labels[index])
+
+    def __repr__(self) -> str:
+        classes = f"of {len(self.classes)} classes" if self.classes else "without classes"
+        return f"ImageFiles({len(self)} images {classes})"
+
+
+def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedImage]:
+    """Read every image and return those that cannot be read.
+
+    Files are read in several threads, and the transform is not applied. In formats without checksums, which are all
+    but PNG, a changed byte may give other pixels instead of an error.
+
+    Args:
+        images: Image files, for example from `image_folder`.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The path of each damaged image and the reason, in the order of `images`.
+
+    Raises:
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> for path, reason in find_damaged(images):  # doctest: +SKIP
+        ...     print(path, reason)
+    """
+
+    def reason(path: Path) -> str | None:
+        try:
+            read_image(path, images.background, images.value_range)
+        except OSError as error:
+            return describe_error(error.__cause__ or error)
+        return None
+
+    with ThreadPool() as pool:
+        reasons = pool.imap(reason, images.paths, _PATHS_PER_TASK)
+        bar = tqdm(reasons, "reading", len(images), unit="image", leave=False, disable=not progress)
+        return [DamagedImage(path, found) for path, found in zip(images.paths, bar, strict=True) if found is not None]
+
+
+def label_images(
+    images: Sequence[tuple[Path, _Class]],
+    names: Mapping[_Class, str],
+    transform: Callable[[Any], Any] | None,
+) -> ImageFiles:
+    """Return a dataset of images whose classes are numbered in the order of `names`.
+
+    Args:
+        images: Path and class of each image; the class is a key of `names`.
+        names: Name of each class.
+        transform: Transform of the dataset.
+    """
+    label_of = {key: label for label, key in enumerate(names)}
+    labels = torch.tensor([label_of[key] for _, key in images], dtype=torch.int64)
+    return ImageFiles([path for path, _ in images], labels, list(names.values()), transform)
+
+
+class _Paths(Sequence[Path]):
+    """A sequence of paths in one block of memory, which data loader workers share with the main process.
+
+    Args:
+        paths: The paths.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = b"".join(encoded)
+        self._starts = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[as_index(index)]  # accepts negative indices and raises IndexError
+        return Path(os.fsdecode(self._bytes[self._starts[number] : self._starts[number + 1]]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment] # as a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def _as_value_range(value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    if len(value_range) != 2:  # noqa: PLR2004
+        raise value_error(
+            "`value_range` must be a pair of numbers", value_range, "Pass the values of black and of white"
+        )
+    low, high = value_range
+    check_number("value_range[0]", low)
+    check_number("value_range[1]", high)
+    if not low < high:
+        raise value_error("`value_range` must be ascending", value_range, "Pass the values of black and of white")
+    return float(low), float(high)
+
+
+def _summarize(damaged: Sequence[DamagedImage]) -> str:
+    listed = "; ".join(f"{path} ({reason})" for path, reason in damaged[:_MAX_PATHS])
+    n_more = len(damaged) - _MAX_PATHS
+    return listed + (f"; and {n_more} more" if n_more > 0 else "")

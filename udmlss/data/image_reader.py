@@ -1,0 +1,195 @@
+"""A reader of image files that returns what an image viewer shows, as RGB images with 8 bits per channel."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from operator import index as as_index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udmlss._checks import value_error
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Color = tuple[int, int, int]
+ValueRange = tuple[float, float]
+
+_ORIENTATION = 0x0112  # EXIF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the last two
+_MAX_VALUE = 255
+# Pillow returns 8 bits per channel, but the transparent color as it is stored.
+_SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
+
+
+def read_image(path: Path, background: Color, value_range: ValueRange | None) -> "Image":
+    """Return the first frame of an image file as an RGB image with 8 bits per channel.
+
+    Args:
+        path: Path of the file.
+        background: Color of the background behind transparent pixels.
+        value_range: Values of the first and the last shade of gray, for files with more than 8 bits in one channel.
+            None means 0..65535 for 16 bits without a sign. For other numbers it means 0..1 (floating point) or 0..255
+            (integers) if all values are in this range, and otherwise the smallest and the largest value of the file.
+
+    Raises:
+        OSError: The file is missing, damaged or not an image.
+        ImportError: Pillow is not installed.
+    """
+    pillow = _import_pillow()
+    try:
+        return _read(path, background, value_range)
+    except pillow.DecompressionBombError as error:
+        message = f"{path} must not be larger than Pillow permits, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise OSError(message) from error
+    except Exception as error:  # Pillow's readers raise errors of many types for damaged files
+        raise OSError(describe_damage(path, describe_error(error))) from error
+
+
+def describe_damage(path: Path, reason: str) -> str:
+    """Return the message of the error for a damaged image."""
+    return f"{path} must be a complete image file, got {reason}. Download or unpack it again, or remove it."
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error, or its type if it has no message."""
+    return str(error) or type(error).__name__
+
+
+def as_color(background: str | Sequence[int]) -> Color:
+    """Return a color as red, green and blue in 0..255.
+
+    Args:
+        background: A color name or hexadecimal color that Pillow accepts, or three integers.
+
+    Raises:
+        ValueError: `background` is not a color.
+        ImportError: `background` is a name and Pillow is not installed.
+    """
+    color: Sequence[int] = ()
+    with suppress(ValueError, TypeError):
+        color = _named_color(background) if isinstance(background, str) else [as_index(value) for value in background]
+    if len(color) != 3 or not all(0 <= value <= _MAX_VALUE for value in color):  # noqa: PLR2004
+        rule = "`background` must be a color: a name such as 'white', or three integers in 0..255"
+        raise value_error(rule, repr(background), "Pass, for example, (255, 255, 255)")
+    red, green, blue = color
+    return red, green, blue
+
+
+def _named_color(name: str) -> Sequence[int]:
+    _import_pillow()
+    from PIL import ImageColor  # noqa: PLC0415 (optional)
+
+    return ImageColor.getrgb(name)
+
+
+def _import_pillow() -> Any:  # noqa: ANN401 (a module)
+    try:
+        from PIL import Image  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        message = 'Reading image files requires Pillow, got none. Install it: pip install "udmlss[demo]"'
+        raise ImportError(message, name=error.name) from error
+    Image.preinit()  # recognizes common formats first
+    Image.init()  # While another thread registers the formats, Pillow does not recognize all of them
+    return Image
+
+
+def _read(path: Path, background: Color, value_range: ValueRange | None) -> "Image":
+    pillow = _import_pillow()
+    with pillow.open(path) as image:
+        if image.format == "PNG":
+            with pillow.open(path) as same_image:
+                same_image.verify()  # Pillow compares the checksums of the pixels only here
+        transparent_color = _transparent_color(image)  # before loading, which deletes the raw mode
+        image.load()
+        orientation = _orientation(image)
+        if transparent_color is not None:
+            image.info["transparency"] = transparent_color
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _to_8_bits(image, value_range)  # noqa: PLW2901 (the file is closed by its own context manager)
+        rgb = _composite(image, background)
+    return _rotate_upright(rgb, orientation)
+
+
+def _transparent_color(image: "Image") -> object:
+    """Return the transparent gray value or color of a PNG file in the scale of the loaded pixels, or None."""
+    color = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    scale = _SCALE_OF_RAW_MODE.get(str(tiles[0][3])) if tiles else None
+    if scale is None or isinstance(color, bytes | None):
+        return color  # bytes are the opacities of a palette
+    return tuple(int(value * scale) for value in color) if isinstance(color, tuple) else int(color * scale)
+
+
+def _orientation(image: "Image") -> object:
+    """Return the orientation in the EXIF or XMP data; 1, which means upright, if these data are damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (viewers ignore damaged EXIF data, for which Pillow raises errors of many types)
+        return 1
+
+
+def _rotate_upright(image: "Image", orientation: object) -> "Image":
+    from PIL import ImageOps  # noqa: PLC0415 (optional)
+
+    image.info.clear()  # A transform that applies the orientation of the file must not apply it again
+    image.getexif()[_ORIENTATION] = orientation
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _to_8_bits(image: "Image", value_range: ValueRange | None) -> "Image":
+    """Scale an image of one channel with more than 8 bits to 8 bits; a transparent value becomes an alpha channel."""
+    pillow = _import_pillow()
+    pixels = _pixels(image)
+    low, high = value_range or _value_range(image, pixels)
+    finite = np.nan_to_num(pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
+    factor = _MAX_VALUE / (high - low) if high > low else 0  # a constant image outside of the usual range is black
+    gray = np.clip(np.rint((finite - low) * factor), 0, _MAX_VALUE).astype(np.uint8)
+    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        gray = _MAX_VALUE - gray
+    scaled: Image = pillow.fromarray(gray)
+    transparent_value = image.info.get("transparency")
+    if transparent_value is not None:
+        opacity = np.where(pixels == transparent_value, 0, _MAX_VALUE).astype(np.uint8)
+        scaled.putalpha(pillow.fromarray(opacity))
+    return scaled
+
+
+def _pixels(image: "Image") -> NDArray[Any]:
+    pixels = np.asarray(image)
+    is_unsigned = image.mode == "I" and _tag(image, _SAMPLE_FORMAT) == _UNSIGNED
+    return pixels.view(np.uint32) if is_unsigned else pixels  # Pillow has no unsigned 32-bit integers
+
+
+def _value_range(image: "Image", pixels: NDArray[Any]) -> ValueRange:
+    """Return the values of black and of white."""
+    if image.mode != "F" and (image.mode != "I" or image.format in {"PNG", "PPM"}):  # 16 bits without a sign
+        n_bits = _tag(image, _BITS_PER_SAMPLE)
+        return 0, 2 ** (n_bits if isinstance(n_bits, int) else 16) - 1
+    finite = pixels[np.isfinite(pixels)]
+    usual_high = 1 if image.mode == "F" else _MAX_VALUE
+    if not finite.size or (finite.min() >= 0 and finite.max() <= usual_high):
+        return 0, usual_high
+    return float(finite.min()), float(finite.max())
+
+
+def _tag(image: "Image", tag: int) -> object:
+    """Return the value of a TIFF tag, or None if the file is not a TIFF file or does not contain it."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _composite(image: "Image", background: Color) -> "Image":
+    """Convert an image to RGB, with transparent pixels in front of a background."""
+    pillow = _import_pillow()
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow does not convert it to RGBA
+    composite: Image = pillow.new("RGBA", image.size, (*background, _MAX_VALUE))
+    composite.alpha_composite(image.convert("RGBA"))
+    return composite.convert("RGB")
