@@ -6,7 +6,7 @@ from itertools import accumulate
 from multiprocessing.pool import ThreadPool
 from operator import index as as_index
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar, overload
 from warnings import warn
 
 import numpy as np
@@ -116,7 +116,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
+        index = as_index(index)
         image = read_image(self.paths[index], self.background, self.value_range)
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
@@ -192,12 +193,12 @@ class _Paths(Sequence[Path]):
         return len(self._starts) - 1
 
     @overload
-    def __getitem__(self, index: int) -> Path: ...
+    def __getitem__(self, index: SupportsIndex) -> Path: ...
 
     @overload
     def __getitem__(self, index: slice) -> list[Path]: ...
 
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+    def __getitem__(self, index: SupportsIndex | slice) -> Path | list[Path]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[as_index(index)]  # accepts negative indices and raises IndexError

@@ -1,7 +1,7 @@
 """Datasets of the images in a folder."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -52,6 +52,7 @@ _UNSUPPORTED_SUFFIXES = {
     ".rw2",
     ".svg",
 }
+_MODEL_SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 _MAX_NAMES = 5  # in a warning
 _Patterns = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -71,7 +72,7 @@ def image_folder(
     it and in its subfolders. An image is a file with the suffix .avif, .bmp, .dib, .gif, .jfif, .jp2, .jpe, .jpeg,
     .jpg, .mpo, .pbm, .pgm, .png, .pnm, .ppm, .tga, .tif, .tiff or .webp, in lowercase or uppercase. Files and folders
     whose name begins with a dot are ignored. A warning names files in other image formats and broken links, which are
-    not opened.
+    not opened, and classes that contain model files, which may be output folders.
 
     Symbolic links to files and folders are followed, except for links to a folder that contains them.
 
@@ -79,7 +80,7 @@ def image_folder(
         root: Path of the folder.
         transform: Function that is applied to each RGB PIL image and should return a tensor. None returns PIL images.
         exclude: Names, relative paths or shell patterns of files and folders that are ignored, at every depth. For
-            example, "runs" excludes every folder runs, and "*_mask.png" excludes masks.
+            example, `"runs"` excludes every folder runs, and `"*_mask.png"` excludes masks.
         background: Color behind transparent pixels, as in `ImageFiles`.
         value_range: Values that become black and white in files with more than 8 bits in one channel, as in
             `ImageFiles`.
@@ -105,6 +106,8 @@ def image_folder(
     images_of_class = {name: _select_images(found) for name, found in files_of_class.items()}
     _check_folder(root, loose_images, images_of_class)
     _warn_of_unopened_files(root, [*files, *chain.from_iterable(files_of_class.values())])
+    if not loose_images:
+        _warn_of_output_folders(root, files_of_class)
     paths = loose_images or [*chain.from_iterable(images_of_class.values())]
     classes = [] if loose_images else [*images_of_class]
     labels = [label for label, name in enumerate(classes) for _ in images_of_class[name]] or [-1] * len(paths)
@@ -169,6 +172,14 @@ def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> 
         listed = ", ".join(unopened[:_MAX_NAMES]) + ", ..." * (len(unopened) > _MAX_NAMES)
         what = f"{len(unopened)} files in {root} are not opened, because their format is not supported or they are"
         warn(f"{what} broken links: {listed}. Convert or repair them, or exclude them.", stacklevel=3)
+
+
+def _warn_of_output_folders(root: Path, files_of_class: Mapping[str, Sequence[os.DirEntry[str]]]) -> None:
+    """Issue a warning if a class contains model files, as the output folder of a training does."""
+    for name, entries in files_of_class.items():
+        if any(Path(entry.name).suffix.lower() in _MODEL_SUFFIXES for entry in entries):
+            what = f"{name}/ in {root} contains model files and is opened as a class"
+            warn(f"{what}. Pass exclude={name!r} if it is an output folder.", stacklevel=3)
 
 
 def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[str, list[Path]]) -> None:

@@ -19,7 +19,7 @@ def test_image_files_accept_strings_and_any_kind_of_labels(tmp_path, monkeypatch
         save_image(tmp_path / f"{number}.png", number)
     images = ImageFiles(["~/0.png", "~/1.png", tmp_path / "2.png"], labels, ("a", "b"), lambda image: image.size)
     assert images.paths == [tmp_path / f"{number}.png" for number in range(3)]
-    assert [images[index] for index in (0, np.int64(1), 2)] == [((6, 4), 1), ((6, 4), -1), ((6, 4), 0)]
+    assert [images[index] for index in (0, np.int64(1), torch.tensor(2))] == [((6, 4), 1), ((6, 4), -1), ((6, 4), 0)]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,17 @@ def test_an_output_folder_is_excluded(tmp_path, monkeypatch, exclude):
     assert names(image_folder(tmp_path.name, exclude=exclude)) == ["1.png", "2.png"]
 
 
+def test_a_warning_names_a_class_that_may_be_an_output_folder(tmp_path):
+    for name in ("cat/1.png", "dog/1.png", "runs/plots/1.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "runs" / "step-000000010.pt").touch()
+    with pytest.warns(
+        UserWarning, match=r"^runs/ in .* contains model files and is opened as a class\. Pass exclude='runs'"
+    ):
+        assert image_folder(tmp_path).classes == ["cat", "dog", "runs"]
+    assert image_folder(tmp_path, exclude="runs").classes == ["cat", "dog"]
+
+
 def test_patterns_exclude_files_and_folders_at_every_depth(tmp_path):
     for name in ("cat/1.png", "cat/1_mask.png", "cat/deep/runs/2.png", "dog/x/3.png", "dog/y/3.png", "runs/4.png"):
         save_image(tmp_path / name)
