@@ -4,16 +4,17 @@ import io
 import os
 import signal
 import sys
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from interrupted_training import Noisy, build
 from pytorch_metric_learning import losses
-from torch import nn
+from torch import distributed, nn
 
 import udmlss.inference
 from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, Rounds, UDMLSSLoss, WeightAverage, fit
@@ -104,7 +105,7 @@ def train(*callbacks, images=None, **changes):
     result = fit(model, Noisy(N) if images is None else images, **arguments, callbacks=callbacks)
     modules = [model, arguments["criterion"], arguments["rotation_head"], arguments["auxiliary"]]
     return {
-        "weights": [value.clone() for module in modules for value in module.parameters()],
+        "weights": [value.clone() for module in modules if module is not None for value in module.parameters()],
         "model": [value.clone() for value in model.state_dict().values()],
         "history": [replace(report, seconds=0.0) for report in result.history],
         "labels": result.pseudo_labels.labels,
@@ -146,6 +147,22 @@ def gradients(images, labels):
     return [parameter.grad.clone() for parameter in parameters], report
 
 
+def collectives_per_step(folder):
+    """Return the number of collective operations from each step to the next one, in one round."""
+    names = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list")
+    counts = []
+    with ExitStack() as stack:
+        patches = [patch.object(distributed, name, wraps=getattr(distributed, name)) for name in names]
+        counters = [stack.enter_context(each) for each in patches]
+
+        class Count:
+            def on_step(self, _report):
+                counts.append(sum(counter.call_count for counter in counters))
+
+        train(Count(), Checkpoint(folder / "counted"), relabel_every=7, auxiliary=None)
+    return [after - before for before, after in pairwise(counts)]
+
+
 def all_outcomes(folder):
     """Return the outcomes of trainings that end well."""
     calls, printed = [], io.StringIO()
@@ -155,6 +172,7 @@ def all_outcomes(folder):
     train(*strategies, Checkpoint(folder / "run", every=2), max_steps=5)
     return {
         "gradients": gradients(*joint_batch()),
+        "collectives": collectives_per_step(folder),
         "trained": trained,
         "calls": len(calls),
         "printed": printed.getvalue(),
