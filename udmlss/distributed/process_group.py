@@ -1,6 +1,7 @@
 """The process group of `torchrun`: its size, the rank of this process and its device."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, distributed
 
 from udmlss._checks import value_error
+
+_SECONDS_TO_RELEASE = 0.1
 
 
 def world_size() -> int:
@@ -58,6 +61,8 @@ def process_group(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.
         yield _device()
     finally:
         distributed.destroy_process_group()
+        # A thread of Gloo that still holds tensors of the last operation aborts the process if Python exits before it.
+        time.sleep(_SECONDS_TO_RELEASE)
 
 
 def to_backend(tensor: Tensor) -> Tensor:
