@@ -17,7 +17,6 @@ from udmlss import (
     ClusterPseudoLabeler,
     EarlyStopping,
     Epochs,
-    RotationPretextHead,
     UDMLSSLoss,
     WeightAverage,
 )
