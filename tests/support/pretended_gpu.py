@@ -103,7 +103,8 @@ def _is_gpu(device):
 @contextmanager
 def pretended_gpu(monkeypatch, device_type="lazy"):
     """Yield a device that is a GPU for all operations of the `with` block. "cuda" does not support autograd."""
-    numpy, tolist, autocast = torch.Tensor.numpy, torch.Tensor.tolist, torch.autocast
+    numpy, tolist = torch.Tensor.numpy, torch.Tensor.tolist
+    autocast, is_autocast = torch.autocast, torch.is_autocast_enabled
 
     def to_numpy(tensor, *, force=False):
         if isinstance(tensor, OnGPU) and not force:
@@ -116,6 +117,7 @@ def pretended_gpu(monkeypatch, device_type="lazy"):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: tolist(tensor.cpu()))
     monkeypatch.setattr(torch, "Generator", _Generator)
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if _is_gpu(kind) else kind, *a, **k))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: is_autocast(*("cpu" for _ in kind)))
     torch._C._ensureCUDADeviceGuardSet()
-    with _AllOperations():
+    with _AllOperations(), torch.backends.cudnn.flags(enabled=False):
         yield torch.device(device_type, 0)
