@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 
-from udmlss.types import LabelFreeScores
+from udmlss.results import LabelFreeScores
 
 ON_CLUSTERS = {*METHODS, REMOVED} - {"frozen", *WITHOUT_CLUSTERS, *SUPERVISED}
 OUTPUTS = ("features", "embeddings")

@@ -24,8 +24,8 @@ from settings import Settings, build_parser, load_settings, options_of, parse
 from setups import Data, build_model, open_data
 
 from udmlss import EarlyStopping, EmbeddingModel, RoundReport, metrics
+from udmlss.results import LabelFreeScores
 from udmlss.training.run import Run as Training
-from udmlss.types import LabelFreeScores
 
 OUTPUTS = ("embeddings", "features")
 TITLES = ("start", "last", "highest", "best weights", "early stopping")

@@ -19,7 +19,7 @@ from torchvision.models import mobilenet_v2
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit, parameter_groups
 from udmlss.data import glyphs
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
-from udmlss.types import StepReport
+from udmlss.results import StepReport
 
 P, K, ROTATED, DIMENSIONS = 16, 5, 16, 128
 ALLOCATOR = {  # glibc's allocator then reuses memory in the next step instead of returning it to the system

@@ -15,6 +15,7 @@ from udmlss.models import (
     rotate_four_ways,
 )
 from udmlss.neighbors import pair_with_neighbors
+from udmlss.results import FitResult, LabelFreeScores, LossTerms, RoundReport, Scores, StepReport
 from udmlss.sampler import PseudoLabelSampler
 from udmlss.training import (
     BestWeights,
@@ -25,16 +26,7 @@ from udmlss.training import (
     fit,
     parameter_groups,
 )
-from udmlss.types import (
-    Epochs,
-    FitResult,
-    LabelFreeScores,
-    LossTerms,
-    PseudoLabels,
-    RoundReport,
-    Scores,
-    StepReport,
-)
+from udmlss.types import Epochs, PseudoLabels
 
 __version__ = "0.1.0"
 

@@ -91,6 +91,14 @@ def check_features(features: object) -> None:
         )
 
 
+def check_scalar(name: str, loss: object) -> None:
+    """Raise an error unless the value that a loss returned is a scalar tensor."""
+    if not isinstance(loss, Tensor):
+        raise type_error(f"`{name}` must return a scalar tensor", type(loss).__name__, "Return one tensor to minimize")
+    if loss.ndim:
+        raise value_error(f"`{name}` must return a scalar", f"shape {tuple(loss.shape)}", "Return its mean")
+
+
 def check_embeddings(embeddings: object, name: str = "embeddings") -> None:
     """Raise an error unless `embeddings` is a finite floating-point tensor (n, d) with at least one row and column."""
     if not isinstance(embeddings, Tensor):

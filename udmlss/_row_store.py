@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from udmlss._checks import value_error
 
 RowType = Literal["float32", "float16"]
 Allocate = Callable[[int, int], Tensor]  # numbers of rows and columns to a tensor
+_SMALLEST, _LARGEST = float(np.finfo(np.float16).smallest_normal), float(np.finfo(np.float16).max)
 _NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the constant only from 3.13 on
 
 
@@ -40,13 +42,15 @@ class RowBuffer:
         """Append the next rows.
 
         Raises:
-            ValueError: Their dimension differs from that of the previous rows.
+            ValueError: Their dimension differs from that of the previous rows, or they are out of the range of float16.
         """
         if not self._n_filled:
             self.rows = self._allocate(self._n, rows.shape[1])
         if rows.shape[1] != self.rows.shape[1]:
             found, remedy = f"{rows.shape[1]} after {self.rows.shape[1]}", "Crop the images to one size"
             raise value_error("Embeddings must have the same dimension", found, remedy)
+        if self.rows.dtype == torch.float16:
+            _check_range(rows)
         self.rows[self._n_filled : self._n_filled + len(rows)] = rows
         self._n_filled += len(rows)
 
@@ -70,22 +74,26 @@ def allocate_rows(n: int, d: int, folder: Path | None) -> Float[Tensor, "n d"]:
 def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor], None]]:
     """Yield a function that appends rows to a new .npy file, which has n of them after the block.
 
-    The rows are written to a temporary file with the suffix ".part", which replaces `path` after the block. If the
-    block raises an error, the temporary file is deleted and `path` is unchanged.
+    The rows are written to a temporary file, which replaces `path` after the block. Its name is `path` with a random
+    part and the suffix ".part", so that another process can write to the same path: the file is that of the process
+    that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged.
 
     Raises:
-        ValueError: The path is a folder, its folder does not exist, or the disk has less free space than needed.
+        ValueError: The path is a folder, its folder does not exist, the disk has less free space than needed, or a row
+            is out of the range of float16.
         OSError: Writing failed.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise value_error("`out` must be a file in an existing folder", path, "Create the folder, or name a file in it")
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("w+b", buffering=0) as file:
-            yield RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype))).append
+        with part.open("x+b", buffering=0) as file:
+            buffer = RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype)))
+            yield buffer.append
             with _note_path(path):
                 os.fsync(file.fileno())
-        part.replace(path)
+        buffer.rows = torch.empty(0)  # Windows does not rename a file that is mapped
+        _replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -103,6 +111,24 @@ def map_rows(path: Path) -> Float[Tensor, "n d"]:
         flags, prot = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
     return torch.from_numpy(np.ndarray(array.shape, array.dtype, mapped, array.offset))
+
+
+def _replace(part: Path, path: Path) -> None:
+    try:
+        part.replace(path)
+    except PermissionError as error:
+        error.add_note(f"Windows does not replace a mapped file: delete the tensors that were read from {path}.")
+        raise
+
+
+def _check_range(rows: Float[Tensor, "b d"]) -> None:
+    """Raise ValueError if the largest number of a row overflows in float16, or loses decimals because it is small."""
+    largest = rows.abs().amax(dim=1)
+    outside = (largest > _LARGEST) | ((largest < _SMALLEST) & (largest > 0))
+    if outside.any():
+        found = f"a row whose largest number is {float(largest[outside][0]):.3g}"
+        rule = f'`dtype="float16"` needs rows whose largest number lies in {_SMALLEST:.2g}..{_LARGEST:.0f}'
+        raise value_error(rule, found, 'Pass `dtype="float32"`, or normalize the output')
 
 
 def _map_new_npy(file: BinaryIO, path: Path, shape: tuple[int, int], dtype: np.dtype) -> Tensor:

@@ -1,47 +1,17 @@
-"""Devices, memory formats, modes, precision and random numbers of torch."""
+"""Devices, memory formats, data types, modes and precision of modules."""
 
-# ruff: noqa: NPY002 (transforms of other libraries sample from the global generator of NumPy)
-
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from udmlss._checks import value_error
 from udmlss.types import Precision
 
-
-@contextmanager
-def seeded_generators(*key: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, NumPy and Python for the `with` block, and restore their states after it.
-
-    Args:
-        key: Non-negative integers that identify the block, such as a seed, a round and a batch. Different keys give
-            different random numbers.
-
-    Example:
-        >>> with seeded_generators(0, 7):
-        ...     first = torch.rand(3)
-        >>> with seeded_generators(0, 7):
-        ...     torch.equal(torch.rand(3), first)
-        True
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # The length of the key is part of the seed because SeedSequence pads with zeros: (1,) would equal (1, 0).
-    words = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint64)
-    first_seed, second_seed = map(int, words)
-    random.seed(first_seed)
-    np.random.seed(first_seed % 2**32)
-    torch.default_generator.manual_seed(second_seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of images that a model can compute with
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -59,10 +29,35 @@ def is_channels_last(model: nn.Module) -> bool:
     )
 
 
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Return the data type of the module's first floating-point parameter, or None if it has none."""
+    return next((parameter.dtype for parameter in module.parameters() if parameter.dtype in _DTYPES), None)
+
+
 def to_device(images: Float[Tensor, "b c h w"], model: nn.Module) -> Float[Tensor, "b c h w"]:
-    """Move images to the model's device, in the memory format of its convolutions."""
+    """Convert images to the model's device and data type, and to the memory format of its convolutions."""
     memory_format = torch.channels_last if is_channels_last(model) else torch.preserve_format
-    return images.to(device_of(model), non_blocking=True, memory_format=memory_format)
+    dtype = dtype_of(model) or images.dtype
+    return images.to(device_of(model), dtype, non_blocking=True, memory_format=memory_format)
+
+
+def to_dtype(rows: Float[Tensor, "b f"], module: nn.Module) -> Float[Tensor, "b f"]:
+    """Convert rows to the data type of the module's parameters, unless autocast does."""
+    dtype = dtype_of(module) or rows.dtype
+    if torch.is_autocast_enabled(rows.device.type) and dtype != torch.float64:
+        return rows
+    return rows.to(dtype)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise ValueError if the model has parameters without values."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            remedy = "Call the model on one batch of images first"
+            raise value_error("`model` must have initialized parameters", f"the lazy parameter {name}", remedy)
+        if parameter.is_meta:
+            remedy = 'Call `model.to_empty(device="cpu")` and load weights'
+            raise value_error("`model` must have parameters with values", f"{name} on the meta device", remedy)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -86,16 +81,4 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put the module into evaluation mode for the `with` block."""
     with restore_modes(module):
         module.eval()
-        yield
-
-
-@contextmanager
-def fork_torch_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and the device for the `with` block, and restore their states after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for gpu in devices:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
         yield

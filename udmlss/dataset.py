@@ -1,17 +1,16 @@
-"""Datasets of indexed images and of seeded batches."""
+"""Images with their indices, and the image in an item of a dataset."""
 
-import signal
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from operator import index as as_index
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from udmlss._checks import type_error, value_error
-from udmlss._torch import seeded_generators
 from udmlss.types import Images
 
 _IMAGE_KEYS = ("image", "pixel_values")
@@ -32,7 +31,8 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: There are no images.
-        TypeError: An item does not hold an image tensor. This error is raised when the item is loaded.
+        TypeError: `images` is not a map-style dataset. An item does not hold an image tensor, which is found when the
+            item is loaded.
 
     Example:
         >>> image, index = IndexedImages(torch.zeros(5, 3, 8, 8))[4]
@@ -43,6 +43,7 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, images: Images, image_key: str | None = None) -> None:
+        _check_map_style(images)
         if len(images) == 0:
             raise value_error("`images` must hold at least one image", "none", "Check the folder or the split")
         self.images: Images = images
@@ -57,60 +58,15 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         index = as_index(index)  # Some datasets accept no integers but those of Python
         try:
-            return _image_of(self.images[index], index, self.image_key), index
+            return _image_of(_load_item(self.images, index), index, self.image_key), index
         except Exception as error:
             error.add_note(f"while loading item {index} of `images`")
             raise
 
-
-class SeededBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of images with their indices, each with its own random seed.
-
-    A batch depends neither on the process that loads it nor on the batches before it. The number of workers therefore
-    does not change the images, and a resumed training sees the same ones. Use it with `DataLoader(batch_size=None)`.
-
-    Args:
-        images: Images as for `IndexedImages`.
-        batches: The indices of each batch.
-        key: Non-negative integers that seed random transforms, together with the number of the batch.
-
-    Raises:
-        ValueError: There are no images, or the images of a batch differ in shape when it is loaded.
-        TypeError: An item does not hold an image tensor when it is loaded.
-
-    Example:
-        >>> images, indices = SeededBatches(torch.zeros(5, 3, 8, 8), [[0, 1], [4, 2]])[1]
-        >>> images.shape, indices
-        (torch.Size([2, 3, 8, 8]), tensor([4, 2]))
-    """
-
-    def __init__(self, images: Images, batches: Sequence[Sequence[int]], key: tuple[int, ...] = (0,)) -> None:
-        self.images = IndexedImages(images)
-        self.batches = batches
-        self.key = key
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-        with seeded_generators(*self.key, number):
-            return stack_images([self.images[index] for index in self.batches[number]])
-
-
-def ignore_sigterm(_worker: int) -> None:
-    """Let a worker of a `DataLoader` ignore SIGTERM, which cluster schedulers send to all processes of a job.
-
-    The main process then saves a checkpoint and ends, and its workers end with it.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def has_other_fields(images: Images) -> bool:
-    """Return whether items hold more than an image, such as a label."""
-    source = images.images if type(images) is IndexedImages else images
-    with torch.random.fork_rng([]):  # The random transforms of this item must not change the numbers of later ones
-        item = source[0]
-    return isinstance(item, Mapping | Sequence) and len(item) > 1
+    def has_other_fields(self) -> bool:
+        """Load the first item, and return whether it holds more than an image, such as a label."""
+        item = _load_item(self.images, 0)
+        return isinstance(item, Mapping | Sequence) and len(item) > 1
 
 
 def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
@@ -130,6 +86,23 @@ def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b 
     return torch.stack([image for image, _ in items]), torch.tensor([index for _, index in items])
 
 
+def _check_map_style(images: object) -> None:
+    is_map_style = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    if isinstance(images, IterableDataset) or not is_map_style:
+        raise type_error(
+            "`images` must be a map-style dataset, with `__len__` and `__getitem__`",
+            type(images).__name__,
+            "Load its items into a list, or write a Dataset that loads an item by its index",
+        )
+
+
+def _load_item(images: Any, index: int) -> object:  # noqa: ANN401 (the dataset of a `Subset` need not have a length)
+    """Return an item of a dataset, which gets its index as an integer of Python also from a `Subset`."""
+    while type(images) is Subset:
+        images, index = images.dataset, as_index(images.indices[index])
+    return images[index]
+
+
 def _image_of(item: object, index: int, image_key: str | None) -> Tensor:
     """Return the image tensor that an item is or contains."""
     for candidate in _candidates(item, image_key):
@@ -137,7 +110,9 @@ def _image_of(item: object, index: int, image_key: str | None) -> Tensor:
             return candidate
     key = "" if image_key is None else f" under the key {image_key!r}"
     remedy = "Give the dataset a transform that ends in a float tensor, such as torchvision's ToTensor"
-    if isinstance(item, Mapping):
+    if any(isinstance(each, Tensor) and each.shape[:1] == (1,) for each in _candidates(item, image_key)):
+        remedy = "Remove the first dimension of the tensor: `image[0]`"
+    elif isinstance(item, Mapping):
         remedy += ", or name the key of the image: IndexedImages(images, image_key=...)"
     raise type_error(
         f"An item of `images` must be or contain a floating-point image tensor (c, h, w){key}",

@@ -10,7 +10,8 @@ from udmlss._checks import check_integer, value_error
 from udmlss._torch import device_of
 from udmlss.clustering.kmeans import k_means
 from udmlss.inference import embed
-from udmlss.types import Images, Labels, Output, Precision, Scores
+from udmlss.results import Scores
+from udmlss.types import Images, Labels, Output, Precision
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """Embeddings and features of all images of a dataset."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_choice, check_features, check_integer, value_error
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
-from udmlss._torch import autocast, device_of, evaluation_mode, to_device
-from udmlss.dataset import SeededBatches, ignore_sigterm
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
+from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
+from udmlss.image_loader import ImageLoader
 from udmlss.models.embedding_model import trunk_of
 from udmlss.types import Images, Output, Precision
 
@@ -58,22 +58,26 @@ def embed(
     """Embed all images in evaluation mode and without gradient.
 
     The model runs on the device of its parameters, and its training modes are restored afterwards. Images are
-    converted to the memory format of the model's convolutions: call `model.to(memory_format=torch.channels_last)` for
-    channels-last.
+    converted to the data type of the parameters and to the memory format of the convolutions: call
+    `model.to(memory_format=torch.channels_last)` for channels-last.
 
     Args:
         model: An `EmbeddingModel`, compiled or not. With `output="embeddings"`, any module from images to embeddings.
         images: Any map-style dataset of images. Labels in its items are ignored.
         output: "embeddings" for the output of the model, or "features" for the output of its trunk.
         batch_size: Number of images per forward pass.
-        num_workers: Number of processes that load images. 0 loads them in the main process.
-        precision: "bfloat16" runs forward passes in mixed precision. The result is float32 in both cases.
+        num_workers: Number of processes that load images. 0 loads them in the main process. With workers the main
+            process loads no item, so that a dataset may open its file in the first call of `__getitem__`.
+        precision: "bfloat16" runs forward passes in mixed precision. The result is float32 in both cases, also for a
+            model whose parameters have another data type.
         seed: Seed of random transforms of the images.
         sharded: Whether to distribute the images over the ranks of `torch.distributed`, each of which must make the
             call.
-        out: Path of a .npy file to which rows are written as they are computed, so that memory need not hold them. An
-            existing file is replaced after the last row. None returns the rows in memory.
+        out: Path of a .npy file to which rows are written as they are computed, so that memory need not hold them.
+            They are written to a temporary file with the suffix ".part", which replaces an existing file after the
+            last row. None returns the rows in memory.
         dtype: Data type of the file. "float16" halves it and retains three decimals, which is enough for clustering.
+            Its numbers lie between 6e-5 and 65504.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -83,9 +87,10 @@ def embed(
 
     Raises:
         ValueError: There are no images, images of a batch differ in shape, the model does not return one row per
-            image, a setting is out of range or unknown, or `out` cannot be written or exceeds the free disk space.
-        TypeError: An item has no image tensor, the model has no trunk for `output="features"`, or the output is not a
-            tensor.
+            image or has parameters without values, a setting is out of range or unknown, `out` cannot be written or
+            exceeds the free disk space, or a row is out of the range of float16.
+        TypeError: `images` is not a map-style dataset, an item has no image tensor, the model has no trunk for
+            `output="features"`, or the output is not a tensor.
         OSError: Writing the file failed. A previous file is unchanged.
 
     Example:
@@ -96,43 +101,75 @@ def embed(
     check_choice("output", output, ("embeddings", "features"))
     check_choice("dtype", dtype, ("float32", "float16"))
     check_integer("seed", seed, 0)
-    if out is None:
-        if dtype != "float32":
-            rule, remedy = f'`dtype="{dtype}"` needs a file', 'Pass `out="embeddings.npy"` as well'
-            raise value_error(rule, "`out=None`", remedy)
-        return embed_all(model, images, options, output=output, seed=seed, sharded=sharded, progress=progress)
-    if sharded:
-        rule, remedy = "`out` must be written by one process", "Pass `sharded=False`, or gather the rows in memory"
-        raise value_error(rule, "`sharded=True`", remedy)
-    path = Path(out).expanduser()
-    with write_rows(path, len(images), dtype) as append:
-        indices = range(len(images))
-        _embed_batches(append, model, images, options, output=output, indices=indices, seed=seed, progress=progress)
-    return map_rows(path)
+    check_weights(model)
+    images = IndexedImages(images)
+    if out is not None:
+        if sharded:
+            rule, remedy = "`out` must be written by one process", "Pass `sharded=False`, or gather the rows in memory"
+            raise value_error(rule, "`sharded=True`", remedy)
+        path = Path(out).expanduser()
+        with write_rows(path, len(images), dtype) as append, image_loader([images], model, options) as loader:
+            indices = range(len(images))
+            _embed_batches(
+                append, model, loader, images, options, output=output, indices=indices, seed=seed, progress=progress
+            )
+        return map_rows(path)
+    if dtype != "float32":
+        rule, remedy = f'`dtype="{dtype}"` needs a file', 'Pass `out="embeddings.npy"` as well'
+        raise value_error(rule, "`out=None`", remedy)
+    with image_loader([images], model, options) as loader:
+        return embed_all(model, images, options, loader, output=output, seed=seed, sharded=sharded, progress=progress)
+
+
+def image_loader(datasets: Sequence[Images], model: nn.Module, options: InferenceOptions) -> ImageLoader:
+    """Return a loader of datasets for a model."""
+    return ImageLoader(datasets, options.num_workers, pin_memory=device_of(model).type == "cuda")
 
 
 def embed_all(
     model: nn.Module,
     images: Images,
     options: InferenceOptions,
+    loader: ImageLoader,
     *,
     output: Output,
     seed: int,
+    indices: Sequence[int] | None = None,
     sharded: bool = True,
     folder: Path | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "n d"]:
-    """Embed all images as `embed` does, into memory or, with a folder, into unnamed files in it."""
-    indices = shard(len(images)) if sharded else range(len(images))
-    buffer = RowBuffer(len(indices), lambda n, d: allocate_rows(n, d, folder))
+    """Embed images as `embed` does, into memory or, with a folder, into unnamed files in it.
+
+    Args:
+        model: The model.
+        images: The dataset.
+        options: Options of the forward passes.
+        loader: A loader of the dataset.
+        output: "embeddings" or "features".
+        seed: Seed of random transforms.
+        indices: Indices of the images that are embedded. None embeds all.
+        sharded: Whether to distribute the images over ranks.
+        folder: Folder of the unnamed files. None uses memory.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One row per image, on rank 0 if `sharded`.
+    """
+    indices = range(len(images)) if indices is None else indices
+    part = shard(len(indices)) if sharded else range(len(indices))
+    own = indices[part.start : part.stop]
+    buffer = RowBuffer(len(own), lambda n, d: allocate_rows(n, d, folder))
     with SynchronizedErrors() if sharded else nullcontext():
         show = progress and (is_rank_zero() or not sharded)
-        _embed_batches(buffer.append, model, images, options, output=output, indices=indices, seed=seed, progress=show)
+        _embed_batches(
+            buffer.append, model, loader, images, options, output=output, indices=own, seed=seed, progress=show
+        )
     if not sharded or world_size() == 1:
         return buffer.rows
     with SynchronizedErrors():
-        gathered = allocate_rows(len(images), buffer.rows.shape[1], folder) if is_rank_zero() else None
-    return gather_shards(buffer.rows, len(images), only_rank_zero=True, out=gathered)
+        gathered = allocate_rows(len(indices), buffer.rows.shape[1], folder) if is_rank_zero() else None
+    return gather_shards(buffer.rows, len(indices), only_rank_zero=True, out=gathered)
 
 
 def embed_features(
@@ -140,39 +177,34 @@ def embed_features(
 ) -> Float[Tensor, "n d"]:
     """Compute embeddings on the CPU from features of the model's trunk, stored as those of `embed_all` are."""
     device, buffer = device_of(model), RowBuffer(len(features), lambda n, d: allocate_rows(n, d, folder))
-    with evaluation_mode(model):
+    with evaluation_mode(model), torch.no_grad():
         for part in features.split(_FEATURES_AT_ONCE):
-            with torch.inference_mode():
-                rows = model.embed_features(part.to(device)).cpu()  # type: ignore[operator] # an EmbeddingModel
-            buffer.append(rows)  # Outside inference mode, where the buffer would not be an ordinary tensor
+            rows = model.embed_features(part.to(device))  # type: ignore[operator] # an EmbeddingModel
+            buffer.append(rows.to("cpu", torch.float32))
     return buffer.rows
 
 
 def _embed_batches(
     append: Callable[[Tensor], None],
     model: nn.Module,
+    loader: ImageLoader,
     images: Images,
     options: InferenceOptions,
     *,
     output: Output,
-    indices: range,
+    indices: Sequence[int],
     seed: int,
     progress: bool,
 ) -> None:
     """Embed the images of these indices and append the rows of each batch."""
     forward = trunk_of(model) if output == "features" else model
     device, size = device_of(model), int(options.batch_size)
-    loader = DataLoader(
-        SeededBatches(images, [indices[start : start + size] for start in range(0, len(indices), size)], (seed,)),
-        batch_size=None,
-        num_workers=int(options.num_workers),
-        worker_init_fn=ignore_sigterm,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # Without it the loader samples from the global generator
-    )
-    with evaluation_mode(model):
-        for batch, _ in tqdm(loader, desc="embedding", unit="batch", leave=False, disable=not progress):
-            with autocast(device, options.precision), torch.inference_mode():
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+    loaded = loader.batches(images, batches, (seed,))
+    # No inference mode: a module may cache a tensor of its first forward pass, which training could not use then
+    with evaluation_mode(model), torch.no_grad():
+        for batch, _ in tqdm(loaded, "embedding", len(batches), unit="batch", leave=False, disable=not progress):
+            with autocast(device, options.precision):
                 rows = forward(to_device(batch, model))
             check_features(rows)
             if len(rows) != len(batch):

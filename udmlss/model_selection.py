@@ -8,7 +8,8 @@ from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_not_collapsed, value_error
 from udmlss.neighbors.search import check_queries, nearest, without_self
-from udmlss.types import LabelFreeScores, Labels
+from udmlss.results import LabelFreeScores
+from udmlss.types import Labels
 
 _N_NEIGHBORS = 20
 _RANK_SAMPLE = 2**16  # largest number of embeddings whose effective rank is computed

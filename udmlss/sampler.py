@@ -145,9 +145,11 @@ def _check_enough_clusters(
 ) -> None:
     if n_clusters < clusters_per_batch:
         largest = np.sort(sizes)[::-1][:8].tolist()
+        too_small = np.count_nonzero(sizes) >= clusters_per_batch
+        remedy = "lower `n_clusters`, so that clusters have more images" if too_small else "raise `n_clusters`"
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters with "
             f"{min_cluster_size} or more images",
             f"{n_clusters} (the largest sizes are {largest})",
-            "Lower it, or raise `n_clusters`",
+            f"Lower it, or {remedy}",
         )

@@ -5,7 +5,7 @@ import pytest
 import quality
 from settings import preset
 
-from udmlss.types import LabelFreeScores
+from udmlss.results import LabelFreeScores
 
 
 def build_run(shared, recall, precision=0.3):

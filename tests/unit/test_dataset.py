@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from udmlss.dataset import IndexedImages, SeededBatches, has_other_fields, stack_images
+from udmlss.dataset import IndexedImages, stack_images
 
 Sample = namedtuple("Sample", "image label path")  # noqa: PYI024 (the untyped kind is widely used)
 
@@ -29,7 +29,7 @@ REJECTED = {
     "PIL image in a tuple": ((PIL_IMAGE, 3), "a tuple of Image, int"),
     "uint8": (torch.zeros(3, 4, 4, dtype=torch.uint8), r"a uint8 tensor of shape \(3, 4, 4\)"),
     "matrix": (torch.zeros(4, 4), r"a float32 tensor of shape \(4, 4\)"),
-    "batch": (torch.zeros(1, 3, 4, 4), r"a float32 tensor of shape \(1, 3, 4, 4\)"),
+    "batch": (torch.zeros(2, 3, 4, 4), r"a float32 tensor of shape \(2, 3, 4, 4\)"),
     "NumPy array": (torch.zeros(3, 4, 4).numpy(), "ndarray"),
     "label first": ((3, torch.zeros(3, 4, 4)), "a tuple of int, a float32 tensor"),
     "path": ("a.jpg", "str"),
@@ -101,14 +101,52 @@ def test_a_named_key_and_a_dataset_that_is_strict_about_indices(index):
     assert (found, type(found)) == (4, int)
 
 
+@pytest.mark.parametrize("convert", [list, tuple, np.array, torch.tensor, lambda indices: torch.tensor(indices).int()])
+@pytest.mark.parametrize("nested", [False, True])
+def test_dataset_in_a_subset_gets_indices_of_python(convert, nested):
+    images = Subset(Strict(), convert([4, 2, 0]))
+    if nested:
+        images = Subset(images, convert([0, 1]))
+    image, index = IndexedImages(images, image_key="photo")[np.int64(1)]
+    assert torch.equal(image, IMAGES[2])
+    assert (index, type(index)) == (1, int)
+
+
+class Shuffled(Subset):
+    def __getitem__(self, index):
+        return self.dataset[self.indices[index]] + 1
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_subclass_of_subset_keeps_its_own_items():
+    assert torch.equal(IndexedImages(Shuffled(IMAGES, [4]))[0][0], IMAGES[4] + 1)
+
+
+class Iterable(IterableDataset):
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        return iter(IMAGES)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(("images", "name"), [(Iterable(), "Iterable"), (iter(IMAGES), "iterator"), ({0, 1}, "set")])
+def test_rejects_a_dataset_that_is_not_map_style(images, name):
+    message = rf"`images` must be a map-style dataset, with `__len__` and `__getitem__`, got .*{name}\. Load its items"
+    with pytest.raises(TypeError, match=message):
+        IndexedImages(images)
+
+
 def test_wrapping_twice_equals_wrapping_once():
     once = IndexedImages(Strict(), image_key="photo")
     twice = IndexedImages(once)
     assert (twice.images, twice.image_key) == (once.images, "photo")
     assert torch.equal(twice[4][0], IMAGES[4])
-    assert torch.equal(SeededBatches(once, [[1, 2]])[0][0], IMAGES[[1, 2]])
-    assert has_other_fields(once)
-    assert not has_other_fields(IndexedImages(IMAGES))
+    assert once.has_other_fields()
+    assert not IndexedImages(IMAGES).has_other_fields()
     with pytest.raises(TypeError, match="in item 0") as caught:
         IndexedImages(once, image_key="picture")[0]
     assert caught.value.__notes__ == ["while loading item 0 of `images`"]
@@ -168,6 +206,14 @@ def test_an_error_about_a_dictionary_names_the_remedy_and_at_most_eight_fields()
     assert str(caught.value).count("field") == 8
 
 
+@pytest.mark.parametrize("item", [torch.zeros(1, 3, 4, 4), {"pixel_values": torch.zeros(1, 3, 4, 4)}])
+def test_an_error_about_a_batch_of_one_image_names_the_remedy(item):
+    with pytest.raises(
+        TypeError, match=r"\(1, 3, 4, 4\) in item 0\. Remove the first dimension of the tensor: `image\[0"
+    ):
+        IndexedImages([item])[0]
+
+
 @pytest.mark.parametrize("images", [[], IMAGES[:0], FromFunction(IMAGES.__getitem__, 0)])
 def test_rejects_an_empty_dataset(images):
     with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none\. Check the folder"):
@@ -194,30 +240,5 @@ def test_an_error_of_the_dataset_names_the_item(num_workers):
 
 @pytest.mark.parametrize("kind", ITEMS)
 def test_has_other_fields_if_an_item_holds_more_than_an_image(kind):
-    images = FromFunction(lambda index: ITEMS[kind](IMAGES[index]))
-    assert has_other_fields(images) == (kind not in {"tensor", "tuple of one"})
-
-
-def test_has_other_fields_does_not_change_the_random_state():
-    before = torch.get_rng_state()
-    has_other_fields(FromFunction(lambda _: torch.rand(3, 4, 4)))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_batch_depends_on_neither_the_order_nor_the_process(num_workers):
-    noisy = FromFunction(lambda index: IMAGES[index] + torch.rand(()))
-    data = SeededBatches(noisy, [[0, 1], [2, 2], [3, 4]], (7, 1))
-    loader = DataLoader(data, batch_size=None, sampler=[2, 0, 1], num_workers=num_workers)
-    found = {tuple(indices.tolist()): images for images, indices in loader}
-    for number, batch in enumerate([(0, 1), (2, 2), (3, 4)]):
-        images, indices = data[number]
-        assert tuple(indices.tolist()) == batch
-        assert torch.equal(images, found[batch])
-    assert not torch.equal(*found[2, 2])
-
-
-def test_another_key_gives_other_random_transforms():
-    noisy = FromFunction(lambda index: IMAGES[index] + torch.rand(()))
-    first, second = (SeededBatches(noisy, [[0, 1]], (key,))[0][0] for key in (0, 1))
-    assert not torch.equal(first, second)
+    images = IndexedImages(FromFunction(lambda index: ITEMS[kind](IMAGES[index])))
+    assert images.has_other_fields() == (kind not in {"tensor", "tuple of one"})

@@ -82,7 +82,7 @@ def test_an_error_leaves_no_partial_file_and_keeps_the_previous_one(tmp_path, er
 
     def parts():
         yield ROWS[:4]
-        assert names(tmp_path) == ["rows.npy"] * (before is not None) + ["rows.npy.part"]
+        assert len(list(tmp_path.glob("rows.npy.*.part"))) == 1
         raise error
 
     with pytest.raises(error):

@@ -1,59 +1,18 @@
-import random
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from udmlss._torch import device_of, evaluation_mode, fork_torch_rng, is_channels_last, restore_modes, to_device
-from udmlss._torch import seeded_generators as seeded
-
-KEYS = [(0,), (1,), (0, 1), (1, 0), (0, 0, 1), (0, 0), (2**40, 1, 5)]
-
-
-def sample():
-    """Sample from the global generators of Python, NumPy and torch, as transforms do."""
-    return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002, S311
-
-
-def sample_seeded(key):
-    with seeded(*key):
-        return sample()
-
-
-def test_the_same_key_gives_the_same_random_numbers():
-    first = [sample_seeded(key) for key in KEYS]
-    sample()
-    assert [sample_seeded(key) for key in KEYS] == first
-
-
-def test_different_keys_give_different_random_numbers_in_every_library():
-    for numbers in zip(*map(sample_seeded, KEYS), strict=True):
-        assert len(set(numbers)) == len(KEYS)
-
-
-@pytest.mark.parametrize("context", [lambda: seeded(9), lambda: fork_torch_rng(9, torch.device("cpu"))])
-@pytest.mark.parametrize("error", [None, KeyError])
-def test_generator_states_are_restored(context, error):
-    def sample_after(use_context):
-        random.seed(5)
-        np.random.seed(5)  # noqa: NPY002
-        torch.manual_seed(5)
-        if use_context:
-            with pytest.raises(error) if error else nullcontext(), context():
-                torch.rand(3)
-                if error:
-                    raise error
-        return sample()
-
-    assert sample_after(use_context=True) == sample_after(use_context=False)
-
-
-def test_fork_torch_rng_seeds_the_block():
-    with fork_torch_rng(3, torch.device("cpu")):
-        found = torch.rand(4)
-    assert torch.equal(found, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+from udmlss._torch import (
+    check_weights,
+    device_of,
+    evaluation_mode,
+    is_channels_last,
+    restore_modes,
+    to_device,
+    to_dtype,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +46,47 @@ def test_images_move_to_the_device_of_the_model():
     model = nn.Linear(2, 2, device="meta")
     assert device_of(model) == to_device(torch.rand(2, 3, 5, 5), model).device == torch.device("meta")
     assert device_of(nn.Flatten()) == torch.device("cpu")
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("given", DTYPES)
+@pytest.mark.parametrize("expected", DTYPES)
+def test_images_and_rows_get_the_data_type_of_the_parameters(given, expected):
+    model = nn.Sequential(nn.Embedding(2, 2), nn.Linear(2, 2)).to(expected)
+    images = torch.rand(2, 3, 5, 5).to(given)
+    assert torch.equal(to_device(images, model), images.to(expected))
+    assert to_dtype(images.flatten(1), model).dtype == expected
+    assert to_dtype(images.flatten(1), nn.Flatten()).dtype == to_device(images, nn.Flatten()).dtype == given
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+def test_autocast_converts_rows_itself_except_to_float64(dtype, expected):
+    layer, rows = nn.Linear(3, 2).to(dtype), torch.rand(4, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(to_dtype(rows, layer)).dtype == expected
+
+
+def test_data_type_is_that_of_the_first_floating_point_parameter():
+    quantized = nn.Module()
+    quantized.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    quantized.scale = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    assert to_dtype(torch.rand(2, 2), quantized).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Linear(2, 2, device="meta"), r"parameters with values, got 1\.weight on the meta device\. Call .*to_empty"),
+        (nn.LazyLinear(2), r"initialized parameters, got the lazy parameter 1\.weight\. Call the model on one batch"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_rejects_parameters_without_values(layer, message):
+    check_weights(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=message):
+        check_weights(nn.Sequential(nn.Linear(2, 2), layer))
 
 
 @pytest.mark.parametrize("error", [None, KeyError])

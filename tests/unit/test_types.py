@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from udmlss import Epochs, FitResult, LossTerms, PseudoLabels, RoundReport, Scores
-from udmlss.types import Images, LabelFreeScores, StepReport
+from udmlss.results import LabelFreeScores, StepReport
+from udmlss.types import Images
 
 FIELDS = {"labels": torch.tensor([0, -1, 1, 1, -1]), "centers": torch.zeros(2, 3), "sizes": torch.tensor([1, 2])}
 

@@ -199,7 +199,7 @@ def _best_moves(network: _Network, partition: _Partition, nodes: Indices) -> tup
     weight_inside = np.zeros(len(nodes))
     weight_inside[owners[stays]] = weights[stays]
     owners, targets, weights = owners[~stays], targets[~stays], weights[~stays]
-    changes = _changes(network, partition, nodes[owners], targets, weight_inside[owners], weights)
+    changes = _changes(network, partition, nodes[owners], targets, (weight_inside[owners], weights))
     order = np.lexsort((changes, owners))
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = np.diff(owners[order]) > 0
@@ -209,17 +209,20 @@ def _best_moves(network: _Network, partition: _Partition, nodes: Indices) -> tup
 
 
 def _changes(
-    network: _Network, partition: _Partition, nodes: Indices, targets: Indices, to_origin: Floats, to_target: Floats
+    network: _Network, partition: _Partition, nodes: Indices, targets: Indices, weights: tuple[Floats, Floats]
 ) -> Floats:
-    """Return the change of the code length for the move of each node to its target, all else unchanged."""
+    """Return the change of the code length for the move of each node to its target, all else unchanged.
+
+    `weights` are those of each node's edges to its present community and to the target.
+    """
     origins = partition.communities[nodes]
     flow, strength = network.flow[nodes], network.strength[nodes]
     leaving = partition.leaving[origins], partition.leaving[targets]
     inside = partition.flow[origins], partition.flow[targets]
-    new_leaving = leaving[0] - strength + 2 * to_origin, leaving[1] + strength - 2 * to_target
+    new_leaving = leaving[0] - strength + 2 * weights[0], leaving[1] + strength - 2 * weights[1]
     new_inside = inside[0] - flow, inside[1] + flow
     total = partition.leaving.sum()
-    change = _plogp(total + sum(new_leaving) - sum(leaving)) - _plogp(total)
+    change: Floats = _plogp(total + sum(new_leaving) - sum(leaving)) - _plogp(total)
     for old, new, old_flow, new_flow in zip(leaving, new_leaving, inside, new_inside, strict=True):
         change += 2 * (_plogp(old) - _plogp(new)) + _plogp(new + new_flow) - _plogp(old + old_flow)
     return change
@@ -241,7 +244,7 @@ def _compact(communities: Indices) -> Indices:
 
 
 def _sum_by(groups: Indices, values: Floats, n_groups: int) -> Floats:
-    return np.bincount(groups, values, n_groups)
+    return np.bincount(groups, values, n_groups).astype(np.float64, copy=False)
 
 
 def _plogp(value: Any) -> Any:  # noqa: ANN401 (a number or an array)

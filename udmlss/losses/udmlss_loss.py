@@ -8,9 +8,10 @@ from pytorch_metric_learning.losses import CrossBatchMemory, ManifoldLoss, SelfS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import as_labels, check_number, type_error, value_error
+from udmlss._checks import as_labels, check_number, check_scalar, type_error, value_error
 from udmlss.losses.proxies import check_fits, move_proxies
-from udmlss.types import Labels, LossTerms, PseudoLabels, UsesClusterCenters
+from udmlss.results import LossTerms
+from udmlss.types import Labels, PseudoLabels, UsesClusterCenters
 
 _UNSUPPORTED = {
     SelfSupervisedLoss: "it compares two views of each image and does not use labels",
@@ -83,9 +84,9 @@ class UDMLSSLoss(nn.Module):
             The scalar loss.
 
         Raises:
-            TypeError: The labels are not integers.
+            TypeError: The labels are not integers, or the metric loss does not return a tensor.
             ValueError: The labels are not one per embedding, only one of `rotation_logits` and `rotations` is passed,
-                or the metric loss does not accept mined pairs.
+                the metric loss does not return a scalar, or it does not accept mined pairs.
         """
         return self.terms(embeddings, labels, rotation_logits, rotations).total
 
@@ -105,6 +106,7 @@ class UDMLSSLoss(nn.Module):
         labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             metric = self._metric_loss(embeddings.float(), labels)
+            check_scalar("metric_loss", metric)
             rotation = metric.new_zeros(())
             if rotation_logits is not None and rotations is not None:
                 rotation = functional.cross_entropy(rotation_logits.float(), rotations)

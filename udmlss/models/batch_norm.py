@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,13 +13,14 @@ from udmlss._checks import value_error
 
 @contextmanager
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Keep all batch normalization layers of a model in evaluation mode for the `with` block, even after `train()`.
+    """Keep pretrained batch normalization layers in evaluation mode for the `with` block, even after `train()`.
 
     The layers normalize with their running statistics and do not update them, so that rotated images and batches of few
-    clusters do not change the statistics. Scale and shift are still trained.
+    clusters do not change the statistics. Scale and shift are still trained. A layer that still has its initial
+    statistics, such as that of a new neck on a pretrained trunk, is not frozen: it learns them.
 
     Args:
-        model: Any module. Without batch normalization the block has no effect.
+        model: Any module, compiled or not. Without batch normalization the block has no effect.
 
     Raises:
         ValueError: All layers still have their initial statistics.
@@ -31,28 +33,43 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
         >>> norm.running_mean
         tensor([1., 1.])
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    _check_has_statistics(norms)
-    modes = [norm.training for norm in norms]
-    handles = [norm.register_forward_pre_hook(_set_evaluation_mode) for norm in norms]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    pretrained = [norm for norm in norms if not _has_initial_statistics(norm)]
+    if norms and not pretrained:
+        raise value_error(
+            "Frozen batch norm needs the running statistics of a trained model",
+            f"initial statistics in all {len(norms)} layers",
+            "Pass `freeze_batch_norm=False` to train from scratch, or load pretrained weights first",
+        )
+    modes = [(norm, norm.training, vars(norm).get("train")) for norm in pretrained]
+    for norm in pretrained:
+        norm.eval()
+        vars(norm)["train"] = _StayInEvaluation(norm)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for norm, training in zip(norms, modes, strict=True):
+        for norm, training, train in modes:
             norm.training = training
+            del norm.train
+            if train is not None:  # of a block around this one
+                vars(norm)["train"] = train
 
 
-def _set_evaluation_mode(norm: nn.Module, _inputs: Any) -> None:  # noqa: ANN401 (torch's hook signature)
-    norm.training = False
+class _StayInEvaluation:
+    """A method `train` that changes nothing. Code that was compiled before reads the mode, but would ignore a hook."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self._norm = norm
+
+    def __call__(self, _mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 (the signature of torch)
+        return self._norm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (type(self._norm).train, self._norm)  # A copy of the layer is not frozen
 
 
-def _check_has_statistics(norms: list[_BatchNorm]) -> None:
-    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
-    if means and not any(mean.any() for mean in means):
-        raise value_error(
-            "Frozen batch norm needs the running statistics of a trained model",
-            f"initial statistics in all {len(means)} layers",
-            "Pass `freeze_batch_norm=False` to train from scratch, or load pretrained weights first",
-        )
+def _has_initial_statistics(norm: _BatchNorm) -> bool:
+    mean, variance, n_batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or variance is None or (n_batches is not None and n_batches > 0):
+        return False
+    return not mean.any() and bool((variance == 1).all())

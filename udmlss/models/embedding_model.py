@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_features, type_error
+from udmlss._torch import to_dtype
 
 
 class EmbeddingModel(nn.Module):
@@ -38,12 +39,14 @@ class EmbeddingModel(nn.Module):
     def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Return the unit-length embeddings of the trunk's features, in float32 or float64.
 
+        Features are converted to the data type of the embedder.
+
         Raises:
             ValueError: The features are not of shape (b, f).
             TypeError: The features are not a tensor.
         """
         check_features(features)
-        embeddings = self.embedder(features)
+        embeddings = self.embedder(to_dtype(features, self.embedder))
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
 
 

@@ -1,7 +1,7 @@
 """An initial embedder computed by principal component analysis."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,9 +43,19 @@ def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) 
     check_integer("embedding_size", embedding_size, 1, size)
     unit = (functional.normalize(features[rows].detach().double()) for rows in row_slices(features))
     products = sum((rows.T @ rows for rows in unit), start=features.new_zeros(size, size, dtype=torch.float64))
-    directions = torch.linalg.eigh(products).eigenvectors.flip(1)  # eigh sorts eigenvalues in ascending order
+    directions = _eigenvectors(products).flip(1)  # eigh sorts eigenvalues in ascending order
     embedder = nn.Linear(size, embedding_size, device=features.device)
     with torch.no_grad():
         embedder.weight.copy_(directions[:, :embedding_size].T)
         embedder.bias.zero_()
     return embedder
+
+
+def _eigenvectors(products: Float64[Tensor, "f f"]) -> Float64[Tensor, "f f"]:
+    """Return the eigenvectors of a symmetric matrix in ascending order of eigenvalues."""
+    try:
+        vectors: Tensor = torch.linalg.eigh(products).eigenvectors
+    except RuntimeError:  # LAPACK may not converge on matrices of very low rank
+        shift = 1e-12 * products.diagonal().mean() * torch.eye(len(products)).to(products)
+        vectors = torch.linalg.eigh(products + shift).eigenvectors
+    return vectors

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from udmlss._checks import check_integer, value_error
+from udmlss._torch import to_dtype
 from udmlss.models.embedding_model import trunk_of
 
 _ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
@@ -88,8 +89,8 @@ class RotationPretextHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, _ROTATIONS))
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b 4"]:
-        """Return the logits of the four rotation classes."""
-        logits: Tensor = self.layers(features)
+        """Return the logits of the four rotation classes. Features are converted to the data type of the head."""
+        logits: Tensor = self.layers(to_dtype(features, self))
         return logits
 
     def predict_rotations(

@@ -11,30 +11,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_choice, check_number
-from udmlss._torch import device_of, fork_torch_rng, restore_modes
-from udmlss.dataset import has_other_fields
+from udmlss._generators import fork_generators
+from udmlss._torch import device_of, restore_modes
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, is_rank_zero, rank
 from udmlss.losses import UDMLSSLoss
 from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.rotation import RotationPretextHead
+from udmlss.results import FitResult, LabelFreeScores, StepReport, StopReason
 from udmlss.training.callbacks.dispatch import Callbacks
 from udmlss.training.identity import identify
 from udmlss.training.optim import build_optimizer
 from udmlss.training.rounds import ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
-from udmlss.training.validation import check_auxiliary, check_images, check_optimizer
-from udmlss.types import (
-    Epochs,
-    FitResult,
-    Images,
-    LabelFreeScores,
-    Precision,
-    PseudoLabels,
-    StepReport,
-    StopReason,
-    UsesSeed,
-)
+from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
+from udmlss.types import Epochs, Images, Precision, PseudoLabels, UsesSeed
 
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
@@ -162,11 +153,13 @@ def fit(
         seed=seed,
     )
     modules = _modules(model, criterion, rotation_head, auxiliary, rounds.seed)
+    check_trainable(model)
     optimizer = build_optimizer(optimizer, modules, trunk_lr=trunk_lr, lr=lr)
     check_optimizer(optimizer, scheduler, modules)
     run = Run(rounds, modules, optimizer, scheduler, hooks.ordered, show_progress=progress and is_rank_zero())
     frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
-    with fork_torch_rng(rounds.seed + rank(), device_of(model)), frozen, restore_modes(*modules.values()):
+    generators = fork_generators(rounds.seed + rank(), device_of(model))
+    with generators, frozen, restore_modes(*modules.values()), rounds.loader.keep_workers():
         with SynchronizedErrors():
             check_images(run)
             settings = {"freeze_batch_norm": freeze_batch_norm, "clip_norm": clip_norm}
@@ -191,7 +184,7 @@ def fit(
 
 def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
     """Run the loop over rounds and batches; return why it ended."""
-    if run.show_progress and has_other_fields(run.rounds.images.images):
+    if run.show_progress and run.rounds.loader.has_other_fields(run.rounds.images):
         _say_that_labels_are_ignored()
     n_steps, hidden = run.rounds.n_steps, not run.show_progress
     with tqdm(total=n_steps, initial=run.step, desc="fit", ncols=80, bar_format=_BAR_FORMAT, disable=hidden) as bar:

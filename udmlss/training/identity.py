@@ -13,8 +13,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from udmlss._checks import value_error
-from udmlss._torch import seeded_generators
-from udmlss.dataset import IndexedImages
 from udmlss.distributed import world_size
 from udmlss.training.rounds import Rounds
 from udmlss.types import Stateful
@@ -57,8 +55,7 @@ def identify(
         if name != "model":
             for path, part in module.named_modules(prefix=name):
                 found |= describe(path, part)
-    images = rounds.cluster_images
-    return found | _shapes(modules) | {"number of images": len(images), _IMAGES: _averages(images)}
+    return found | _shapes(modules) | {"number of images": len(rounds.cluster_images), _IMAGES: _averages(rounds)}
 
 
 def describe(name: str, part: object, depth: int = _DEPTH) -> dict[str, Any]:
@@ -168,16 +165,17 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     }
 
 
-def _averages(images: IndexedImages) -> Tensor | str:
+def _averages(rounds: Rounds) -> Tensor | str:
     """Return averages of parts of some images, or a fixed text if loading an image twice gives different images."""
-    first, second = _load_averages(images), _load_averages(images)
+    first, second = _load_averages(rounds), _load_averages(rounds)
     return first if _show_same_images(first, second) else "random in each loading"
 
 
-def _load_averages(images: IndexedImages) -> Float[Tensor, " m"]:
-    numbers = [number * len(images) // _COMPARED_IMAGES for number in range(_COMPARED_IMAGES)]
-    with seeded_generators(0):
-        return torch.cat([adaptive_avg_pool2d(images[number][0].float(), _GRID).flatten() for number in numbers])
+def _load_averages(rounds: Rounds) -> Float[Tensor, " m"]:
+    n_images = len(rounds.cluster_images)
+    indices = [number * n_images // _COMPARED_IMAGES for number in range(_COMPARED_IMAGES)]
+    images = rounds.loader.items(rounds.cluster_images, indices)
+    return torch.cat([adaptive_avg_pool2d(image.float(), _GRID).flatten() for image in images])
 
 
 def _show_same_images(one: Float[Tensor, " m"], other: Float[Tensor, " n"]) -> bool:

@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from udmlss._torch import device_of, to_device
-from udmlss.dataset import SeededBatches, ignore_sigterm
 from udmlss.distributed import rank, world_size
 from udmlss.sampler import PseudoLabelSampler
 from udmlss.types import PseudoLabels
@@ -43,7 +40,7 @@ class Round:
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
         model, labels = self._rounds.model, self.pseudo_labels.labels
-        for images, indices in self._loader():
+        for images, indices in self._batches():
             self.batches_done += 1
             yield to_device(images, model), labels[indices].to(device_of(model))
 
@@ -58,7 +55,8 @@ class Round:
         self.pseudo_labels = PseudoLabels(**state["pseudo_labels"])
         self.batches_done = state["batches_done"]
 
-    def _loader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Load the batches that were not yielded yet, as images and indices."""
         rounds = self._rounds
         sampler = PseudoLabelSampler(
             self.pseudo_labels.labels,
@@ -71,12 +69,5 @@ class Round:
             world_size=world_size(),
         )
         sampler.set_epoch(self.number)
-        return DataLoader(
-            SeededBatches(rounds.images, list(sampler), (rounds.seed, self.number, rank())),
-            batch_size=None,
-            sampler=range(self.batches_done, self._n_batches),
-            num_workers=rounds.options.num_workers,
-            worker_init_fn=ignore_sigterm,
-            pin_memory=device_of(rounds.model).type == "cuda",
-            generator=torch.Generator(),  # without one the loader would sample from torch's global generator
-        )
+        key = (rounds.seed, self.number, rank())
+        return rounds.loader.batches(rounds.images, list(sampler), key, start=self.batches_done)

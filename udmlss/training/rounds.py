@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.utils.data import Subset
 
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
@@ -17,11 +16,19 @@ from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import as_labeler
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
-from udmlss.inference import InferenceOptions, embed_all, embed_features
+from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
+from udmlss.results import LabelFreeScores
 from udmlss.training.round import Round
-from udmlss.training.validation import check_embeddings_folder, check_model, check_same_length, check_sizes, in_steps
-from udmlss.types import Epochs, Images, LabelFreeScores, Output, Precision, PseudoLabels, UsesSeed
+from udmlss.training.validation import (
+    check_embeddings_folder,
+    check_model,
+    check_model_and_images,
+    check_same_length,
+    check_sizes,
+    in_steps,
+)
+from udmlss.types import Epochs, Images, Output, Precision, PseudoLabels, UsesSeed
 
 if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
@@ -54,7 +61,8 @@ class Rounds:
             embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
             every round. Features are scaled to unit length.
         label_free: Whether `score` computes label-free scores.
-        num_workers: Number of processes that load images. 0 loads them in the main process.
+        num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
+            that later changes of a dataset have no effect. 0 loads images in the main process.
         precision: "bfloat16" embeds in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
@@ -113,8 +121,10 @@ class Rounds:
         self.cluster_on = cluster_on
         self.label_free = label_free
         self.options = InferenceOptions(num_workers=num_workers, precision=precision)
+        self.loader = image_loader([self.images, self.cluster_images], model, self.options)
         self.embeddings_folder = check_embeddings_folder(embeddings_folder)
         self.seed = int(seed)
+        self.are_images_checked = False
         self.start_scores: LabelFreeScores | None = None
         if isinstance(self.labeler, UsesSeed):
             self.labeler.set_default_seed(self.seed)
@@ -135,6 +145,13 @@ class Rounds:
         return {name: getattr(self, name) for name in names} | {"precision": self.options.precision}
 
     def __iter__(self) -> Iterator[Round]:
+        with self.loader.keep_workers():
+            yield from self._rounds()
+
+    def _rounds(self) -> Iterator[Round]:
+        if not self.are_images_checked:
+            with SynchronizedErrors():
+                check_model_and_images(self)
         while self._round is not None or self._steps_before < self.n_steps:
             if self._round is None:
                 pseudo_labels = self._cluster(self._snapshot or self._first_snapshot())
@@ -215,8 +232,10 @@ class Rounds:
         return _Snapshot(embeddings, features)
 
     def _embed(self, output: Output) -> Float[Tensor, "n c"]:
-        folder = self.embeddings_folder
-        return embed_all(self.model, self.cluster_images, self.options, output=output, seed=self.seed, folder=folder)
+        folder, loader = self.embeddings_folder, self.loader
+        return embed_all(
+            self.model, self.cluster_images, self.options, loader, output=output, seed=self.seed, folder=folder
+        )
 
     def _cluster(self, snapshot: "_Snapshot") -> PseudoLabels:
         return run_on_rank_zero(lambda: self._label(snapshot))
@@ -234,8 +253,10 @@ class Rounds:
         rows = snapshot.embeddings if snapshot.features is None or output == "embeddings" else snapshot.features
         generator = torch.Generator().manual_seed(self.seed)
         indices = torch.randperm(len(self.images), generator=generator)[:_SCORED_VIEWS]
-        views = Subset(self.images, indices.tolist())
-        embedded = embed_all(self.model, views, self.options, output=output, seed=self.seed + 1)
+        sampled, seed = indices.tolist(), self.seed + 1
+        embedded = embed_all(
+            self.model, self.images, self.options, self.loader, output=output, seed=seed, indices=sampled
+        )
         return run_on_rank_zero(lambda: label_free_scores(rows, normalize(embedded), indices))
 
 

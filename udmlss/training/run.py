@@ -14,11 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from udmlss._torch import device_of
 from udmlss.distributed import SynchronizedErrors, all_gather_objects, rank, world_size
+from udmlss.results import FitResult, LabelFreeScores, RoundReport, StepReport, StopReason
 from udmlss.training.identity import check_identity
 from udmlss.training.module_state import ModuleAttributes
 from udmlss.training.round import Round
 from udmlss.training.rounds import Rounds
-from udmlss.types import FitResult, LabelFreeScores, PseudoLabels, RoundReport, Stateful, StepReport, StopReason
+from udmlss.types import PseudoLabels, Stateful
 
 if TYPE_CHECKING:
     from udmlss.losses import UDMLSSLoss

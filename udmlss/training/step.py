@@ -9,11 +9,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from udmlss._checks import value_error
+from udmlss._checks import check_scalar
 from udmlss._torch import autocast, device_of
 from udmlss.distributed import data_parallel, gather, mean_over_ranks, world_size
+from udmlss.results import StepReport
 from udmlss.training.run import Run
-from udmlss.types import Precision, StepReport
+from udmlss.types import Precision
 
 Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
 Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
@@ -126,8 +127,7 @@ class _Losses(nn.Module):
         if self.auxiliary is None:
             return None
         loss: Tensor = self.auxiliary(self.model, images)
-        if loss.ndim:
-            raise value_error("`auxiliary` must return a scalar", f"shape {tuple(loss.shape)}", "Return its mean")
+        check_scalar("auxiliary", loss)
         return loss.float()
 
 

@@ -1,17 +1,24 @@
 """Checks of the arguments of `fit` and `Rounds`, made before any work starts."""
 
+import inspect
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from udmlss._checks import check_integer, type_error, value_error
-from udmlss._torch import device_of, evaluation_mode, seeded_generators
+from udmlss._checks import check_features, check_integer, check_scalar, type_error, value_error
+from udmlss._generators import fork_generators
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
 from udmlss.clustering import ClusterPseudoLabeler
 from udmlss.clustering.kmeans import check_count
 from udmlss.dataset import IndexedImages
@@ -24,16 +31,27 @@ from udmlss.training.optim import left_out_parameters
 from udmlss.types import Epochs, Labeler
 
 if TYPE_CHECKING:
+    from udmlss.losses import UDMLSSLoss
+    from udmlss.training.rounds import Rounds
     from udmlss.training.run import Run
 
+_Copies = tuple[Any, ...]  # of a model and of losses
 _COMPARED_VIEWS = 8  # images of which two views are compared
 
 
 def check_model(model: object) -> None:
-    """Raise TypeError unless `model` is an `EmbeddingModel` or one that `torch.compile` returned."""
+    """Raise an error unless `model` is an `EmbeddingModel`, compiled or not, whose parameters have values."""
     if not isinstance(getattr(model, "_orig_mod", model), EmbeddingModel):
         name = type(model).__name__
         raise type_error("`model` must be an EmbeddingModel", name, "Wrap it: EmbeddingModel(trunk, embedder)")
+    check_weights(model)  # type: ignore[arg-type] # an EmbeddingModel
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise ValueError if no parameter of the model is trained."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        remedy = "Call `model.embedder.requires_grad_(True)`, for example"
+        raise value_error("`model` must have parameters that require a gradient", "none", remedy)
 
 
 def check_auxiliary(auxiliary: object) -> None:
@@ -79,21 +97,48 @@ def in_steps(name: str, length: int | Epochs, n_images: int, batch_size: int) ->
 
 
 def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, modules: dict[str, nn.Module]) -> None:
-    """Raise an error if the scheduler belongs to another optimizer, and warn of parameters without an optimizer."""
+    """Raise an error if the optimizer or scheduler cannot be used, and warn of parameters that are hardly trained."""
     if isinstance(scheduler, ReduceLROnPlateau):
         remedy = "Call its `step` in a callback"
         raise type_error("`scheduler` must not need a score to step", "ReduceLROnPlateau", remedy)
     if scheduler is not None and scheduler.optimizer is not optimizer:
         remedy = "Pass the optimizer that the scheduler was built on"
         raise value_error("`scheduler` must be built on `optimizer`", "one of another optimizer", remedy)
+    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()  # the first one is `self`
+    if any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters):
+        name = f"{type(optimizer).__name__}, whose `step` needs a closure"
+        raise type_error("`optimizer` must step without arguments", name, "Use AdamW or SGD")
     names = left_out_parameters(optimizer, modules)
     if names:
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
         warnings.warn(
-            f"`optimizer` does not hold {listed}, which will not be trained. Build it on `parameter_groups(...)`, or "
-            "call `.requires_grad_(False)` on parameters that must not change.",
+            f"`optimizer` does not hold {_list_names(names)}, which will not be trained. Build it on "
+            "`parameter_groups(...)`, or call `.requires_grad_(False)` on parameters that must not change.",
             stacklevel=3,
         )
+    _check_half_precision(optimizer, modules)
+
+
+def _check_half_precision(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError if the optimizer trains float16 weights, and warn of bfloat16 weights."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names: dict[torch.dtype, list[str]] = {torch.float16: [], torch.bfloat16: []}
+    for part, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if id(parameter) in held and parameter.requires_grad and parameter.dtype in names:
+                names[parameter.dtype].append(f"{part}.{name}")
+    remedy = 'Call `.float()` on the module, and pass `precision="bfloat16"` for mixed precision'
+    if names[torch.float16]:
+        rule = "Trained weights must not be in float16, in which small gradients become zero"
+        raise value_error(rule, f"float16 in {_list_names(names[torch.float16])}", remedy)
+    # Optimizers of other libraries may round at random or hold a copy in float32
+    if names[torch.bfloat16] and type(optimizer).__module__.startswith("torch.optim"):
+        rule = "Trained weights should be in float32, because bfloat16 loses steps below about 1/256 of a weight"
+        found = f"bfloat16 in {_list_names(names[torch.bfloat16])}"
+        warnings.warn(str(value_error(rule, found, remedy)), stacklevel=4)
+
+
+def _list_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
 
 
 def check_same_length(images: IndexedImages, cluster_images: IndexedImages) -> None:
@@ -107,30 +152,45 @@ def check_same_length(images: IndexedImages, cluster_images: IndexedImages) -> N
 
 
 def check_images(run: "Run") -> None:
-    """Raise an error if the parts do not fit each other, by passing the first image of each dataset through them."""
-    rounds, model = run.rounds, run.model
-    with seeded_generators(0):  # loading an image must not change the random numbers of the training
-        image, _ = rounds.images[0]
-        if run.rotation_head is not None:
-            check_square(image)
-        image, _ = rounds.cluster_images[0]
-    with evaluation_mode(model), torch.inference_mode():
-        features = model.trunk(image.unsqueeze(0).to(device_of(model)))
-        embeddings = model.embed_features(features)
-    _check_in_features("rotation_head", run.rotation_head, features.shape[1])
-    _check_in_features("auxiliary", run.auxiliary, features.shape[1])
-    run.criterion.check_fits(fixed_n_clusters(rounds.labeler), embeddings.shape[1])
+    """Raise an error if the images and the parts do not fit each other.
+
+    The first image of each dataset and one batch of images go through copies of the parts, so that the parts do not
+    change.
+    """
+    rounds = run.rounds
+    first = _first_images(rounds)
+    if run.rotation_head is not None:
+        check_square(first["images"])
+    with _without_effects(rounds):
+        copies = _copy_parts(run.model, run.criterion, run.auxiliary)
+        features, embeddings = _embed_first(rounds, copies, first)
+        _check_in_features("rotation_head", run.rotation_head, features.shape[1])
+        _check_in_features("auxiliary", run.auxiliary, features.shape[1])
+        run.criterion.check_fits(fixed_n_clusters(rounds.labeler), embeddings.shape[1])
+        if copies is not None:
+            _check_batch(rounds, *copies)
+    rounds.are_images_checked = True
 
 
-def check_augmented(images: IndexedImages, cluster_images: IndexedImages) -> None:
+def check_model_and_images(rounds: "Rounds") -> None:
+    """Raise an error if the model does not accept the first image of each dataset and one batch of images."""
+    with _without_effects(rounds):
+        copies = _copy_parts(rounds.model)
+        _embed_first(rounds, copies, _first_images(rounds))
+        if copies is not None:
+            _check_batch(rounds, *copies)
+    rounds.are_images_checked = True
+
+
+def check_augmented(rounds: "Rounds") -> None:
     """Raise ValueError if `images` have no random augmentations, which label-free scores need."""
-    n_compared = min(_COMPARED_VIEWS, len(images))
-    with seeded_generators(0):
-        equal = all(torch.equal(images[index][0], cluster_images[index][0]) for index in range(n_compared))
-    if equal:
+    indices = range(min(_COMPARED_VIEWS, len(rounds.images)))
+    views = rounds.loader.items(rounds.images, indices, (0, 0))
+    others = rounds.loader.items(rounds.cluster_images, indices, (0, 1))
+    if all(map(torch.equal, views, others)):
         raise value_error(
             "Label-free scores compare two views of each image, so `images` must be augmented at random",
-            f"equal views of the first {n_compared} images",
+            f"equal views of the first {len(indices)} images",
             "Give `images` random transforms",
         )
 
@@ -144,3 +204,98 @@ def _check_in_features(name: str, part: nn.Module | None, f: int) -> None:
     if isinstance(part, RotationPretextHead | SelfSupervisedRanking) and part.in_features != f:
         found, remedy = f"a trunk that returns {f}", f"Build {type(part).__name__}({f})"
         raise value_error(f"`{name}` was built for {part.in_features} features", found, remedy)
+
+
+@contextmanager
+def _without_effects(rounds: "Rounds") -> Iterator[None]:
+    """Run forward passes without gradient, in the precision of the training, and restore the random states."""
+    device = device_of(rounds.model)
+    with torch.no_grad(), autocast(device, rounds.options.precision), fork_generators(0, device):
+        yield
+
+
+def _first_images(rounds: "Rounds") -> dict[str, Float[Tensor, "1 c h w"]]:
+    """Load the first image of each dataset."""
+    datasets = {"cluster_images": rounds.cluster_images, "images": rounds.images}
+    if rounds.cluster_images is rounds.images:
+        del datasets["cluster_images"]
+    return {name: rounds.loader.items(dataset, [0])[0].unsqueeze(0) for name, dataset in datasets.items()}
+
+
+def _copy_parts(model: nn.Module, *losses: nn.Module | None) -> _Copies | None:
+    """Return copies of the model, without compilation, and of losses, or None if these cannot be copied."""
+    try:
+        copies: _Copies = deepcopy((getattr(model, "_orig_mod", model), *losses))
+    except Exception:  # noqa: BLE001 (for example a lock or a tensor with a gradient in an attribute)
+        return None
+    copies[0].trunk = getattr(copies[0].trunk, "_orig_mod", copies[0].trunk)
+    return copies
+
+
+def _embed_first(
+    rounds: "Rounds", copies: _Copies | None, first: dict[str, Tensor]
+) -> tuple[Float[Tensor, "1 f"], Float[Tensor, "1 d"]]:
+    """Return the features and the embedding of the first training image, after those of the other dataset."""
+    model = rounds.model if copies is None else copies[0]
+    with evaluation_mode(model):
+        return [_embed(model, image, name) for name, image in first.items()][-1]
+
+
+def _check_batch(
+    rounds: "Rounds", model: EmbeddingModel, criterion: "UDMLSSLoss | None" = None, auxiliary: nn.Module | None = None
+) -> None:
+    """Raise an error if copies of the model and the losses do not accept a batch of images in training mode."""
+    n, size = len(rounds.images), rounds.batch_size
+    ((batch, _),) = rounds.loader.batches(rounds.images, [[number * n // size for number in range(size)]])
+    model.train()
+    for part in model.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()  # SyncBatchNorm in training mode would wait for the other ranks
+    _, embeddings = _embed(model, batch, "images")
+    if auxiliary is not None:
+        _check_result("auxiliary", auxiliary, model, to_device(batch, model))
+    if criterion is not None:
+        labels = torch.arange(size) % rounds.clusters_per_batch
+        with torch.autocast(embeddings.device.type, enabled=False):  # on the CPU, as a wrong class kills a CUDA context
+            _check_result("metric_loss", criterion.cpu().metric_loss, embeddings.float().cpu(), labels)
+
+
+def _embed(
+    model: EmbeddingModel, images: Float[Tensor, "b c h w"], name: str
+) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b d"]]:
+    """Return the features and embeddings of images, or raise an error that names what does not fit."""
+    shape = f"images of shape {tuple(images.shape[1:])} in `{name}`"
+    with _explain_error("The trunk must accept the images", shape, "Resize or convert them in the transform"):
+        features = model.trunk(to_device(images, model))
+    check_features(features)
+    shape, remedy = f"features of shape {tuple(features.shape)}", f"Build it for {features.shape[1]} features"
+    with _explain_error("The embedder must accept the features of the trunk", shape, remedy):
+        embeddings: Tensor = model.embed_features(features)
+    if embeddings.ndim != 2 or len(embeddings) != len(images):  # noqa: PLR2004
+        rule, found = "The model must return embeddings of shape (b, d)", f"shape {tuple(embeddings.shape)}"
+        raise value_error(rule, f"{found} for {len(images)} images", "Pool or flatten its output to one row per image")
+    if not embeddings.isfinite().all():
+        rule, remedy = "Embeddings must be finite before training", "Check the weights and the values of the images"
+        raise value_error(rule, f"NaN or infinity for {len(images)} images in `{name}`", remedy)
+    return features, embeddings
+
+
+@contextmanager
+def _explain_error(rule: str, found: str, remedy: str) -> Iterator[None]:
+    """Add what was found and a remedy to an error of a module of the user."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0].rstrip(".")
+        raise value_error(rule, f"{found} and {reason}", remedy) from error
+
+
+def _check_result(name: str, loss: Callable[..., object], *arguments: object) -> None:
+    """Raise an error if a loss returns something other than a scalar."""
+    try:
+        result = loss(*arguments)
+    except Exception:  # noqa: BLE001 (the loss may not accept made-up labels; the first step raises a true error)
+        return
+    check_scalar(name, result)

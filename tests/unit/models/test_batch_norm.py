@@ -100,12 +100,14 @@ def test_rejects_initial_statistics():
     assert not any(part._forward_pre_hooks for part in model.modules())
 
 
-def test_accepts_a_new_layer_in_a_pretrained_model():
+def test_a_new_layer_in_a_pretrained_model_learns_its_statistics():
     model = MODELS["2d"]().train()
     model[1].running_mean.normal_()
+    before = model[1].running_mean.clone()
     with frozen_batch_norm(model):
         model(IMAGES)
-    assert not model[3].running_mean.any()
+    assert torch.equal(model[1].running_mean, before)
+    assert model[3].running_mean.any()
 
 
 @pytest.mark.parametrize(

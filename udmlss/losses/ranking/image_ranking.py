@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_features, check_integer, check_number, value_error
+from udmlss._torch import to_dtype
 from udmlss.losses.ranking.functional import (
     generator_on,
     positive_loss,
@@ -139,7 +140,7 @@ class SelfSupervisedRanking(nn.Module):
             batch = batch.contiguous(memory_format=torch.channels_last)
         features = model.get_submodule("trunk")(batch)
         check_features(features)
-        projections = self.layers(features).unflatten(0, (-1, len(images)))
+        projections = self.layers(to_dtype(features, self)).unflatten(0, (-1, len(images)))
         projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
         return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
 

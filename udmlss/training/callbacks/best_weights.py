@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from udmlss._checks import value_error
+from udmlss.results import RoundReport
 from udmlss.training.validation import check_augmented
-from udmlss.types import RoundReport
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run
@@ -40,7 +40,7 @@ class BestWeights:
         if rounds.n_steps <= rounds.steps_per_round:
             found = f"one round of {rounds.n_steps} steps"
             raise value_error("`BestWeights` needs 2 or more rounds to compare", found, "Lower `relabel_every`")
-        check_augmented(rounds.images, rounds.cluster_images)
+        check_augmented(rounds)
         self._run, self._score, self._step = run, None, 0
         self._states = _copy_states(self._modules())
 

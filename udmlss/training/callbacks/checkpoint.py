@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from udmlss._checks import check_integer, value_error
 from udmlss.distributed import SynchronizedErrors, is_rank_zero, run_on_rank_zero
+from udmlss.results import RoundReport, StepReport
 from udmlss.training.callbacks.checkpoint_file import (
     checkpoints,
     clear_unfinished,
@@ -24,7 +25,7 @@ from udmlss.training.callbacks.checkpoint_file import (
 )
 from udmlss.training.callbacks.setting_changes import load_with_changes
 from udmlss.training.validation import in_steps
-from udmlss.types import Epochs, RoundReport, StepReport
+from udmlss.types import Epochs
 
 try:
     import fcntl
@@ -50,7 +51,8 @@ class Checkpoint:
         keep_last: Number of checkpoints that are stored.
         resume: Whether to continue from the newest checkpoint in the folder, or from the start if it has none. Parts,
             images and settings must be those of the interrupted run, except `max_steps`, `num_workers`, `progress`,
-            settings of callbacks other than the decay of `WeightAverage`, and `allow_changes`.
+            settings of callbacks other than the decay of `WeightAverage`, and `allow_changes`. Of the images, their
+            number and 16 of them are compared; differences by rounding are ignored.
         allow_changes: Names of settings that may differ from those of the interrupted run, such as
             `("lr", "weight_decay")`: settings of the optimizer's parameter groups, "clip_norm" and "precision". The
             run continues with its own values, and a warning states the old and the new ones. If a scheduler has

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from udmlss._checks import type_error
 from udmlss.distributed import is_rank_zero
+from udmlss.results import RoundReport, StepReport
 from udmlss.training.callbacks.checkpoint import Checkpoint
-from udmlss.types import RoundReport, StepReport
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run

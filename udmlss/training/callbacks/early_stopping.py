@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from udmlss._checks import check_choice, check_integer, check_number
+from udmlss.results import RoundReport
 from udmlss.training.validation import check_augmented
-from udmlss.types import RoundReport
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run
@@ -48,7 +48,7 @@ class EarlyStopping:
     def on_start(self, run: "Run") -> None:
         """Reset the count."""
         if self.monitor == "score":
-            check_augmented(run.rounds.images, run.rounds.cluster_images)
+            check_augmented(run.rounds)
         self._run, self._best, self._rounds = run, None, 0
 
     def on_round(self, report: RoundReport) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_number, value_error
-from udmlss.types import StepReport
+from udmlss.results import StepReport
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run

@@ -6,7 +6,8 @@ from short_training import Augmented
 from torch import nn
 
 from udmlss import BestWeights, IndexedImages, RoundReport
-from udmlss.types import LabelFreeScores
+from udmlss.image_loader import ImageLoader
+from udmlss.results import LabelFreeScores
 
 REPORT = RoundReport(0, 1, 10, 0, 0.2, 0.05, None, 1.0, 1.0, None, None, None, label_free=None, seconds=0.1)
 
@@ -20,7 +21,7 @@ def start(callback, model, start_score):
     nn.init.zeros_(model.weight)
     images = IndexedImages(Augmented())
     rounds = SimpleNamespace(n_steps=9, steps_per_round=3, images=images, cluster_images=images, model=model)
-    rounds.start_scores = scores(start_score)
+    rounds.start_scores, rounds.loader = scores(start_score), ImageLoader([images])
     run = SimpleNamespace(model=model, modules={"model": model}, rounds=rounds, weights_step=None)
     callback.on_start(run)
     return run

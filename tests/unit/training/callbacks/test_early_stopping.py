@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from short_training import Augmented
 
 from udmlss import EarlyStopping, IndexedImages, RoundReport
-from udmlss.types import LabelFreeScores
+from udmlss.image_loader import ImageLoader
+from udmlss.results import LabelFreeScores
 
 
 def scores(score):
@@ -36,6 +37,7 @@ def report(*, agreement=None, score=None):
 def start(callback, start_score=None):
     images = IndexedImages(Augmented())
     rounds = SimpleNamespace(images=images, cluster_images=images, start_scores=scores(start_score))
+    rounds.loader = ImageLoader([images])
     callback.on_start(SimpleNamespace(rounds=rounds))
     return callback
 

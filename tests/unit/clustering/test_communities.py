@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from udmlss import ClusterPseudoLabeler
+from udmlss.clustering import Communities
+
+
+def groups_of(sizes, spread=0.1):
+    """Return rows around directions that are far apart, and their groups."""
+    groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return torch.eye(len(sizes), 32)[groups] + spread * torch.randn(len(groups), 32), groups
+
+
+def test_groups_of_very_different_sizes_are_found_without_their_number():
+    rows, groups = groups_of([40, 30, 25, 20, 15])
+    assert adjusted_rand_score(groups, Communities(n_neighbors=12).fit_predict(rows)) == 1
+
+
+def test_small_communities_are_unassigned():
+    rows, groups = groups_of([8, 8, 4])
+    found = Communities(n_neighbors=3, min_cluster_size=5).fit_predict(rows.numpy())
+    assert set(found[groups == 2].tolist()) == {-1}
+    assert (found[groups < 2] >= 0).all()
+
+
+def test_scale_and_seed_do_not_change_groups_that_are_far_apart():
+    rows, groups = groups_of([20, 20, 20], spread=0.05)
+    for scale, seed in ((1, 0), (1e-6, 1), (1e6, 2)):
+        assert adjusted_rand_score(groups, Communities(8, seed=seed).fit_predict(scale * rows)) == 1
+
+
+def test_the_labeler_accepts_communities_and_matches_their_ids():
+    rows, _ = groups_of([20, 20, 20], spread=0.05)
+    labeler = ClusterPseudoLabeler(Communities(n_neighbors=8))
+    first, second = labeler.label(rows), labeler.label(rows + 0.01 * torch.randn(rows.shape))
+    assert torch.equal(first.labels, second.labels)
+    assert second.agreement == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(30, 4), "Embeddings must differ"),
+        (torch.randn(5, 4), "`n_neighbors=8` must be below the number of rows, got 5"),
+        (torch.full((30, 4), torch.nan), "`X` must be finite"),
+    ],
+)
+def test_unusable_rows_are_an_error(rows, message):
+    with pytest.raises(ValueError, match=message):
+        Communities(n_neighbors=8).fit_predict(np.asarray(rows))
