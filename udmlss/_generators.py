@@ -161,7 +161,7 @@ def _variables(function: FunctionType) -> Iterator[object]:
     yield from function.__defaults__ or ()
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
-        # Functions of other modules lead into whole libraries
+        # Functions of other modules would extend the search to whole libraries
         if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
             yield value
 

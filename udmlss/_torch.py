@@ -60,9 +60,13 @@ def check_weights(model: nn.Module) -> None:
             raise value_error("`model` must have parameters with values", f"{name} on the meta device", remedy)
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context manager in which forward passes run."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(model: nn.Module, precision: Precision) -> torch.autocast:
+    """Return the context manager in which the forward passes of a model run.
+
+    A model whose parameters are not in float32 runs in their data type.
+    """
+    enabled = precision == "bfloat16" and dtype_of(model) in {torch.float32, None}
+    return torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ class _Pool:
         self._loader = DataLoader(
             source,
             batch_size=None,
-            sampler=self._requests,  # of requests instead of numbers
+            sampler=self._requests,  # the loader passes each request to the dataset in place of an index
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_ignore_sigterm,

@@ -198,13 +198,13 @@ def _embed_batches(
 ) -> None:
     """Embed the images of these indices and append the rows of each batch."""
     forward = trunk_of(model) if output == "features" else model
-    device, size = device_of(model), int(options.batch_size)
+    size = int(options.batch_size)
     batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     loaded = loader.batches(images, batches, (seed,))
     # No inference mode: a module may cache a tensor of its first forward pass, which training could not use then
     with evaluation_mode(model), torch.no_grad():
         for batch, _ in tqdm(loaded, "embedding", len(batches), unit="batch", leave=False, disable=not progress):
-            with autocast(device, options.precision):
+            with autocast(model, options.precision):
                 rows = forward(to_device(batch, model))
             check_features(rows)
             if len(rows) != len(batch):

@@ -1,7 +1,5 @@
-import gc
 import os
 import random
-import time
 from multiprocessing import active_children, get_start_method, set_start_method
 
 import jaxtyping
@@ -87,11 +85,6 @@ def without_shape_checks(monkeypatch):
 def _no_process_is_left():
     before = active_children()
     yield
-    gc.collect()  # an error of a worker is in a cycle with the frames that hold the worker
-    for _ in range(100):
-        if active_children() == before:
-            return
-        time.sleep(0.1)
     assert active_children() == before
 
 
@@ -124,8 +117,7 @@ def test_random_transforms_depend_on_the_key_and_the_number_of_the_batch_alone(n
 
 @pytest.mark.usefixtures("without_shape_checks")  # the checks sample random numbers
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_global_random_states_are_unchanged(num_workers, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the type checker samples from Python's generator
+def test_global_random_states_are_unchanged(num_workers):
     noisy = Noisy()
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     with ImageLoader([noisy], num_workers) as loader:

@@ -1,4 +1,5 @@
 import random
+from multiprocessing import active_children
 from pathlib import Path
 
 import jaxtyping
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from udmlss import EmbeddingModel, embed
 from udmlss.inference import InferenceOptions, embed_features
@@ -145,6 +147,68 @@ def test_bfloat16_runs_the_forward_pass_and_returns_float32(model, output):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     if output == "embeddings":
         torch.testing.assert_close(found.norm(dim=1), torch.ones(11))
+
+
+@pytest.mark.parametrize("output", ["embeddings", "features"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float16, 5e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("parts", [("trunk",), ("embedder",), ("trunk", "embedder")])
+def test_a_model_of_another_data_type_gives_the_same_rows_in_float32(model, output, dtype, tolerance, parts):
+    expected = embed(model, IMAGES, output=output)
+    for part in parts:
+        getattr(model, part).to(dtype)
+    found = embed(model, IMAGES, output=output)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(embed(model, IMAGES, output=output, precision="bfloat16"), expected, rtol=0, atol=5e-2)
+    features = embed(model, IMAGES, output="features")
+    torch.testing.assert_close(embed_features(model, features), embed(model, IMAGES), rtol=0, atol=tolerance)
+
+
+class Grid(nn.Module):
+    """A trunk that caches a tensor in its first forward pass."""
+
+    grid = None
+
+    def forward(self, images):
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, images.shape[-1])
+        return (images * self.grid).flatten(1)
+
+
+def test_a_tensor_that_is_cached_in_the_first_pass_can_be_used_in_training():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Grid())
+    embed(model, IMAGES)
+    model(IMAGES).sum().backward()
+    assert model[0].weight.grad.any()
+
+
+class Logged(Dataset):
+    """Images that append their index to a file when they are loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        with self.path.open("a") as file:
+            file.write(f"{index} ")
+        return IMAGES[index]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loads_every_image_once_with_workers_that_are_started_once(tmp_path, monkeypatch, progress, num_workers):
+    started, start = [], _MultiProcessingDataLoaderIter.__init__
+    monkeypatch.setattr(
+        _MultiProcessingDataLoaderIter, "__init__", lambda *arguments: (started.append(1), start(*arguments))[1]
+    )
+    log = tmp_path / "log"
+    embed(nn.Flatten(), Logged(log), batch_size=2, num_workers=num_workers, progress=progress)
+    assert sorted(map(int, log.read_text().split())) == list(range(11))
+    assert len(started) == (num_workers > 0)
+    assert not active_children()
 
 
 def test_images_get_the_memory_format_of_the_model(model):

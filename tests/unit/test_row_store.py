@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import resource
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,57 @@ def test_an_error_leaves_no_partial_file_and_keeps_the_previous_one(tmp_path, er
     with pytest.raises(error):
         write(path, parts())
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before] * (before is not None)
+
+
+def test_two_processes_that_write_to_one_path_leave_a_complete_file(tmp_path):
+    path = tmp_path / "rows.npy"
+    with write_rows(path, 11, "float32") as append:
+        append(ROWS[:4])
+        with write_rows(path, 11, "float32") as other:
+            other(ROWS + 1)
+        assert np.array_equal(np.load(path), ROWS.numpy() + 1)
+        append(ROWS[4:])
+    assert np.array_equal(np.load(path), ROWS.numpy())
+    assert names(tmp_path) == ["rows.npy"]
+
+
+def test_a_file_has_the_usual_permissions(tmp_path):
+    write(tmp_path / "rows.npy", [ROWS])
+    (tmp_path / "other").touch()
+    assert (tmp_path / "rows.npy").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_file_that_cannot_be_replaced_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "in use")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write(tmp_path / "rows.npy", [ROWS])
+    path = tmp_path / "rows.npy"
+    message = f"Windows does not replace a mapped file: delete the tensors that were read from {path}."
+    assert caught.value.__notes__ == [message]
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [2.0**-14, 1.0, 65504.0])
+def test_a_float16_file_holds_rows_in_its_range(tmp_path, factor):
+    rows = ROWS / ROWS.abs().amax(dim=1, keepdim=True) * factor
+    rows[3] = 0
+    write(tmp_path / "rows.npy", [rows], dtype="float16")
+    found = torch.from_numpy(np.load(tmp_path / "rows.npy")).float()
+    torch.testing.assert_close(found, rows, rtol=1e-3, atol=1e-3 * factor)
+
+
+@pytest.mark.parametrize(("factor", "number"), [(2.0**-15, "3.05e-05"), (1e5, "1e+05")])
+def test_rejects_rows_out_of_the_range_of_float16(tmp_path, factor, number):
+    rows = ROWS / ROWS.abs().amax(dim=1, keepdim=True)
+    rows[7] *= factor
+    message = rf'needs rows whose .* 6\.1e-05\.\.65504, got a row .* is {re.escape(number)}\. Pass `dtype="float32"`'
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "rows.npy", [rows], dtype="float16")
+    write(tmp_path / "rows.npy", [rows])
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), rows.numpy())
 
 
 def test_mapped_rows_are_unchanged_after_the_file_is_replaced(tmp_path):

@@ -246,6 +246,7 @@ def test_has_a_short_repr():
             {"clusters_per_batch": 4},
             r"at least 4 clusters with 2 or .* got 3 \(.* are \[9, 4, 3, 1, 1\]\)\. Lower it, or lower `n_clusters`",
         ),
+        ({"clusters_per_batch": 6}, r"at least 6 clusters .* got 3 .* Lower it, or raise `n_clusters`\."),
         ({"min_cluster_size": 5}, r"needs at least 2 clusters with 5 or more images, got 1 "),
         ({"clusters_per_batch": 1}, r"`clusters_per_batch` must be at least 2, got 1\. Raise it\."),
         ({"samples_per_cluster": 1}, r"`samples_per_cluster` must be at least 2, got 1\. Raise it\."),

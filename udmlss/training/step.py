@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from udmlss._checks import check_scalar
-from udmlss._torch import autocast, device_of
+from udmlss._torch import autocast
 from udmlss.distributed import data_parallel, gather, mean_over_ranks, world_size
 from udmlss.results import StepReport
 from udmlss.training.run import Run
@@ -98,7 +98,7 @@ class _Losses(nn.Module):
 
         Loading happens here because one synchronization of errors then serves loading and the forward pass.
         """
-        with self.run.synchronized_step(), autocast(device_of(self.model), self.precision):
+        with self.run.synchronized_step(), autocast(self.model, self.precision):
             images, labels = load_batch()
             own_embeddings, rotations = self._embed(images)
             auxiliary = self._auxiliary_loss(images)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from udmlss.training.rounds import Rounds
     from udmlss.training.run import Run
 
-_Copies = tuple[Any, ...]  # of a model and of losses
+_Copies = tuple[Any, ...]  # copies of a model and of losses
 _COMPARED_VIEWS = 8  # images of which two views are compared
 
 
@@ -210,7 +210,7 @@ def _check_in_features(name: str, part: nn.Module | None, f: int) -> None:
 def _without_effects(rounds: "Rounds") -> Iterator[None]:
     """Run forward passes without gradient, in the precision of the training, and restore the random states."""
     device = device_of(rounds.model)
-    with torch.no_grad(), autocast(device, rounds.options.precision), fork_generators(0, device):
+    with torch.no_grad(), autocast(rounds.model, rounds.options.precision), fork_generators(0, device):
         yield
 
 

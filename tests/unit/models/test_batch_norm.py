@@ -1,4 +1,6 @@
+import pickle
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_running_statistics_are_fixed_within_the_block_alone(model):
             norm.train()
         model(IMAGES)
     assert all(map(torch.equal, before, statistics(model)))
-    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert not any("train" in vars(part) for part in model.modules())
     model.train()
     model(IMAGES)
     assert not any(map(torch.equal, before, statistics(model)))
@@ -89,7 +91,7 @@ def test_restores_the_mode_of_every_submodule(model, mode, error):
         if error:
             raise error
     assert [part.training for part in model.modules()] == before
-    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert not any("train" in vars(part) for part in model.modules())
 
 
 def test_rejects_initial_statistics():
@@ -97,17 +99,59 @@ def test_rejects_initial_statistics():
     message = r"needs the running statistics of .*, got initial statistics in all 2 layers\. Pass `freeze_batch_norm"
     with pytest.raises(ValueError, match=message), frozen_batch_norm(model):
         pytest.fail("the block must not start")
-    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert not any("train" in vars(part) for part in model.modules())
 
 
-def test_a_new_layer_in_a_pretrained_model_learns_its_statistics():
-    model = MODELS["2d"]().train()
+def test_a_new_layer_on_a_pretrained_model_learns_its_statistics():
+    model = MODELS["2d"]()
     model[1].running_mean.normal_()
-    before = model[1].running_mean.clone()
+    before = statistics(model)
     with frozen_batch_norm(model):
+        model.train()
         model(IMAGES)
-    assert torch.equal(model[1].running_mean, before)
-    assert model[3].running_mean.any()
+    after = statistics(model)
+    assert all(map(torch.equal, before[:3], after[:3]))
+    assert not any(map(torch.equal, before[3:], after[3:]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("running_mean", 0.5), ("running_var", 2), ("num_batches_tracked", 1)])
+def test_a_layer_with_any_trained_statistic_is_frozen(name, value):
+    norm = nn.BatchNorm2d(3)
+    getattr(norm, name).fill_(value)
+    before = statistics(norm)
+    with frozen_batch_norm(norm):
+        norm.train()(IMAGES)
+    assert all(map(torch.equal, before, statistics(norm)))
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
+def test_a_copy_of_a_frozen_model_can_be_trained(model, copy):
+    with frozen_batch_norm(model):
+        copied = copy(model)
+        before = statistics(model)
+        copied.train()(IMAGES)
+        model.train()(IMAGES)
+        assert all(map(torch.equal, before, statistics(model)))
+        assert not any(map(torch.equal, before, statistics(copied)))
+    assert all(part.training for part in copied.train().modules())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_model_that_was_compiled_in_training_mode_is_frozen(backend):
+    model = MODELS["2d"]()
+    compiled = torch.compile(model, backend=backend)
+    compiled.train()
+    for _ in range(2):
+        compiled(IMAGES)
+    before = statistics(model)
+    with frozen_batch_norm(compiled):
+        compiled.train()
+        found = compiled(IMAGES)
+        found.sum().backward()
+        assert all(map(torch.equal, before, statistics(model)))
+        torch.testing.assert_close(found, model.eval()(IMAGES))
+    compiled.train()(IMAGES)
+    assert not any(map(torch.equal, before, statistics(model)))
 
 
 @pytest.mark.parametrize(
