@@ -151,15 +151,17 @@ def _is_integer(labels: Tensor | NDArray[Any]) -> bool:
 
 
 def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
-    """Raise ValueError if all embeddings are equal within rounding, so that they cannot be told apart."""
-    embeddings, spread, longest = embeddings.detach(), 0.0, 0.0
+    """Raise ValueError if all embeddings are equal within rounding, so that they cannot be told apart.
+
+    Rows are read until some of them differ, usually those of the first slice.
+    """
+    embeddings = embeddings.detach()
     for rows in row_slices(embeddings):
         part = embeddings[rows].float()
-        spread = max(spread, float((part - embeddings[0].float()).norm(dim=1).max()))
-        longest = max(longest, float(part.norm(dim=1).max()))
-    if spread <= _EQUAL * longest:
-        raise value_error(
-            "Embeddings must differ",
-            f"{len(embeddings)} equal rows: the model has collapsed",
-            "Lower the learning rate, or check that the images themselves differ",
-        )
+        if float((part - embeddings[0].float()).norm(dim=1).max()) > _EQUAL * float(part.norm(dim=1).max()):
+            return
+    raise value_error(
+        "Embeddings must differ",
+        f"{len(embeddings)} equal rows: the model has collapsed",
+        "Lower the learning rate, or check that the images themselves differ",
+    )

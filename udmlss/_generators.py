@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import PurePath
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,29 @@ def fork_generators(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def global_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global generators of torch, NumPy and Python, as tensors and numbers."""
+    _, words, *numpy = np.random.get_state()
+    version, integers, gauss = random.getstate()
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [torch.from_numpy(np.asarray(words, np.int64)), *numpy],
+        "python": [version, torch.tensor(integers), gauss],
+    }
+
+
+def set_global_states(states: dict[str, Any], device: torch.device) -> None:
+    """Set the states that `global_states` returned. A state of a CUDA generator is ignored on another device."""
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    words, *numpy = states["numpy"]
+    np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *numpy))
+    version, integers, gauss = states["python"]
+    random.setstate((version, tuple(integers.tolist()), gauss))
 
 
 def find_generators(holder: object) -> list[object]:

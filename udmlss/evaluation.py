@@ -9,6 +9,7 @@ from udmlss import metrics
 from udmlss._checks import check_integer, value_error
 from udmlss._torch import device_of
 from udmlss.clustering.kmeans import k_means
+from udmlss.dataset import IndexedImages
 from udmlss.inference import embed
 from udmlss.results import Scores
 from udmlss.types import Images, Labels, Output, Precision
@@ -52,7 +53,7 @@ def evaluate(
         The scores. NMI and AMI are those of `images`, without the queries.
 
     Raises:
-        TypeError: Labels or `ks` are not integers.
+        TypeError: Labels or `ks` are not integers, or `images` is not a map-style dataset.
         ValueError: Labels do not match the images, a k exceeds the number of images, there are fewer than two classes,
             or the embeddings are not finite.
 
@@ -61,6 +62,7 @@ def evaluate(
         >>> evaluate(nn.Flatten(), images, labels=[0, 0, 1, 1], ks=(1, 2)).recall_at.keys()
         dict_keys([1, 2])
     """
+    images, queries = IndexedImages(images), None if queries is None else IndexedImages(queries)
     _check_labels(len(images), labels, ks, None if queries is None else len(queries), query_labels)
     check_integer("seed", seed, 0)
     device = device_of(model)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_not_collapsed, value_error
-from udmlss.neighbors.search import check_queries, nearest, without_self
+from udmlss.neighbors.search import check_queries, search, without_self
 from udmlss.results import LabelFreeScores
 from udmlss.types import Labels
 
@@ -45,7 +45,7 @@ def label_free_scores(
     check_not_collapsed(embeddings)
     k = min(_N_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # few images would share all of more neighbors
     queries = torch.cat([embeddings[indices].float(), views.to(embeddings.device).float()])
-    similarities, found = nearest(embeddings, k + 1, queries=queries)
+    similarities, found = search(embeddings, k + 1, queries)
     m = len(indices)
     _, near_images = without_self((similarities[:m], found[:m]), indices)
     _, near_views = without_self((similarities[m:], found[m:]), indices)

@@ -94,6 +94,8 @@ def test_no_embeddings_of_all_images_are_in_memory_during_steps(cluster_on):
             return super().forward(*args, **kwargs)
 
     short_fit(make_model(), labeler=Watching(16), criterion=criterion(Loss()), cluster_on=cluster_on, max_steps=4)
+    check, *in_memory = in_memory  # the first batch is that of the check before training
+    assert check == []
     assert in_memory == [[False]] * 3 + [[False, False]]
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import interrupted_training
+import numpy as np
 import pytest
 import torch
 from interrupted_training import Terminating, adam, assert_same, train
@@ -35,6 +37,14 @@ class Interrupt:
             raise InterruptionError
 
 
+class Noisy(losses.ContrastiveLoss):
+    """A loss with noise from the global generators of NumPy and Python, including their cached second numbers."""
+
+    def forward(self, *arguments):
+        noise = np.random.randn() + random.gauss(0, 1)  # noqa: NPY002
+        return super().forward(*arguments) * (2 + 0.1 * noise)
+
+
 VARIATIONS = {
     "plain": {},
     "scheduler and clipping": {"rotation_head": None, "optimizer": adam, "scheduler": None, "clip_norm": 0.5},
@@ -46,6 +56,7 @@ VARIATIONS = {
         )
     },
     "sampling miner": {"criterion": lambda _: UDMLSSLoss(deep_metric.distance_weighted_margin())},
+    "global generators": {"criterion": lambda _: UDMLSSLoss(Noisy())},
     "auxiliary": {"auxiliary": lambda _: SelfSupervisedRanking(144)},
     "average": {"callbacks": lambda _: [WeightAverage(0.9)]},
     "best weights": {"callbacks": lambda _: [BestWeights(), EarlyStopping(patience=4)]},

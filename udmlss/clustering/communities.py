@@ -9,14 +9,14 @@ from torch import Tensor
 from udmlss._checks import check_embeddings, check_integer, check_not_collapsed, value_error
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.graph import shared_neighbor_graph
-from udmlss.neighbors.search import nearest
+from udmlss.neighbors.search import search
 
 
 class Communities:
     """Communities of the shared-neighbor graph by the two-level map equation, as a clusterer with `fit_predict`.
 
-    The number of clusters follows from the embeddings. It falls as `n_neighbors` rises: about 0.35 times the number of
-    images of one class was the best value on four datasets, from 2 for classes of 6 images to 20 for classes of 60.
+    The number of clusters follows from the embeddings. It falls as `n_neighbors` rises: a third of the number of images
+    that you expect in a class is a value to start with.
 
     Args:
         n_neighbors: Number of nearest neighbors in the list of each image, at least 2 and below the number of images.
@@ -59,7 +59,7 @@ class Communities:
             rule = f"`n_neighbors={self.n_neighbors}` must be below the number of rows"
             raise value_error(rule, len(rows), "Lower it, or add images")
         check_not_collapsed(rows)
-        return self.labels_from_neighbors(nearest(rows, self.n_neighbors)[1])
+        return self.labels_from_neighbors(search(rows, self.n_neighbors)[1])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
         """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""

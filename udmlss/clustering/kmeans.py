@@ -62,8 +62,16 @@ def k_means(
     check_integer("max_iter", max_iter, 0)
     check_integer("seed", seed, 0)
     check_not_collapsed(embeddings)
-    n_clusters, max_iter, seed = int(n_clusters), int(max_iter), int(seed)
-    points, faiss = embeddings.detach(), _import_faiss(embeddings.device)
+    if start is not None:
+        check_embeddings(start, "start")
+    return cluster_rows(embeddings.detach(), int(n_clusters), start=start, max_iter=int(max_iter), seed=int(seed))
+
+
+def cluster_rows(
+    points: Float[Tensor, "n d"], n_clusters: int, *, start: Float[Tensor, "j d"] | None, max_iter: int, seed: int
+) -> Int64[Tensor, " n"]:
+    """Run `k_means` on embeddings that were checked."""
+    faiss = _import_faiss(points.device)
     if start is None:
         centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
     else:
@@ -117,7 +125,6 @@ def _warn_of_missing_faiss() -> None:
 
 def _add_random_rows(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> Float32[Tensor, "k d"]:
     """Return k initial centers: those of `start`, and randomly sampled points."""
-    check_embeddings(start, "start")
     if len(start) > k or start.shape[1] != points.shape[1]:
         found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
         raise value_error(f"`start` must have shape {most} or fewer rows", found, "Pass the centers of these clusters")

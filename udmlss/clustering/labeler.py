@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_integer, check_not_collapsed, type_error, value_error
-from udmlss.clustering.kmeans import cluster_means, k_means
+from udmlss.clustering.kmeans import check_count, cluster_means, cluster_rows
 from udmlss.clustering.matching import agreement, match_ids
 from udmlss.neighbors import average_with_neighbors
 from udmlss.types import Labeler, Labels, PseudoLabels
@@ -115,6 +115,10 @@ class ClusterPseudoLabeler:
                 `average_neighbors` requires; or there are fewer than two clusters.
         """
         check_embeddings(embeddings)
+        if self.n_clusters is not None:
+            check_count(self.n_clusters, len(embeddings))
+        if len(embeddings) > 1:
+            check_not_collapsed(embeddings)
         embeddings = embeddings.detach() if self.device is None else embeddings.detach().to(self.device)
         previous = self._previous
         if previous is not None and len(previous.labels) != len(embeddings):
@@ -153,7 +157,7 @@ class ClusterPseudoLabeler:
     def _cluster(self, embeddings: Float[Tensor, "n d"], previous: PseudoLabels | None) -> Int64[Tensor, " n"]:
         if self.n_clusters is None:
             return self._labels_of_clusterer(embeddings)
-        return k_means(
+        return cluster_rows(
             embeddings,
             self.n_clusters,
             start=self._start(embeddings, previous) if self.warm_start else None,
@@ -162,8 +166,6 @@ class ClusterPseudoLabeler:
         )
 
     def _labels_of_clusterer(self, embeddings: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
-        if len(embeddings) > 1:
-            check_not_collapsed(embeddings)
         if _has_fit_predict(self.clusterer):
             rows = embeddings.to("cpu", torch.float32, copy=True).numpy()  # a clusterer may write to its input
             found = clone(self.clusterer, safe=False).fit_predict(rows)

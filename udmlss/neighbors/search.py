@@ -40,6 +40,11 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
     check_embeddings(embeddings)
     check_queries(queries, embeddings)
     check_integer("k", k, 1)
+    return search(embeddings, k, queries)
+
+
+def search(embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
+    """Run `nearest` on embeddings that were checked."""
     found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
     return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
 
@@ -110,7 +115,7 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
     check_integer("n_neighbors", n_neighbors, 1)
     check_n_neighbors(n_neighbors, len(embeddings))
     directions = _unit_length(embeddings)
-    _, indices = nearest(directions, n_neighbors)
+    _, indices = search(directions, n_neighbors)
     averages = torch.empty_like(directions)
     for rows in row_slices(directions):
         total = directions[rows].clone()
@@ -157,7 +162,7 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
     check_embeddings(features, "features")
     own = torch.arange(len(features), device=features.device)
     take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(int(seed))) < float(fraction)
-    _, indices = nearest(features, 1)
+    _, indices = search(features, 1)
     return torch.where(take_neighbor.to(features.device), indices[:, 0], own)
 
 

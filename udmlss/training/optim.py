@@ -34,7 +34,8 @@ def parameter_groups(
         proxy_lr: Learning rate of the parameters of the criterion.
 
     Returns:
-        Dictionaries with "params", "lr" and "name". A group without trainable parameters is omitted.
+        Dictionaries with "params", "lr" and "name". A parameter that several parts share is in the first group of them.
+        A group without trainable parameters is omitted.
 
     Raises:
         ValueError: A learning rate is negative or not finite.
@@ -49,11 +50,15 @@ def parameter_groups(
         check_number(name, value, 0)
     trunk = trunk_of(model)
     new = [part for part in (model.get_submodule("embedder"), rotation_head, auxiliary) if part is not None]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "trunk", "params": _trainable(trunk), "lr": float(trunk_lr)},
         {"name": "new parts", "params": _trainable(*new), "lr": float(lr)},
         {"name": "loss", "params": _trainable(criterion), "lr": float(proxy_lr), "weight_decay": 0.0},
     ]
+    shared: set[nn.Parameter] = set()
+    for group in groups:
+        group["params"] = [parameter for parameter in dict.fromkeys(group["params"]) if parameter not in shared]
+        shared.update(group["params"])
     return [group for group in groups if group["params"]]
 
 

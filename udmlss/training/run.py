@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from udmlss._generators import global_states, set_global_states
 from udmlss._torch import device_of
 from udmlss.distributed import SynchronizedErrors, all_gather_objects, rank, world_size
 from udmlss.results import FitResult, LabelFreeScores, RoundReport, StepReport, StopReason
@@ -153,7 +154,7 @@ class Run:
             "steps": [asdict(report) for report in self._steps],
             "pseudo_labels": None if self.pseudo_labels is None else dict(vars(self.pseudo_labels)),
             "seconds": self.seconds,
-            "random": all_gather_objects(_random_state(device_of(self.model))),
+            "random": all_gather_objects(global_states(device_of(self.model))),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,7 +180,7 @@ class Run:
         self.rounds.load_state_dict(state["rounds"])
         for callback, found in zip(self._stateful(), state["callbacks"], strict=True):
             callback.load_state_dict(found)
-        _set_random_state(state["random"][rank()], device_of(self.model))
+        set_global_states(state["random"][rank()], device_of(self.model))
 
     def _stateful(self) -> list[Stateful]:
         return [callback for callback in self.callbacks if isinstance(callback, Stateful)]
@@ -188,17 +189,6 @@ class Run:
 def _round_report(state: dict[str, Any]) -> RoundReport:
     scores = state["label_free"]
     return RoundReport(**state | {"label_free": None if scores is None else LabelFreeScores(**scores)})
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _summarize(

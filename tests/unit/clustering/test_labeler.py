@@ -27,7 +27,7 @@ def starts(monkeypatch):
         recorded.append(start)
         return k_means(*args, start=start, **keywords)
 
-    monkeypatch.setattr(labeler_module, "k_means", spy)
+    monkeypatch.setattr(labeler_module, "cluster_rows", spy)
     return recorded
 
 

@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove the files that a process left that was killed while writing."""
+    """Remove unfinished files of a process that was killed while it wrote them."""
     for path in folder.glob("step-*.part"):
         path.unlink()
     for path in folder.glob("step-*.pt.sha256"):

@@ -66,7 +66,7 @@ def _set(group: dict[str, Any], changes: Changes) -> None:
 
 
 def _set_learning_rates(scheduler: LRScheduler) -> None:
-    """Set the learning rates that a scheduler, and those in it, hold in addition to those of the optimizer."""
+    """Set the base learning rates of a scheduler and of the schedulers that it contains."""
     groups = scheduler.optimizer.param_groups
     for each in (scheduler, *getattr(scheduler, "_schedulers", ())):
         each.base_lrs = [group["initial_lr"] for group in groups]
