@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from udmlss import EmbeddingModel, embed, evaluate, evaluate_embeddings, metrics
 from udmlss.clustering.kmeans import k_means
@@ -110,6 +110,16 @@ def test_prints_only_a_progress_bar_if_requested(model, capfd):
     assert "embedding" in capfd.readouterr().err
 
 
+class Iterable(IterableDataset):
+    """A dataset with a length and without indices."""
+
+    def __len__(self):
+        return 30
+
+    def __iter__(self):
+        return iter(IMAGES)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "sentence"),
     [
@@ -126,6 +136,7 @@ def test_prints_only_a_progress_bar_if_requested(model, capfd):
         ),
         ({"queries": QUERIES, "query_labels": [1, 2]}, ValueError, r"`query_labels` must have shape \(8,\)"),
         ({"seed": -1}, ValueError, r"`seed` must be at least 0, got -1\."),
+        ({"images": Iterable()}, TypeError, r"`images` must be a map-style dataset, .* got Iterable\."),
     ],
 )
 def test_rejects_invalid_arguments_before_the_first_image_is_embedded(changes, kind, sentence):

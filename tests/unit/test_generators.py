@@ -1,3 +1,4 @@
+import io
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -9,7 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from udmlss._generators import find_generators, fork_generators, seeded_generators
+from udmlss._generators import (
+    find_generators,
+    fork_generators,
+    global_states,
+    seeded_generators,
+    set_global_states,
+)
 
 KEYS = [(0,), (1,), (0, 1), (1, 0), (0, 0, 1), (0, 0), (2**40, 1, 5)]
 GENERATOR = np.random.default_rng(7)
@@ -60,6 +67,19 @@ def test_fork_generators_seeds_the_block():
         assert sample()[1] == first[1]
     assert first[2] == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
     assert first[0] == random.Random(3).random()  # noqa: S311
+
+
+def test_states_that_were_saved_and_loaded_continue_the_random_numbers():
+    device = torch.device("cpu")
+    random.gauss(0, 1)  # Python and NumPy hold a second normal number back
+    np.random.randn()  # noqa: NPY002
+    file = io.BytesIO()
+    torch.save(global_states(device), file)
+    expected = *sample(), random.gauss(0, 1), np.random.randn()  # noqa: NPY002
+    sample()
+    file.seek(0)
+    set_global_states(torch.load(file, weights_only=True), device)
+    assert (*sample(), random.gauss(0, 1), np.random.randn()) == expected  # noqa: NPY002
 
 
 class Transform:

@@ -41,6 +41,17 @@ def test_auxiliary_loss_is_in_the_group_of_new_parts():
     assert ids(new) == ids([*model.embedder.parameters(), *head.parameters(), *auxiliary.parameters()])
 
 
+def test_shared_parameters_are_in_the_first_group_of_their_parts():
+    model, criterion, head = make_parts()
+    auxiliary = nn.Sequential(model.trunk, model.embedder, head, nn.Linear(2, 2))
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, criterion, head, auxiliary=auxiliary)}
+    assert ids(groups["trunk"]) == ids(model.trunk.parameters())
+    assert ids(groups["new parts"]) == ids(
+        [p for part in (model.embedder, head, auxiliary[3]) for p in part.parameters()]
+    )
+    torch.optim.AdamW(parameter_groups(model, criterion, head, auxiliary=auxiliary))
+
+
 def test_each_group_has_its_learning_rate():
     model, criterion, head = make_parts()
     groups = parameter_groups(model, criterion, head, trunk_lr=0.1, lr=0.2, proxy_lr=0.3)
