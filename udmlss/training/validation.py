@@ -144,11 +144,8 @@ def _list_names(names: list[str]) -> str:
 def check_same_length(images: IndexedImages, cluster_images: IndexedImages) -> None:
     """Raise ValueError unless both datasets have the same number of images."""
     if len(cluster_images) != len(images):
-        raise value_error(
-            "`cluster_images` must be the same images as `images`",
-            f"{len(cluster_images)} and {len(images)} images",
-            "Build both from the same files in the same order",
-        )
+        found, remedy = f"{len(cluster_images)} and {len(images)} images", "Build both from the same files"
+        raise value_error("`cluster_images` must be the same images as `images`", found, remedy)
 
 
 def check_images(run: "Run") -> None:
