@@ -10,9 +10,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._chunks import row_slices
-
-_EQUAL = 1e-5  # rows whose distance is below this fraction of their norm are equal within float32 rounding
+from udmlss._chunks import ColumnRange, row_slices
 
 
 def value_error(rule: str, found: object, remedy: str) -> ValueError:
@@ -99,8 +97,12 @@ def check_scalar(name: str, loss: object) -> None:
         raise value_error(f"`{name}` must return a scalar", f"shape {tuple(loss.shape)}", "Return its mean")
 
 
-def check_embeddings(embeddings: object, name: str = "embeddings") -> None:
-    """Raise an error unless `embeddings` is a finite floating-point tensor (n, d) with at least one row and column."""
+def check_embeddings(embeddings: object, name: str = "embeddings") -> ColumnRange:
+    """Raise an error unless `embeddings` is a finite floating-point tensor (n, d) with at least one row and column.
+
+    Returns:
+        The range of each column, which one pass over the embeddings computes.
+    """
     if not isinstance(embeddings, Tensor):
         raise type_error(f"`{name}` must be a tensor (n, d)", type(embeddings).__name__, "Use torch.as_tensor")
     if embeddings.ndim != 2 or 0 in embeddings.shape:  # noqa: PLR2004
@@ -108,15 +110,31 @@ def check_embeddings(embeddings: object, name: str = "embeddings") -> None:
         raise value_error(f"`{name}` must be a non-empty 2-D tensor", f"shape {shape}", "Flatten each item to one row")
     if not embeddings.is_floating_point():
         raise type_error(f"`{name}` must be a floating-point tensor", embeddings.dtype, "Call .float() first")
-    finite = torch.empty(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    for rows in row_slices(embeddings):
-        finite[rows] = torch.isfinite(embeddings[rows]).all(dim=1)
-    if not finite.all():
-        invalid = (~finite).nonzero().flatten()
+    column_range = ColumnRange.of(embeddings)
+    if not column_range.is_finite:
+        raise _not_finite(embeddings, name)
+    return column_range
+
+
+def _not_finite(embeddings: Float[Tensor, "n d"], name: str) -> ValueError:
+    """Return the error for embeddings that have NaN, infinity, or numbers above the range of float32."""
+    invalid = torch.cat([~embeddings[rows].isfinite().all(dim=1) for rows in row_slices(embeddings)])
+    rule, kind = "must be finite", "NaN or infinity"
+    remedy = "Lower the learning rate, clip the gradient, or inspect that image"
+    if not invalid.any():
+        invalid = torch.cat([~embeddings[rows].float().isfinite().all(dim=1) for rows in row_slices(embeddings)])
+        rule, kind, remedy = "must lie in the range of float32", "larger numbers", "Divide all rows by one number"
+    found = f"{int(invalid.sum())} of {len(invalid)} rows with {kind}, the first is row {int(invalid.int().argmax())}"
+    return value_error(f"`{name}` {rule}", found, remedy)
+
+
+def check_distinct(column_range: ColumnRange, n: int) -> None:
+    """Raise ValueError if all of n embeddings are equal, so that they cannot be clustered."""
+    if column_range.is_single_row:
         raise value_error(
-            f"`{name}` must be finite",
-            f"{len(invalid)} of {len(embeddings)} rows with NaN or infinity, the first is row {int(invalid[0])}",
-            "Lower the learning rate, clip the gradient, or inspect that image",
+            "Embeddings must differ",
+            f"{n} equal rows: the model has collapsed",
+            "Lower the learning rate, or check that the images themselves differ",
         )
 
 
@@ -132,7 +150,7 @@ def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[
         TypeError: The labels are not integers.
         ValueError: The labels are not one-dimensional, or are not `n`.
     """
-    found = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    found = labels if isinstance(labels, Tensor) else _as_array(labels, name)
     if not _is_integer(found):
         raise type_error(f"`{name}` must be integers", found.dtype, "Convert them to int64")
     if isinstance(found, np.ndarray):
@@ -144,24 +162,15 @@ def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[
     return found.long()
 
 
+def _as_array(labels: Any, name: str) -> NDArray[Any]:  # noqa: ANN401 (a sequence of any type)
+    try:
+        return np.asarray(labels)
+    except (ValueError, TypeError) as error:  # a nested sequence, or tensors on a GPU
+        found = f"{type(labels).__name__} that is not an array ({error})"
+        raise type_error(f"`{name}` must be integers", found, "Pass one integer per item") from error
+
+
 def _is_integer(labels: Tensor | NDArray[Any]) -> bool:
     if isinstance(labels, Tensor):
         return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     return labels.dtype.kind in "iu"
-
-
-def check_not_collapsed(embeddings: Float[Tensor, "n d"]) -> None:
-    """Raise ValueError if all embeddings are equal within rounding, so that they cannot be told apart.
-
-    Rows are read until some of them differ, usually those of the first slice.
-    """
-    embeddings = embeddings.detach()
-    for rows in row_slices(embeddings):
-        part = embeddings[rows].float()
-        if float((part - embeddings[0].float()).norm(dim=1).max()) > _EQUAL * float(part.norm(dim=1).max()):
-            return
-    raise value_error(
-        "Embeddings must differ",
-        f"{len(embeddings)} equal rows: the model has collapsed",
-        "Lower the learning rate, or check that the images themselves differ",
-    )

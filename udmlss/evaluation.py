@@ -6,11 +6,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from udmlss import metrics
-from udmlss._checks import check_integer, value_error
+from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
 from udmlss._torch import device_of
-from udmlss.clustering.kmeans import k_means
+from udmlss.clustering.kmeans import cluster_rows
 from udmlss.dataset import IndexedImages
 from udmlss.inference import embed
+from udmlss.neighbors.search import check_queries
 from udmlss.results import Scores
 from udmlss.types import Images, Labels, Output, Precision
 
@@ -38,9 +39,9 @@ def evaluate(
     Args:
         model: An `EmbeddingModel`, or any module from images to embeddings if `output` is "embeddings".
         images: Images that are searched, with test-time transforms; any dataset that `embed` accepts.
-        labels: Class of each image, in the order of the dataset.
+        labels: Class of each image, in the order of the dataset; images with a negative label are ignored.
         queries: Images of the queries. None uses each image as a query that is searched among all other images.
-        query_labels: Class of each query; required with `queries`.
+        query_labels: Class of each query, likewise; required with `queries`.
         ks: The k of recall@k, one or several.
         output: "embeddings" scores the model's embeddings, "features" those of its trunk.
         batch_size: Number of images per forward pass.
@@ -63,7 +64,7 @@ def evaluate(
         dict_keys([1, 2])
     """
     images, queries = IndexedImages(images), None if queries is None else IndexedImages(queries)
-    _check_labels(len(images), labels, ks, None if queries is None else len(queries), query_labels)
+    _plan(len(images), labels, ks, None if queries is None else len(queries), query_labels)
     check_integer("seed", seed, 0)
     device = device_of(model)
 
@@ -99,9 +100,9 @@ def evaluate_embeddings(
 
     Args:
         embeddings: Embeddings of the images that are searched.
-        labels: Class of each image.
+        labels: Class of each image; images with a negative label are ignored.
         queries: Embeddings of the queries. None uses each image as a query that is searched among all other images.
-        query_labels: Class of each query; required with `queries`.
+        query_labels: Class of each query, likewise; required with `queries`.
         ks: The k of recall@k, one or several.
         seed: Seed of k-means.
 
@@ -117,26 +118,36 @@ def evaluate_embeddings(
         >>> evaluate_embeddings(torch.eye(2).repeat(3, 1), labels=[0, 1, 0, 1, 0, 1], ks=1).recall_at
         {1: 1.0}
     """
+    column_range = check_embeddings(embeddings)
+    check_queries(queries, embeddings)
     n_queries = None if queries is None else len(queries)
-    n_classes = _check_labels(len(embeddings), labels, ks, n_queries, query_labels)
+    plan = _plan(len(embeddings), labels, ks, n_queries, query_labels)
     check_integer("seed", seed, 0)
-    retrieval = metrics.retrieval(embeddings, labels, ks, queries=queries, query_labels=query_labels)
-    clusters = k_means(embeddings, n_classes, seed=seed)
+    check_distinct(column_range, len(embeddings))
+    retrieval = metrics.run_retrieval(embeddings, queries, plan)
+    clusters = cluster_rows(
+        metrics.select_rows(embeddings, plan.has_class),
+        column_range,
+        len(plan.labels.unique()),
+        start=None,
+        max_iter=25,
+        seed=int(seed),
+    )
     return Scores(
         recall_at=retrieval.recall_at,
         map_at_r=retrieval.map_at_r,
         r_precision=retrieval.r_precision,
-        nmi=metrics.nmi(labels, clusters),
-        ami=metrics.ami(labels, clusters),
+        nmi=metrics.nmi(plan.labels, clusters),
+        ami=metrics.ami(plan.labels, clusters),
     )
 
 
-def _check_labels(
+def _plan(
     n: int, labels: Labels, ks: int | Sequence[int], n_queries: int | None, query_labels: Labels | None
-) -> int:
-    """Raise an error if labels or ks do not fit n images, and return the number of classes."""
+) -> metrics.RetrievalPlan:
+    """Check labels and ks for n images, and return the plan of the retrieval."""
     plan = metrics.plan_retrieval(n, labels, ks, n_queries, query_labels)
     n_classes = len(plan.labels.unique())
     if n_classes < 2:  # noqa: PLR2004 (mutual information needs two classes)
         raise value_error("Scoring needs at least 2 classes", n_classes, "Add images of another class")
-    return n_classes
+    return plan

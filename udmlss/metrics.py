@@ -1,13 +1,18 @@
-"""Retrieval and clustering scores of embeddings with known classes."""
+"""Retrieval and clustering scores of embeddings with known classes.
+
+A negative label, such as -1, is not a class but means that the class of the item is unknown. All scores ignore such
+items: they are neither queries nor items that are searched, as the images marked as junk in Oxford Buildings and
+Market-1501. To count images as distractors, give each a class of its own.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import entropy
@@ -16,6 +21,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
+from udmlss._chunks import with_float64
 from udmlss.neighbors.search import check_queries, nearest, search_in_chunks
 from udmlss.types import Labels
 
@@ -51,19 +57,19 @@ def recall_at_k(
 
     Args:
         embeddings: Embeddings of the items that are searched, of any length.
-        labels: Class of each item.
+        labels: Class of each item; items with a negative label are ignored.
         ks: Numbers k of nearest items, one or several.
         queries: Embeddings of the queries. None uses each item as a query that is searched among all other items; an
             exact duplicate of an item is one of the others.
-        query_labels: Class of each query; required with `queries`.
+        query_labels: Class of each query, likewise; required with `queries`.
 
     Returns:
         The recall in 0..1 for each k.
 
     Raises:
         TypeError: Labels or `ks` are not integers.
-        ValueError: A k exceeds the number of items, shapes do not match, embeddings are not finite, or no query has an
-            item of its class.
+        ValueError: A k exceeds the number of items with a class, shapes do not match, embeddings are not finite, or
+            no query has an item of its class.
 
     Example:
         >>> metrics.recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), labels=[0, 0, 1], ks=1)
@@ -120,16 +126,30 @@ def retrieval(
     check_embeddings(embeddings)
     check_queries(queries, embeddings)
     n_queries = None if queries is None else len(queries)
-    plan = plan_retrieval(len(embeddings), labels, ks, n_queries, query_labels)
+    return run_retrieval(embeddings, queries, plan_retrieval(len(embeddings), labels, ks, n_queries, query_labels))
+
+
+def run_retrieval(
+    embeddings: Float[Tensor, "n d"], queries: Float[Tensor, "q d"] | None, plan: "RetrievalPlan"
+) -> Retrieval:
+    """Return what `retrieval` returns, for checked arguments."""
+    embeddings = with_float64(select_rows(embeddings, plan.has_class))
+    queries = None if queries is None else select_rows(queries, plan.query_has_class)
     labels, query_labels, n_relevant = (
         each.to(embeddings.device) for each in (plan.labels, plan.query_labels, plan.n_relevant)
     )
-    sums = torch.zeros(len(plan.ks) + 2, dtype=torch.float64, device=embeddings.device)
-    for chunk, (_, indices) in search_in_chunks(embeddings, max(*plan.ks, int(n_relevant.max())), queries):
+    sums = torch.zeros(len(plan.ks) + 2, dtype=torch.float64)
+    k = max(*plan.ks, int(n_relevant.max()))
+    for chunk, (_, indices) in search_in_chunks(embeddings, k, queries, (labels, query_labels)):
         hits = labels[indices] == query_labels[chunk].unsqueeze(1)
         sums += _summed_scores(hits, n_relevant[chunk].unsqueeze(1), plan.ks)
     *recalls, average_precision, precision = (sums / int((n_relevant > 0).sum())).tolist()
     return Retrieval(dict(zip(plan.ks, recalls, strict=True)), average_precision, precision)
+
+
+def select_rows(matrix: Float[Tensor, "n d"], is_selected: Bool[Tensor, " n"]) -> Float[Tensor, "m d"]:
+    """Return the selected rows of a matrix, which is not copied if all are selected."""
+    return matrix if is_selected.all() else matrix[is_selected.to(matrix.device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +157,19 @@ class RetrievalPlan:
     """The checked labels and numbers of a retrieval, which do not depend on the embeddings.
 
     Attributes:
-        labels: Class of each item.
-        query_labels: Class of each query.
+        has_class: Whether each item has a class; the others are ignored.
+        query_has_class: Whether each query has a class; the others are ignored.
+        labels: Class of each item that has one.
+        query_labels: Class of each query that has one.
         n_relevant: Number R of items that have the class of each query, without the query itself.
         ks: The k of recall@k.
     """
 
-    labels: Int64[Tensor, " n"]
-    query_labels: Int64[Tensor, " q"]
-    n_relevant: Int64[Tensor, " q"]
+    has_class: Bool[Tensor, " n"]
+    query_has_class: Bool[Tensor, " q"]
+    labels: Int64[Tensor, " m"]
+    query_labels: Int64[Tensor, " r"]
+    n_relevant: Int64[Tensor, " r"]
     ks: tuple[int, ...]
 
 
@@ -157,18 +181,20 @@ def plan_retrieval(
         found = "`queries`" if query_labels is None else "`query_labels`"
         remedy = "Pass both, or neither to search each item among the others"
         raise value_error("`queries` and `query_labels` must be given together", f"only {found}", remedy)
-    labels = as_labels(labels, n)
-    queried = labels if query_labels is None else as_labels(query_labels, n_queries, "query_labels").to(labels.device)
-    n_relevant = _count_equal(labels, queried) - int(n_queries is None)
+    given = as_labels(labels, n).cpu()
+    given_queries = given if query_labels is None else as_labels(query_labels, n_queries, "query_labels").cpu()
+    has_class, query_has_class = given >= 0, given_queries >= 0
+    classes, queried = given[has_class], given_queries[query_has_class]
+    n_relevant = _count_equal(classes, queried) - int(n_queries is None)
     if not n_relevant.any():
         rule, remedy = "At least one query must have an item of its class", "Check the labels"
         raise value_error(rule, f"none of {len(queried)} queries", remedy)
-    listed = (ks,) if isinstance(ks, int | np.integer) else tuple(ks)
+    listed = tuple(ks) if isinstance(ks, Iterable) else (ks,)
     if not listed:
         raise value_error("`ks` must hold at least one integer", ks, "Use (1, 2, 4, 8)")
     for k in listed:
-        check_integer("ks", k, 1, n - (n_queries is None))
-    return RetrievalPlan(labels, queried, n_relevant, tuple(map(int, listed)))
+        check_integer("ks", k, 1, len(classes) - (n_queries is None))
+    return RetrievalPlan(has_class, query_has_class, classes, queried, n_relevant, tuple(map(int, listed)))
 
 
 def _count_equal(labels: Int64[Tensor, " n"], queried: Int64[Tensor, " q"]) -> Int64[Tensor, " q"]:
@@ -185,7 +211,7 @@ def _summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[
     r = n_relevant.clamp(min=1).squeeze(1)
     average_precision = (relevant_hits.cumsum(dim=1) / ranks.double() * relevant_hits).sum(dim=1) / r
     recalls = [hits[:, :k].any(dim=1).double() for k in ks]
-    return torch.stack([*recalls, average_precision, relevant_hits.sum(dim=1) / r.double()]).sum(dim=1)
+    return torch.stack([*recalls, average_precision, relevant_hits.sum(dim=1) / r.double()]).sum(dim=1).cpu()
 
 
 def nmi(labels: Labels, clusters: Labels) -> float:
@@ -194,12 +220,12 @@ def nmi(labels: Labels, clusters: Labels) -> float:
     It rises with the number of clusters even by chance, unlike `ami`.
 
     Args:
-        labels: Class of each item.
-        clusters: Cluster of each item.
+        labels: Class of each item; items with a negative label are ignored.
+        clusters: Cluster of each item; unassigned items, whose label is negative, are ignored.
 
     Raises:
         TypeError: Labels or clusters are not integers.
-        ValueError: Labels and clusters are not of the same length.
+        ValueError: Labels and clusters are not of the same length, or no item has both a class and a cluster.
     """
     classes, found = _as_arrays(labels, clusters)
     return float(normalized_mutual_info_score(classes, found))
@@ -242,5 +268,10 @@ def _expected_mutual_information(sizes: list[int], others: list[int]) -> float:
 
 
 def _as_arrays(labels: Labels, clusters: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    classes = as_labels(labels)
-    return classes.numpy(force=True), as_labels(clusters, len(classes), "clusters").numpy(force=True)
+    classes = as_labels(labels).cpu()
+    found = as_labels(clusters, len(classes), "clusters").cpu()
+    has_both = (classes >= 0) & (found >= 0)
+    if not has_both.any():
+        rule, remedy = "At least one item must have a class and a cluster", "Check the labels"
+        raise value_error(rule, f"none of {len(classes)} items", remedy)
+    return classes[has_both].numpy(), found[has_both].numpy()

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, check_not_collapsed, value_error
+from udmlss._checks import as_labels, check_distinct, check_embeddings, value_error
+from udmlss._chunks import with_float64
 from udmlss.neighbors.search import check_queries, search, without_self
 from udmlss.results import LabelFreeScores
 from udmlss.types import Labels
@@ -42,7 +43,6 @@ def label_free_scores(
         1.0
     """
     indices = _check_views(embeddings, views, indices).to(embeddings.device)
-    check_not_collapsed(embeddings)
     k = min(_N_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # few images would share all of more neighbors
     queries = torch.cat([embeddings[indices].float(), views.to(embeddings.device).float()])
     similarities, found = search(embeddings, k + 1, queries)
@@ -86,6 +86,7 @@ def _fraction(matches: Bool[Tensor, "..."]) -> float:
 
 def _singular_values(embeddings: Float[Tensor, "n d"]) -> Float64[Tensor, " r"]:
     """Return the singular values of the centered embeddings."""
+    embeddings = with_float64(embeddings)
     mean = embeddings.mean(dim=0, dtype=torch.float64)
     if len(embeddings) < len(mean):  # the d - n zero eigenvalues of the squares would become noise
         values: Tensor = torch.linalg.svdvals(embeddings - mean)
@@ -102,7 +103,7 @@ def _sample_indices(n: int) -> Int64[Tensor, " j"]:
 
 def _check_views(embeddings: Tensor, views: Tensor, indices: Labels) -> Int64[Tensor, " m"]:
     """Raise an error if the arguments do not match, and return the indices as a tensor."""
-    check_embeddings(embeddings)
+    check_distinct(check_embeddings(embeddings), len(embeddings))
     check_queries(views, embeddings, "views")
     indices = as_labels(indices, len(views), "indices")
     least, most = int(indices.min()), int(indices.max())

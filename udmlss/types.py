@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, check_number, value_error
+from udmlss._checks import as_labels, check_embeddings, check_number, type_error, value_error
 from udmlss._chunks import group_means
 
 Precision = Literal["float32", "bfloat16"]
@@ -99,8 +99,7 @@ class PseudoLabels:
             >>> PseudoLabels.from_labels([7, 7, 3, -1]).labels
             tensor([ 1,  1,  0, -1])
         """
-        if embeddings is not None:
-            check_embeddings(embeddings)
+        column_range = None if embeddings is None else check_embeddings(embeddings)
         found = as_labels(labels, None if embeddings is None else len(embeddings)).cpu()
         assigned = found >= 0
         if not assigned.any():
@@ -109,8 +108,9 @@ class PseudoLabels:
         compact = torch.full_like(found, -1)
         compact[assigned] = found[assigned].unique(return_inverse=True)[1]
         sizes = compact[assigned].bincount()
-        centers = None if embeddings is None else group_means(embeddings.detach(), compact, len(sizes)).cpu()
-        return cls(compact, centers, sizes)
+        if embeddings is None or column_range is None:
+            return cls(compact, None, sizes)
+        return cls(compact, group_means(embeddings.detach(), compact, len(sizes), column_range.sum_dtype).cpu(), sizes)
 
     @property
     def n_clusters(self) -> int:
@@ -132,6 +132,11 @@ class PseudoLabels:
 
 
 def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
+    for name, value in (("labels", labels), ("sizes", sizes)):
+        if not isinstance(value, Tensor):
+            remedy = "Use PseudoLabels.from_labels for other types"
+            raise type_error(f"`{name}` must be a tensor of integers", type(value).__name__, remedy)
+        as_labels(value, name=name)
     counted = labels[labels >= 0].bincount()
     if len(labels) and int(labels.min()) < -1:
         raise value_error("`labels` must be -1 or above", int(labels.min()), "Use PseudoLabels.from_labels")
@@ -144,6 +149,8 @@ def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
 def _check_centers(centers: Tensor | None, n_clusters: int) -> None:
     if centers is None:
         return
+    if not isinstance(centers, Tensor):
+        raise type_error("`centers` must be a tensor (k, d)", type(centers).__name__, "Use torch.as_tensor")
     if centers.ndim != 2 or len(centers) != n_clusters or not centers.isfinite().all():  # noqa: PLR2004
         rule = f"`centers` must be a finite tensor of {n_clusters} rows, one per cluster"
         raise value_error(rule, f"shape {tuple(centers.shape)}", "Pass the mean embedding of each cluster, or None")

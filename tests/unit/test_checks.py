@@ -6,6 +6,7 @@ import torch
 from udmlss._checks import (
     as_labels,
     check_choice,
+    check_distinct,
     check_embeddings,
     check_features,
     check_integer,
@@ -103,8 +104,26 @@ def test_check_features_rejects_other_types(found):
 
 
 def test_check_embeddings_accepts_finite_tensors_of_any_floating_type():
+    rows = torch.tensor([[1.0, -3.0], [2.0, -1.0], [0.0, -2.0]])
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        check_embeddings(torch.ones(3, 2, dtype=dtype))
+        found = check_embeddings(rows.to(dtype).requires_grad_())
+        assert (found.low.tolist(), found.high.tolist()) == ([0, -3], [2, -1])
+
+
+def test_embeddings_collapse_if_all_rows_are_equal():
+    rows = torch.randn(1, 64).repeat(50, 1)
+    with pytest.raises(ValueError, match=r"Embeddings must differ, got 50 equal rows: the model has collapsed\."):
+        check_distinct(check_embeddings(rows), 50)
+    rows[7, 3] = torch.nextafter(rows[7, 3], torch.tensor(torch.inf))
+    check_distinct(check_embeddings(rows), 50)
+
+
+def test_a_range_is_extreme_if_squares_lose_precision_in_float32():
+    rows = torch.nn.functional.normalize(torch.randn(100, 8))
+    for ordinary in (rows, 1e9 * rows, 1e-9 * rows, rows + 3):
+        assert not check_embeddings(ordinary).is_extreme
+    for extreme in (rows + 100, 1e19 * rows, 1e-13 * rows, rows / 1e3 + rows[:1]):
+        assert check_embeddings(extreme).is_extreme
 
 
 @pytest.mark.parametrize(
@@ -123,6 +142,11 @@ def test_check_embeddings_accepts_finite_tensors_of_any_floating_type():
             torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, 1.0], [torch.nan, torch.nan]]),
             ValueError,
             r"got 2 of 4 rows with NaN or infinity, the first is row 1\. Lower the learning rate, clip",
+        ),
+        (
+            torch.tensor([[0.0, 1.0], [1e39, 1.0]], dtype=torch.float64),
+            ValueError,
+            r"`queries` must lie in the range of float32, got 1 of 2 rows with larger numbers, the first is row 1\.",
         ),
     ],
 )
@@ -152,6 +176,7 @@ def test_as_labels_accepts_tensors_arrays_and_sequences_of_any_integer_type():
         (["cat", "dog", "cat"], TypeError, r"`classes` must be integers, got <U3"),
         ([0, None, 1], TypeError, r"`classes` must be integers, got object"),
         (None, TypeError, r"`classes` must be integers, got object"),
+        ([[0], [1, 2]], TypeError, r"`classes` must be integers, got list that is not an array"),
         ([0, 1], ValueError, r"`classes` must have shape \(3,\), one label per item, got shape \(2,\)\. Pass one"),
         (torch.zeros(3, 1).long(), ValueError, r"got shape \(3, 1\)\. Pass one label per item, in order\."),
     ],

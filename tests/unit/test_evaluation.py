@@ -6,6 +6,7 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset, TensorDataset
 
 from udmlss import EmbeddingModel, embed, evaluate, evaluate_embeddings, metrics
+from udmlss._chunks import ColumnRange
 from udmlss.clustering.kmeans import k_means
 
 IMAGES = torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -54,6 +55,24 @@ def test_any_module_and_labels_of_any_kind_are_accepted(model):
 def test_labels_in_the_dataset_and_the_batch_size_do_not_matter(model):
     expected = evaluate(model, IMAGES, LABELS)
     assert evaluate(model, TensorDataset(IMAGES, 4 - LABELS), LABELS, batch_size=7) == expected
+
+
+def test_images_with_a_negative_label_are_ignored(model):
+    labels = torch.where(torch.arange(30) % 3 == 0, -1, LABELS)
+    expected = evaluate(model, IMAGES[labels >= 0], LABELS[labels >= 0], ks=(1, 3))
+    assert evaluate(model, IMAGES, labels, ks=(1, 3)) == expected
+    with pytest.raises(ValueError, match=r"Scoring needs at least 2 classes, got 1\."):
+        evaluate(model, IMAGES, torch.where(LABELS == 2, 2, -1), ks=1)
+
+
+def test_embeddings_are_read_once_before_they_are_scored(monkeypatch):
+    calls, read = [], ColumnRange.of
+    monkeypatch.setattr(ColumnRange, "of", lambda matrix: calls.append(matrix.shape) or read(matrix))
+    evaluate_embeddings(torch.randn(40, 5), torch.arange(40) % 4)
+    assert calls == [(40, 5)]
+    calls.clear()
+    metrics.retrieval(torch.randn(40, 5), torch.arange(40) % 4, queries=torch.randn(7, 5), query_labels=range(7))
+    assert calls == [(40, 5), (7, 5)]
 
 
 def test_each_score_is_that_of_its_function():

@@ -149,6 +149,39 @@ def test_embeddings_of_any_floating_type_and_labels_of_any_kind_are_accepted():
     assert metrics.nmi(labels.tolist(), labels.numpy()) == pytest.approx(metrics.nmi(labels, labels))
 
 
+@given(searches(), st.data())
+@settings(max_examples=30, deadline=None)
+def test_items_and_queries_with_a_negative_label_are_ignored(arguments, data):
+    embeddings, labels, queries, query_labels = arguments
+    expected = metrics.retrieval(embeddings, labels, KS, queries=queries, query_labels=query_labels)
+    n = len(labels) + data.draw(st.integers(1, 9))
+    rows = torch.tensor(sorted(data.draw(st.permutations(range(n)))[: len(labels)]))
+    more, more_labels = torch.randn(n, 3), -torch.randint(1, 4, (n,))
+    more[rows], more_labels[rows] = embeddings, labels
+    if queries is not None:
+        queries, query_labels = torch.cat([queries, embeddings[:2]]), torch.cat([query_labels, torch.tensor([-1, -1])])
+    assert metrics.retrieval(more, more_labels, KS, queries=queries, query_labels=query_labels) == expected
+
+
+def test_labels_that_are_all_negative_have_no_scores():
+    with pytest.raises(ValueError, match=r"At least one query must have an item of its class, got none of 0 queries"):
+        metrics.retrieval(torch.randn(4, 2), [-1, -1, -1, -1], 1)
+    with pytest.raises(ValueError, match=r"`ks` must lie in 1\.\.1, got 2\."):
+        metrics.retrieval(torch.randn(4, 2), [3, 3, -1, -1], 2)
+    for score in (metrics.nmi, metrics.ami):
+        with pytest.raises(ValueError, match=r"At least one item must have a class and a cluster, got none of 3 items"):
+            score([-1, -1, 2], [0, 1, -1])
+        with pytest.raises(ValueError, match=r"got none of 0 items"):
+            score(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))
+
+
+def test_items_without_a_class_or_a_cluster_do_not_change_nmi_and_ami():
+    labels, clusters = torch.randint(0, 5, (2, 60))
+    for score in (metrics.nmi, metrics.ami):
+        expected = score(labels, clusters)
+        assert score([-1, *labels.tolist(), 2, -7], [3, *clusters.tolist(), -1, -1]) == pytest.approx(expected)
+
+
 def entropy(counts, n):
     return -sum(count / n * math.log(count / n) for count in counts if count)
 

@@ -72,6 +72,16 @@ def test_from_labels_renumbers_clusters_and_computes_their_means(labels):
     assert PseudoLabels.from_labels(torch.tensor(labels)).centers is None
 
 
+def test_pseudo_labels_reject_fields_of_other_types(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=r"`labels` must be a tensor of integers, got list\. Use PseudoLabels\.from_"):
+        PseudoLabels([0, 1], None, torch.ones(2).long())
+    with pytest.raises(TypeError, match=r"`sizes` must be integers, got torch\.float32"):
+        PseudoLabels(torch.tensor([0, 1]), None, torch.ones(2))
+    with pytest.raises(TypeError, match=r"`centers` must be a tensor \(k, d\), got ndarray"):
+        PseudoLabels(torch.tensor([0, 1]), torch.ones(2, 2).numpy(), torch.ones(2).long())
+
+
 def test_from_labels_rejects_labels_without_a_cluster_and_embeddings_that_do_not_fit():
     with pytest.raises(ValueError, match=r"`labels` must assign images to clusters, got 2 labels below 0\."):
         PseudoLabels.from_labels([-1, -1])

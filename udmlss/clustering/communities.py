@@ -6,7 +6,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._checks import check_embeddings, check_integer, check_not_collapsed, value_error
+from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import search
@@ -54,11 +54,11 @@ class Communities:
     def fit_predict(self, X: Float[Tensor, "n d"] | NDArray[np.floating]) -> NDArray[np.int64]:  # noqa: N803 (scikit-learn's name)
         """Return the community of each row (n,), or -1 for rows of communities that are too small."""
         rows = torch.as_tensor(X)
-        check_embeddings(rows, "X")
+        column_range = check_embeddings(rows, "X")
         if self.n_neighbors >= len(rows):
             rule = f"`n_neighbors={self.n_neighbors}` must be below the number of rows"
             raise value_error(rule, len(rows), "Lower it, or add images")
-        check_not_collapsed(rows)
+        check_distinct(column_range, len(rows))
         return self.labels_from_neighbors(search(rows, self.n_neighbors)[1])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:

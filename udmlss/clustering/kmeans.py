@@ -1,7 +1,7 @@
 """k-means without empty clusters."""
 
 import warnings
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import numpy as np
@@ -9,12 +9,17 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from udmlss._checks import _EQUAL, as_labels, check_embeddings, check_integer, check_not_collapsed, value_error
-from udmlss._chunks import group_means, row_slices
-from udmlss.clustering.kmeans_plusplus import initial_centers
+from udmlss._checks import as_labels, check_distinct, check_embeddings, check_integer, value_error
+from udmlss._chunks import IN_MEMORY, ColumnRange, group_means, row_slices, with_float64
+from udmlss.clustering.kmeans_plusplus import Seed, initial_centers
 from udmlss.clustering.lloyd import lloyd
-from udmlss.neighbors.backends import import_faiss
+from udmlss.clustering.points import Points, ScaledPoints, differ_from_first, first_members, read
+from udmlss.neighbors.backends import faiss_errors, full_precision, import_faiss
 from udmlss.types import Labels
+
+_SMALLEST_INERTIA = 2.0**-14  # mean squared distance to the centers, as a fraction of the largest squared norm
+_EXACT_STARTS = 4  # k-means++ leaves one of several distant groups without a center in about 1 of 6 starts
+_EQUAL = 1e-5  # fraction of the largest norm below which distances may be rounding in float32
 
 
 def k_means(
@@ -57,27 +62,62 @@ def k_means(
         >>> k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).bincount()
         tensor([2, 2])
     """
-    check_embeddings(embeddings)
+    column_range = check_embeddings(embeddings)
     check_count(n_clusters, len(embeddings))
     check_integer("max_iter", max_iter, 0)
     check_integer("seed", seed, 0)
-    check_not_collapsed(embeddings)
+    check_distinct(column_range, len(embeddings))
     if start is not None:
-        check_embeddings(start, "start")
-    return cluster_rows(embeddings.detach(), int(n_clusters), start=start, max_iter=int(max_iter), seed=int(seed))
+        column_range = column_range.union(_check_start(start, n_clusters, embeddings.shape[1]))
+    return cluster_rows(embeddings, column_range, int(n_clusters), start=start, max_iter=int(max_iter), seed=int(seed))
 
 
 def cluster_rows(
-    points: Float[Tensor, "n d"], n_clusters: int, *, start: Float[Tensor, "j d"] | None, max_iter: int, seed: int
+    embeddings: Float[Tensor, "n d"],
+    column_range: ColumnRange,
+    n_clusters: int,
+    *,
+    start: Float[Tensor, "j d"] | None,
+    max_iter: int,
+    seed: int,
 ) -> Int64[Tensor, " n"]:
-    """Run `k_means` on embeddings that were checked."""
+    """Return what `k_means` returns, for checked arguments and the range of the embeddings and the initial centers.
+
+    Distances are computed in float32. If they would overflow or underflow, or if the clusters are so small that
+    rounding decides, k-means runs in float64 with exact differences. It then takes the best of several starts, because
+    one group without a center multiplies the objective if groups are small and distant.
+    """
+    matrix = with_float64(embeddings.detach())
+    cluster = partial(_cluster, n_clusters=n_clusters, start=start, max_iter=max_iter)
+    if not column_range.is_extreme:
+        labels, inertia = cluster(matrix, seed=seed)
+        if _is_accurate(matrix, labels, inertia):
+            return _without_empty_clusters(matrix, labels, n_clusters)
+    points = ScaledPoints.of(matrix, column_range)
+    n_starts = _EXACT_STARTS if start is None and points.numel() <= IN_MEMORY else 1
+    found = [cluster(points, seed=(seed, number) if number else seed) for number in range(n_starts)]
+    labels, _ = min(found, key=lambda each: each[1])
+    return _without_empty_clusters(matrix, labels, n_clusters)
+
+
+def _cluster(
+    points: Points, *, n_clusters: int, start: Tensor | None, max_iter: int, seed: Seed
+) -> tuple[Int64[Tensor, " n"], float]:
+    """Choose initial centers and run Lloyd's iterations; return the labels and the inertia."""
     faiss = _import_faiss(points.device)
-    if start is None:
-        centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
-    else:
-        centers, assignment = _add_random_rows(start, points, n_clusters, seed), None
-    labels, _ = lloyd(points, centers, max_iter, faiss, assignment)
-    return _without_empty_clusters(points, labels, n_clusters)
+    with full_precision(points.device):
+        if start is None:
+            centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
+        else:
+            centers, assignment = _add_random_rows(start, points, n_clusters, seed), None
+        labels, _, inertia = lloyd(points, centers, max_iter, faiss, assignment)
+    return labels, inertia
+
+
+def _is_accurate(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], inertia: float) -> bool:
+    """Return whether rounding in float32 is small compared with the inertia, or no cluster could be smaller."""
+    largest_norm = max(float(points[rows].float().norm(dim=1).max()) for rows in row_slices(points))
+    return inertia > _SMALLEST_INERTIA * len(points) * largest_norm**2 or not differ_from_first(points, labels).any()
 
 
 def check_count(n_clusters: int, n: int) -> None:
@@ -101,16 +141,17 @@ def cluster_means(embeddings: Float[Tensor, "n d"], labels: Labels, n_clusters: 
     Raises:
         ValueError: Labels are not one per embedding, or are not below `n_clusters`.
     """
+    column_range = check_embeddings(embeddings)
     check_integer("n_clusters", n_clusters, 1)
     labels = as_labels(labels, len(embeddings))
-    if len(labels) and int(labels.max()) >= n_clusters:
+    if int(labels.max()) >= n_clusters:
         raise value_error(f"`labels` must be below `n_clusters={n_clusters}`", int(labels.max()), "Raise `n_clusters`")
-    return group_means(embeddings, labels, n_clusters)
+    return group_means(embeddings.detach(), labels, int(n_clusters), column_range.sum_dtype)
 
 
 def _import_faiss(device: torch.device) -> ModuleType | None:
     faiss = import_faiss()
-    if faiss is None and device.type == "cpu":
+    if faiss is None and device.type == "cpu" and not faiss_errors:
         _warn_of_missing_faiss()
     return faiss
 
@@ -119,44 +160,51 @@ def _import_faiss(device: torch.device) -> ModuleType | None:
 def _warn_of_missing_faiss() -> None:
     warnings.warn(
         'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
-        stacklevel=4,
+        stacklevel=6,
     )
 
 
-def _add_random_rows(start: Tensor, points: Float[Tensor, "n d"], k: int, seed: int) -> Float32[Tensor, "k d"]:
-    """Return k initial centers: those of `start`, and randomly sampled points."""
-    if len(start) > k or start.shape[1] != points.shape[1]:
-        found, most = tuple(start.shape), f"({k}, {points.shape[1]})"
+def _check_start(start: Tensor, n_clusters: int, d: int) -> ColumnRange:
+    """Raise an error unless `start` has at most k initial centers of d dimensions, and return its range."""
+    column_range = check_embeddings(start, "start")
+    if len(start) > n_clusters or start.shape[1] != d:
+        found, most = tuple(start.shape), f"({n_clusters}, {d})"
         raise value_error(f"`start` must have shape {most} or fewer rows", found, "Pass the centers of these clusters")
+    return column_range
+
+
+def _add_random_rows(start: Float[Tensor, "j d"], points: Points, k: int, seed: Seed) -> Float[Tensor, "k d"]:
+    """Return k initial centers: those of `start`, and randomly sampled points."""
     sampled = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[: k - len(start)])
-    return torch.cat([start.detach().cpu().float(), points[sampled.to(points.device)].cpu().float()])
+    rows = read(points, sampled.to(points.device)).cpu()
+    start = points.scaled(start) if isinstance(points, ScaledPoints) else start.float()
+    return torch.cat([start.detach().cpu(), rows])
 
 
 def _without_empty_clusters(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
-    sizes = labels.bincount(minlength=k)
-    if sizes.all():
+    if labels.bincount(minlength=k).all():
         return labels
-    labels = _fill_empty_clusters(points, labels, sizes)
+    labels = _fill_empty_clusters(points, labels, k)
+    if not labels.bincount(minlength=k).all():
+        labels = _split_clusters(points, labels, k)
     used, compact = np.unique(labels.numpy(), return_inverse=True)
     if len(used) < k:
         warnings.warn(
             f"`n_clusters={k}` needs {k} embeddings that differ, got {len(used)}. There are {len(used)} clusters.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return torch.from_numpy(compact)
 
 
-def _fill_empty_clusters(
-    points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], sizes: Int64[Tensor, " k"]
-) -> Int64[Tensor, " n"]:
-    """Move the points that are farthest from their centers, each to one of the empty clusters."""
-    means = group_means(points, labels, len(sizes)).numpy(force=True)
+def _fill_empty_clusters(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
+    """Move the points that are farthest from their centers, each to one of the empty clusters, if float32 shows it."""
+    means = group_means(points, labels, k).numpy(force=True)
     distances, longest = np.empty(len(points), dtype=np.float32), 0.0
     for rows in row_slices(points):
         part = points[rows].float().numpy(force=True)
         distances[rows] = np.linalg.norm(part - means[labels[rows].numpy()], axis=1)
         longest = max(longest, np.linalg.norm(part, axis=1).max())
-    labels, sizes = labels.clone(), sizes.clone()
+    labels, sizes = labels.clone(), labels.bincount(minlength=k)
     empty = (sizes == 0).nonzero().flatten().tolist()
     for point in np.argsort(-distances, kind="stable"):
         if not empty or distances[point] <= _EQUAL * longest:
@@ -164,4 +212,26 @@ def _fill_empty_clusters(
         if sizes[labels[point]] > 1:
             sizes[labels[point]] -= 1
             labels[point] = empty.pop()
+    return labels
+
+
+def _split_clusters(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], k: int) -> Int64[Tensor, " n"]:
+    """Move points that differ, by however little, from the first point of their cluster to the empty clusters.
+
+    Points that are equal move together, the points that are farthest from the first point of their cluster first.
+    """
+    others = differ_from_first(points, labels).nonzero().flatten()
+    if not len(others):
+        return labels
+    empty = (labels.bincount(minlength=k) == 0).nonzero().flatten().tolist()
+    rows, first = (points[i.to(points.device)].double() for i in (others, first_members(labels)[others]))
+    values = torch.cat([labels[others].unsqueeze(1).to(rows), rows], dim=1)
+    groups = values.unique(dim=0, return_inverse=True)[1]
+    scale = torch.stack([rows.abs(), first.abs()]).amax().clamp(min=torch.finfo(torch.float64).tiny)
+    distances = ((rows - first) / scale).norm(dim=1).cpu()
+    labels, moved = labels.clone(), set[int]()
+    for other in distances.argsort(descending=True, stable=True).tolist():
+        if empty and int(groups[other]) not in moved:
+            moved.add(int(groups[other]))
+            labels[others[(groups == groups[other]).cpu()]] = empty.pop()
     return labels

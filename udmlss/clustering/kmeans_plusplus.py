@@ -4,12 +4,15 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from udmlss._chunks import IN_MEMORY
 from udmlss.clustering.lloyd import Assignment, lloyd, unassigned
-from udmlss.neighbors.backends import Neighbors, euclidean_search
+from udmlss.clustering.points import Points, read
+from udmlss.neighbors.backends import euclidean_search
+
+Seed = int | tuple[int, int]  # of a generator of NumPy
 
 _SAMPLE_PER_CLUSTER = 64  # points per cluster of the sample; for 1,000 clusters of 10,000,000 points, 1 in 156
 _MAX_CANDIDATES = 1024  # candidates that are sampled after each search of all points
@@ -19,8 +22,8 @@ _ROUNDING = 1e-6  # fraction of the largest squared distance to the first center
 
 
 def initial_centers(
-    points: Float[Tensor, "n d"], n_clusters: int, max_iter: int, seed: int, faiss: ModuleType | None
-) -> tuple[Float32[Tensor, "k d"], Assignment | None]:
+    points: Points, n_clusters: int, max_iter: int, seed: Seed, faiss: ModuleType | None
+) -> tuple[Float[Tensor, "k d"], Assignment | None]:
     """Compute initial centers, and the assignment of all points to them if it is known.
 
     Points of more than `IN_MEMORY` numbers are not all read: the centers are those of k-means on a sample, and the
@@ -28,17 +31,17 @@ def initial_centers(
     """
     n, d = points.shape
     if points.numel() <= IN_MEMORY:
-        return kmeans_plusplus(points.float(), n_clusters, seed, faiss)
+        return kmeans_plusplus(read(points, slice(None)), n_clusters, seed, faiss)
     size = max(n_clusters, min(_SAMPLE_PER_CLUSTER * n_clusters, IN_MEMORY // d))
     rows = np.sort(np.random.default_rng(seed).choice(n, size, replace=False, shuffle=False))
-    sample = points[torch.from_numpy(rows).to(points.device)].float()
+    sample = read(points, torch.from_numpy(rows).to(points.device))
     centers, assignment = kmeans_plusplus(sample, n_clusters, seed, faiss)
     return lloyd(sample, centers, max_iter, faiss, assignment)[1], None
 
 
 def kmeans_plusplus(
-    points: Float32[Tensor, "n d"], n_clusters: int, seed: int, faiss: ModuleType | None
-) -> tuple[Float32[Tensor, "k d"], Assignment]:
+    points: Float[Tensor, "n d"], n_clusters: int, seed: Seed, faiss: ModuleType | None
+) -> tuple[Float[Tensor, "k d"], Assignment]:
     """Choose points as centers by k-means++, and assign all points to them.
 
     k-means++ samples each center with a probability proportional to its squared distance to the nearest center so far.
@@ -54,53 +57,58 @@ def kmeans_plusplus(
         k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007, with its greedy variant.
         https://dl.acm.org/doi/10.5555/1283383.1283494
     """
-    device, search = euclidean_search(faiss, points.device)
+    device, search = euclidean_search(faiss, points.device, points.dtype)
     points = points.to(device).contiguous()
     rng = np.random.default_rng(seed)
     n_trials = 2 + int(np.log(n_clusters)) if n_clusters <= _MAX_GREEDY_CLUSTERS else 1
-    assignment = unassigned(len(points), device)
+    assignment = unassigned(len(points), device, points.dtype)
     chosen = new = torch.from_numpy(rng.integers(len(points), size=1)).to(device)
-    _assign_to_new(assignment, search(points, points[new], 1), first_new=0)
+    _assign_to_new(assignment, *search(points, points[new], 1), first_new=0)
     # points that equal a center have a small weight rather than none, for the case that no other points are left
-    least = max(_ROUNDING * float(assignment.distances.max()), torch.finfo(torch.float32).tiny)
+    rounding = _ROUNDING if points.dtype == torch.float32 else 0.0
+    least = max(rounding * float(assignment.distances.max()), torch.finfo(points.dtype).tiny)
     while len(chosen) < n_clusters:
         weights = assignment.distances.clamp(min=least)
         weights[chosen] = 0
         candidates = _sample_candidates(weights, rng)
         remaining = _remaining_weights(points[candidates], candidates, weights[candidates], least)
         new = candidates[_choose_candidates(remaining, n_clusters - len(chosen), n_trials, rng).to(device)]
-        _assign_to_new(assignment, search(points, points[new], 1), first_new=len(chosen))
+        _assign_to_new(assignment, *search(points, points[new], 1), first_new=len(chosen))
         chosen = torch.cat([chosen, new])
     assignment.lower_bounds = assignment.distances.clone()
     return points[chosen], assignment
 
 
-def _assign_to_new(assignment: Assignment, neighbors: Neighbors, first_new: int) -> None:
+def _assign_to_new(
+    assignment: Assignment, distances: Float[Tensor, "n 1"], indices: Int64[Tensor, "n 1"], first_new: int
+) -> None:
     """Update the assignment by a search of new centers, whose indices count from `first_new`."""
-    distances, labels = neighbors[0][:, 0], neighbors[1][:, 0] + first_new
+    distances, labels = distances[:, 0], indices[:, 0] + first_new
     nearer = distances < assignment.distances
     assignment.labels = labels.where(nearer, assignment.labels)
     assignment.distances = distances.where(nearer, assignment.distances)
 
 
-def _sample_candidates(weights: Float32[Tensor, " n"], rng: np.random.Generator) -> Int64[Tensor, " m"]:
+def _sample_candidates(weights: Float[Tensor, " n"], rng: np.random.Generator) -> Int64[Tensor, " m"]:
     values = weights.double().numpy(force=True)
     candidates = rng.choice(len(values), min(_MAX_CANDIDATES, len(values)), p=values / values.sum())
     return torch.from_numpy(candidates).to(weights.device)
 
 
 def _remaining_weights(
-    points: Float32[Tensor, "m d"], candidates: Int64[Tensor, " m"], weights: Float32[Tensor, " m"], least: float
-) -> Float32[Tensor, "m m"]:
+    points: Float[Tensor, "m d"], candidates: Int64[Tensor, " m"], weights: Float[Tensor, " m"], least: float
+) -> Float[Tensor, "m m"]:
     """Return the fraction of its weight that the second candidate retains if the first one becomes a center."""
     points = (points - points.mean(dim=0)).cpu()  # rounding grows with the distance from the origin
-    distances = torch.cdist(points, points).square().clamp(min=least)
+    # differences are exact but slow; float32 is for points whose products are accurate enough
+    mode = "use_mm_for_euclid_dist_if_necessary" if points.dtype == torch.float32 else "donot_use_mm_for_euclid_dist"
+    distances = torch.cdist(points, points, compute_mode=mode).square().clamp(min=least)
     distances[(candidates == candidates.unsqueeze(1)).cpu()] = 0  # a point must not be chosen twice
     return (distances / weights.cpu()).clamp(max=1)
 
 
 def _choose_candidates(
-    remaining: Float32[Tensor, "m m"], most: int, n_trials: int, rng: np.random.Generator
+    remaining: Float[Tensor, "m m"], most: int, n_trials: int, rng: np.random.Generator
 ) -> Int64[Tensor, " j"]:
     """Return the indices of the candidates that become centers: at least one, and at most `most`."""
     fractions = remaining.numpy()

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, check_integer, check_not_collapsed, type_error, value_error
-from udmlss.clustering.kmeans import check_count, cluster_means, cluster_rows
+from udmlss._checks import as_labels, check_distinct, check_embeddings, check_integer, type_error, value_error
+from udmlss._chunks import ColumnRange, group_means
+from udmlss.clustering.kmeans import check_count, cluster_rows
 from udmlss.clustering.matching import agreement, match_ids
-from udmlss.neighbors import average_with_neighbors
+from udmlss.neighbors.search import averages_with_neighbors, check_n_neighbors
 from udmlss.types import Labeler, Labels, PseudoLabels
 
 
@@ -114,23 +115,22 @@ class ClusterPseudoLabeler:
             ValueError: Embeddings are not finite, are all equal, or are fewer than `n_clusters` or
                 `average_neighbors` requires; or there are fewer than two clusters.
         """
-        check_embeddings(embeddings)
-        if self.n_clusters is not None:
-            check_count(self.n_clusters, len(embeddings))
+        column_range = check_embeddings(embeddings)
+        self._check_numbers(len(embeddings))
         if len(embeddings) > 1:
-            check_not_collapsed(embeddings)
+            check_distinct(column_range, len(embeddings))
         embeddings = embeddings.detach() if self.device is None else embeddings.detach().to(self.device)
         previous = self._previous
         if previous is not None and len(previous.labels) != len(embeddings):
             previous = None
-        labels = self._cluster(self._averaged(embeddings), previous)
+        labels = self._cluster(embeddings, column_range, previous)
         _check_clusters(labels)
         if previous is not None:
             labels = match_ids(labels, previous.labels)
         sizes = labels[labels >= 0].bincount()
         self._previous = PseudoLabels(
             labels=labels,
-            centers=cluster_means(embeddings, labels, len(sizes)).cpu(),
+            centers=group_means(embeddings, labels, len(sizes), column_range.sum_dtype).cpu(),
             sizes=sizes,
             agreement=None if previous is None else agreement(labels, previous.labels),
         )
@@ -150,17 +150,27 @@ class ClusterPseudoLabeler:
         self._round = state["round"]
         self._previous = None if state["previous"] is None else PseudoLabels(**state["previous"])
 
-    def _averaged(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        n_neighbors = self.average_neighbors
-        return embeddings if n_neighbors is None else average_with_neighbors(embeddings, n_neighbors)
+    def _check_numbers(self, n: int) -> None:
+        if self.n_clusters is not None:
+            check_count(self.n_clusters, n)
+        if self.average_neighbors is not None:
+            check_n_neighbors(self.average_neighbors, n)
 
-    def _cluster(self, embeddings: Float[Tensor, "n d"], previous: PseudoLabels | None) -> Int64[Tensor, " n"]:
+    def _cluster(
+        self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
+    ) -> Int64[Tensor, " n"]:
+        if self.average_neighbors is not None:
+            embeddings = averages_with_neighbors(embeddings, self.average_neighbors)
+            column_range = ColumnRange.of(embeddings)
+            check_distinct(column_range, len(embeddings))
         if self.n_clusters is None:
             return self._labels_of_clusterer(embeddings)
+        start = self._start(embeddings, column_range, previous) if self.warm_start else None
         return cluster_rows(
             embeddings,
+            column_range if start is None else column_range.union(ColumnRange.of(start)),
             self.n_clusters,
-            start=self._start(embeddings, previous) if self.warm_start else None,
+            start=start,
             max_iter=self.max_iter,
             seed=(self._default_seed if self.seed is None else self.seed) + self._round,
         )
@@ -174,10 +184,13 @@ class ClusterPseudoLabeler:
         found = found.labels if isinstance(found, PseudoLabels) else found
         return PseudoLabels.from_labels(as_labels(found, len(embeddings), "labels of the clusterer")).labels
 
-    def _start(self, embeddings: Float[Tensor, "n d"], previous: PseudoLabels | None) -> Float[Tensor, "j d"] | None:
+    def _start(
+        self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
+    ) -> Float[Tensor, "j d"] | None:
         """Return the initial centers of k-means, at most k, or None in the first round."""
         if previous is not None:
-            return cluster_means(embeddings, previous.labels, previous.n_clusters)[: self.n_clusters]
+            means = group_means(embeddings, previous.labels, previous.n_clusters, column_range.sum_dtype)
+            return means[: self.n_clusters]
         centers = None if self._previous is None else self._previous.centers
         if centers is None or centers.shape[1] != embeddings.shape[1]:
             return None

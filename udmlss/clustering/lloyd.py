@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from udmlss._chunks import row_slices
+from udmlss.clustering.points import Points, ScaledPoints
 from udmlss.neighbors.backends import Search, euclidean_search
 
 _SPLIT_OFFSET = 1 / 1024  # relative offset of the two halves of a split cluster from its center, as in faiss
@@ -24,8 +25,8 @@ class Assignment:
     """
 
     labels: Int64[Tensor, " n"]
-    distances: Float32[Tensor, " n"]
-    lower_bounds: Float32[Tensor, " n"]
+    distances: Float[Tensor, " n"]
+    lower_bounds: Float[Tensor, " n"]
 
     def __getitem__(self, rows: slice | Tensor) -> "Assignment":
         return Assignment(self.labels[rows], self.distances[rows], self.lower_bounds[rows])
@@ -41,7 +42,7 @@ class _ClusterSums:
     sums: Float64[Tensor, "k d"]
     labels: Int64[Tensor, " n"]
 
-    def update(self, rows: slice, points: Float32[Tensor, "c d"], labels: Int64[Tensor, " c"]) -> int:
+    def update(self, rows: slice, points: Float[Tensor, "c d"], labels: Int64[Tensor, " c"]) -> int:
         """Move points to the sums of their new clusters and return the number of points that were moved."""
         changed = (labels != self.labels[rows]).nonzero().flatten()
         old, new = self.labels[rows][changed], labels[changed]
@@ -51,56 +52,61 @@ class _ClusterSums:
         return len(changed)
 
 
-def unassigned(n: int, device: torch.device) -> Assignment:
+def unassigned(n: int, device: torch.device, dtype: torch.dtype) -> Assignment:
     """Return the assignment of n points before the first search."""
-    infinite = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
+    infinite = torch.full((n,), torch.inf, dtype=dtype, device=device)
     return Assignment(torch.full((n,), -1, device=device), infinite, infinite.clone())
 
 
 def lloyd(
-    points: Float[Tensor, "n d"],
+    points: Points,
     centers: Float[Tensor, "k d"],
     max_iter: int,
     faiss: ModuleType | None,
     assignment: Assignment | None = None,
-) -> tuple[Int64[Tensor, " n"], Float32[Tensor, "k d"]]:
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, "k d"], float]:
     """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
 
     Each iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
     at least half of the centers no longer move, a point is compared with the centers that moved, and with all centers
     only if bounds of its distances do not exclude them. The result is that of comparing each point with all centers.
-    An empty cluster takes over half of one of the largest clusters.
+    An empty cluster takes over half of one of the largest clusters, or, with `ScaledPoints`, one of the points that
+    are farthest from their centers.
 
     Args:
-        points: Points of any floating type, in memory, on a GPU or mapped from a file.
-        centers: Initial centers, at least two.
+        points: Points of any floating type, in memory, on a GPU or mapped from a file; or `ScaledPoints`, which are
+            compared exactly in float64.
+        centers: Initial centers, at least two, in float64 for `ScaledPoints` and in float32 for other points.
         max_iter: Maximum number of iterations.
         faiss: The faiss module, which then searches for the nearest centers, on a GPU if it has one. None searches in
             PyTorch for points on a GPU and in scikit-learn for other points.
         assignment: Assignment of the points to the initial centers, which is changed in place. None computes it.
 
     Returns:
-        The cluster of each point (n,), on the CPU, and the means of the clusters (k, d).
+        The cluster of each point (n,), on the CPU; the means of the clusters (k, d); and the inertia, which is the sum
+        of the squared distances to the nearest center.
     """
-    device, search = euclidean_search(faiss, points.device)
-    centers = centers.to(device, torch.float32)
+    device, search = euclidean_search(faiss, points.device, centers.dtype)
+    centers = centers.to(device)
     moved = torch.full((len(centers),), assignment is None, device=device)
-    assignment = unassigned(len(points), device) if assignment is None else assignment
+    assignment = unassigned(len(points), device, centers.dtype) if assignment is None else assignment
     sums = _ClusterSums(torch.zeros_like(centers, dtype=torch.float64), torch.full((len(points),), -1, device=device))
     for _ in range(max_iter + 1):  # the last iteration only assigns
         if not _assign(points, centers, moved, assignment, sums, search=search):
             break
-        previous, centers = (
-            centers,
-            _updated_centers(centers, sums.sums, assignment.labels.bincount(minlength=len(centers))),
-        )
+        previous, sizes = centers, assignment.labels.bincount(minlength=len(centers))
+        centers = _means(centers, sums.sums, sizes)
+        if isinstance(points, ScaledPoints):
+            _move_to_farthest(centers, sizes, points, assignment)
+        else:
+            _split_largest(centers, sizes)
         moved = (centers != previous).any(dim=1)
-    return assignment.labels.cpu(), centers
+    return assignment.labels.cpu(), centers, float(assignment.distances.double().sum())
 
 
 def _assign(
-    points: Float[Tensor, "n d"],
-    centers: Float32[Tensor, "k d"],
+    points: Points,
+    centers: Float[Tensor, "k d"],
     moved: Bool[Tensor, " k"],
     assignment: Assignment,
     sums: _ClusterSums,
@@ -111,7 +117,7 @@ def _assign(
     candidates = moved.int().topk(max(2, int(moved.sum()))).indices  # at least two, to have a second nearest center
     n_changed = 0
     for rows in row_slices(points):
-        part, before = points[rows].to(centers.device, torch.float32).contiguous(), assignment[rows]
+        part, before = points[rows].to(centers.device, centers.dtype).contiguous(), assignment[rows]
         if 2 * len(candidates) > len(centers):
             after = _assign_to_all(part, centers, 1, search)
         else:
@@ -125,7 +131,7 @@ def _assign(
 
 
 def _assign_to_all(
-    points: Float32[Tensor, "c d"], centers: Float32[Tensor, "k d"], n_nearest: int, search: Search
+    points: Float[Tensor, "c d"], centers: Float[Tensor, "k d"], n_nearest: int, search: Search
 ) -> Assignment:
     """Assign points by a search of all centers; with one nearest center its distance is also the lower bound."""
     distances, labels = search(points, centers, n_nearest)
@@ -133,8 +139,8 @@ def _assign_to_all(
 
 
 def _assign_to_candidates(
-    points: Float32[Tensor, "c d"],
-    centers: Float32[Tensor, "k d"],
+    points: Float[Tensor, "c d"],
+    centers: Float[Tensor, "k d"],
     candidates: Int64[Tensor, " m"],
     before: Assignment,
     search: Search,
@@ -151,17 +157,32 @@ def _assign_to_candidates(
     return Assignment(labels, torch.minimum(own, nearest_other), bounds)
 
 
-def _updated_centers(
-    centers: Float32[Tensor, "k d"], sums: Float64[Tensor, "k d"], sizes: Int64[Tensor, " k"]
-) -> Float32[Tensor, "k d"]:
-    """Return the means of the clusters, where each empty cluster takes over half of one of the largest clusters."""
-    centers = torch.where(sizes.unsqueeze(1) > 0, sums / sizes.clamp(min=1).unsqueeze(1), centers).float()
+def _means(
+    centers: Float[Tensor, "k d"], sums: Float64[Tensor, "k d"], sizes: Int64[Tensor, " k"]
+) -> Float[Tensor, "k d"]:
+    """Return the means of the clusters; an empty cluster retains its center."""
+    return torch.where(sizes.unsqueeze(1) > 0, sums / sizes.clamp(min=1).unsqueeze(1), centers).to(centers.dtype)
+
+
+def _split_largest(centers: Float[Tensor, "k d"], sizes: Int64[Tensor, " k"]) -> None:
+    """Let the center of each empty cluster take over half of one of the largest clusters."""
     empty = (sizes == 0).nonzero().flatten()
     largest = sizes.argsort(descending=True)[: len(empty)]
     largest = largest[sizes[largest] > 1]
     empty = empty[: len(largest)]
-    offset = torch.full((centers.shape[1],), _SPLIT_OFFSET, dtype=torch.float32, device=centers.device)
+    offset = torch.full((centers.shape[1],), _SPLIT_OFFSET, dtype=centers.dtype, device=centers.device)
     offset[1::2] *= -1
     centers[empty] = centers[largest] * (1 + offset)
     centers[largest] *= 1 - offset
-    return centers
+
+
+def _move_to_farthest(
+    centers: Float64[Tensor, "k d"], sizes: Int64[Tensor, " k"], points: ScaledPoints, assignment: Assignment
+) -> None:
+    """Move the center of each empty cluster to one of the points that are farthest from their centers.
+
+    Halves of a small cluster that is far from the origin would be farther from its points than other clusters.
+    """
+    empty = (sizes == 0).nonzero().flatten()
+    farthest = assignment.distances.topk(len(empty)).indices
+    centers[empty] = points[farthest.to(points.device)].to(centers)

@@ -12,9 +12,10 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from udmlss._checks import as_labels
+from udmlss._checks import as_labels, value_error
 from udmlss.types import Labels
 
+_MAX_CLUSTERS = 2**24
 _MAX_TABLE_SIZE = 2**24  # counts in a dense table: 4,096 x 4,096 clusters, 128 MiB
 
 
@@ -31,6 +32,10 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
     Returns:
         The renumbered labels: the same clusters with ids in 0..k-1, and -1 for the same images.
 
+    Raises:
+        TypeError: Labels are not integers.
+        ValueError: There are no labels, they differ in length, or a label is 2**24 or above.
+
     References:
         The Hungarian method for the assignment problem. Kuhn. 1955. https://doi.org/10.1002/nav.3800020109
 
@@ -40,7 +45,14 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
         tensor([ 0,  0,  1,  1, -1])
     """
     labels, previous = _as_tensors(labels, previous)
-    k, k_previous = int(labels.max()) + 1, int(previous.max()) + 1
+    if not len(labels):
+        raise value_error("`labels` must have a label for at least one image", "none", "Pass one label per image")
+    k = int(labels.max()) + 1
+    if k > _MAX_CLUSTERS:
+        rule, remedy = f"`labels` must be below {_MAX_CLUSTERS}", "Renumber clusters by PseudoLabels.from_labels"
+        raise value_error(rule, k - 1, remedy)
+    previous = torch.where(previous < k, previous, -1)  # there is no new cluster that could have a larger id
+    k_previous = int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
     match = _match_dense if k * k_previous <= _MAX_TABLE_SIZE else _match_sparse
     new, old = match(labels[both], previous[both], k, k_previous)
@@ -62,6 +74,10 @@ def agreement(labels: Labels, previous: Labels) -> float | None:
     Returns:
         The index: 1 for equal clusters, 0 for chance. None if fewer than two images are assigned in both.
 
+    Raises:
+        TypeError: Labels are not integers.
+        ValueError: Labels differ in length.
+
     References:
         Comparing partitions. Hubert, Arabie. 1985. https://doi.org/10.1007/BF01908075
 
@@ -78,8 +94,9 @@ def agreement(labels: Labels, previous: Labels) -> float | None:
 
 
 def _as_tensors(labels: Labels, previous: Labels) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-    labels = as_labels(labels).cpu()
-    return labels, as_labels(previous, len(labels), "previous").cpu()
+    """Check two labelings of the same images, and return them with -1 for all negative labels."""
+    checked = as_labels(labels).cpu().clamp(min=-1)
+    return checked, as_labels(previous, len(checked), "previous").cpu().clamp(min=-1)
 
 
 def _match_dense(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:

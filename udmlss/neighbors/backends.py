@@ -1,28 +1,51 @@
-"""Exact nearest-neighbor search by faiss, PyTorch or scikit-learn."""
+"""Nearest-neighbor search by faiss, PyTorch or scikit-learn."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from types import ModuleType
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from udmlss._chunks import PAIRS
+from udmlss.neighbors.exact import exact_euclidean
 
 Neighbors = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # distances or similarities, and indices
-Search = Callable[[Float32[Tensor, "q d"], Float32[Tensor, "g d"], int], Neighbors]
+Search = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"], int], tuple[Float[Tensor, "q k"], Int64[Tensor, "q k"]]]
+
+faiss_errors: list[str] = []  # why faiss, although it is installed, is not used in this process
 
 
 def import_faiss() -> ModuleType | None:
-    """Import faiss and return the module, or None if faiss is not installed."""
+    """Import faiss and return the module, or None if faiss is not installed or does not load.
+
+    If faiss is installed and does not load, the first call gives a warning.
+    """
+    if faiss_errors:
+        return None
     try:
         import faiss  # noqa: PLC0415 (optional)
-    except ModuleNotFoundError:
+
+        faiss.get_num_gpus(), faiss.knn, faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT  # they must exist
+    except Exception as error:  # noqa: BLE001 (a library that does not load raises errors of any type)
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "faiss"):
+            _stop_using_faiss(error)
         return None
     return faiss
+
+
+def _stop_using_faiss(error: Exception) -> None:
+    faiss_errors.append(f"{type(error).__name__}: {error}")
+    warnings.warn(
+        f"Search and k-means run without faiss, which is slower: faiss is installed, but does not load "
+        f"({faiss_errors[0]}). Reinstall it, or uninstall it.",
+        stacklevel=3,
+    )
 
 
 def has_gpu(faiss: ModuleType | None) -> bool:
@@ -38,19 +61,43 @@ def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"
     return _faiss_knn(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
 
 
-def euclidean_search(faiss: ModuleType | None, device: torch.device) -> tuple[torch.device, Search]:
-    """Choose the backend for points on a device.
+def euclidean_search(
+    faiss: ModuleType | None, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[torch.device, Search]:
+    """Choose the backend for points on a device; points in float64 are compared exactly, in PyTorch.
 
     Returns:
         The device that the search runs on, and a function (queries, gallery, k) -> (squared distances, indices) that
         returns the k nearest rows of the gallery in ascending order of distance.
     """
-    if faiss is not None and has_gpu(faiss):
-        import_module("faiss.contrib.torch_utils")  # lets faiss read and return tensors on the GPU
+    if dtype == torch.float64:
+        return device, exact_euclidean
+    if faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
         return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
     if device.type != "cpu":
         return device, _torch_euclidean
     return device, _sklearn_euclidean if faiss is None else partial(_faiss_knn, faiss, faiss.METRIC_L2)
+
+
+def _can_exchange_tensors() -> bool:
+    """Import the module with which faiss reads and returns tensors on the GPU, and return whether it loads."""
+    try:
+        import_module("faiss.contrib.torch_utils")
+    except Exception as error:  # noqa: BLE001 (a library that does not load raises errors of any type)
+        _stop_using_faiss(error)
+    return not faiss_errors
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Multiply float32 matrices in float32 in the `with` block, also under autocast and if TF32 is allowed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _faiss_knn(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, k: int) -> Neighbors:

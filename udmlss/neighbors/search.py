@@ -8,15 +8,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from udmlss._checks import check_embeddings, check_integer, check_number, value_error
-from udmlss._chunks import row_slices
-from udmlss.neighbors.backends import Neighbors, most_similar
+from udmlss._chunks import row_slices, with_float64
+from udmlss.neighbors.backends import Neighbors, full_precision, most_similar
+from udmlss.neighbors.exact import EXTRA_CANDIDATES, exact_order, unit_vectors
 
 _QUERIES_PER_CHUNK = 2**13
 _NEIGHBORS_PER_CHUNK = 2**24  # 128 MiB of int64
+_LARGEST_DEVIATION = 1e-3  # of the length of a normalized vector from 1, by rounding
 
 
 def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
     """Find the k most similar items of each query, by cosine similarity and exactly.
+
+    The search runs in float32. Similarities that float32 cannot distinguish are compared in float64, so that the
+    order is right also in a narrow cone, and at any scale of the embeddings.
 
     Args:
         embeddings: Embeddings of the items that are searched, of any length, in memory or mapped from a file.
@@ -40,38 +45,60 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
     check_embeddings(embeddings)
     check_queries(queries, embeddings)
     check_integer("k", k, 1)
-    return search(embeddings, k, queries)
+    check_k(k, len(embeddings) - (queries is None))
+    return search(embeddings, int(k), queries)
+
+
+def check_k(k: int, n_items: int) -> None:
+    """Raise ValueError if k exceeds the number of items that each query is compared with."""
+    if k > n_items:
+        raise value_error(f"`k={k}` must not exceed the number of items", n_items, "Lower `k`, or add items")
 
 
 def search(embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
-    """Run `nearest` on embeddings that were checked."""
+    """Return what `nearest` returns, for checked arguments."""
     found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
     return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
 
 
 def search_in_chunks(
-    embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None
+    embeddings: Float[Tensor, "n d"],
+    k: int,
+    queries: Float[Tensor, "q d"] | None,
+    classes: tuple[Int64[Tensor, " n"], Int64[Tensor, " q"]] | None = None,
 ) -> Iterator[tuple[slice, Neighbors]]:
-    """Yield slices of the queries with their k nearest items; arguments are those of `nearest`.
+    """Yield slices of the queries with their k nearest items.
 
     The items are read in parts, so that memory does not grow with their number.
+
+    Args:
+        embeddings: Checked embeddings, as in `nearest`.
+        k: Number of neighbors.
+        queries: Checked queries, or None.
+        classes: Classes of the items and of the queries, if only the positions of items of the same class matter. This
+            saves time: the exact order of other items is not computed.
     """
-    n_items = len(embeddings) - (queries is None)
-    if k > n_items:
-        raise value_error(f"`k={k}` must not exceed the number of items", n_items, "Lower `k`, or add items")
-    all_queries = embeddings if queries is None else queries.to(embeddings)
-    parts = list(row_slices(embeddings))
-    gallery = _unit_length(embeddings) if len(parts) == 1 else None  # normalize once if there is a single part
+    device, items = embeddings.device, with_float64(embeddings.detach())
+    all_queries = items if queries is None else queries.detach().to(items.device)
+    parts = list(row_slices(items))
+    n_nearest = k + (queries is None)  # an item is its own nearest neighbor
     step = max(1, min(_QUERIES_PER_CHUNK, _NEIGHBORS_PER_CHUNK // k))
+    with full_precision(items.device):
+        gallery = _unit_length(items) if len(parts) == 1 else None  # normalize once if there is a single part
     for begin in range(0, len(all_queries), step):
         chunk = slice(begin, min(begin + step, len(all_queries)))
-        directions, best = _unit_length(all_queries[chunk]), None
-        for part in parts:
-            rows = _unit_length(embeddings[part]) if gallery is None else gallery
-            best = _merge(best, directions, rows, part.start, k + (queries is None))
-        if best is not None:
-            own = torch.arange(begin, chunk.stop, device=all_queries.device)
-            yield chunk, best if queries is not None else without_self(best, own)
+        with full_precision(items.device):
+            directions, best = _unit_length(all_queries[chunk]), None
+            for part in parts:
+                rows = _unit_length(items[part]) if gallery is None else gallery
+                best = _merge(best, directions, rows, part.start, n_nearest + EXTRA_CANDIDATES)
+            if best is None:
+                continue
+            is_relevant = None if classes is None else classes[0][best[1]] == classes[1][chunk].unsqueeze(1)
+            best = exact_order(*best, all_queries[chunk], items, n_nearest, is_relevant=is_relevant)
+            own = torch.arange(begin, chunk.stop, device=items.device)
+            similarities, indices = best if queries is not None else without_self(best, own)
+        yield chunk, (similarities.to(device), indices.to(device))
 
 
 def check_queries(queries: Tensor | None, embeddings: Tensor, name: str = "queries") -> None:
@@ -112,9 +139,15 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
         Three things everyone should know to improve object retrieval. Arandjelovic, Zisserman. 2012.
         https://doi.org/10.1109/CVPR.2012.6248018
     """
+    check_embeddings(embeddings)
     check_integer("n_neighbors", n_neighbors, 1)
     check_n_neighbors(n_neighbors, len(embeddings))
-    directions = _unit_length(embeddings)
+    return averages_with_neighbors(embeddings, int(n_neighbors))
+
+
+def averages_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
+    """Return what `average_with_neighbors` returns, for checked arguments."""
+    directions = _unit_length(embeddings.detach())
     _, indices = search(directions, n_neighbors)
     averages = torch.empty_like(directions)
     for rows in row_slices(directions):
@@ -160,6 +193,7 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
     check_number("fraction", fraction, 0, 1)
     check_integer("seed", seed, 0)
     check_embeddings(features, "features")
+    check_k(1, len(features) - 1)
     own = torch.arange(len(features), device=features.device)
     take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(int(seed))) < float(fraction)
     _, indices = search(features, 1)
@@ -167,7 +201,12 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
 
 
 def _unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
-    return functional.normalize(rows.float())
+    directions = functional.normalize(rows.float())
+    # the squares of large or small numbers overflow or underflow in float32
+    failed = ((directions.norm(dim=1) - 1).abs() < _LARGEST_DEVIATION).logical_not().nonzero().flatten()
+    if len(failed):
+        directions[failed] = unit_vectors(rows[failed])[:, :-1].float()
+    return directions
 
 
 def _merge(

@@ -11,7 +11,6 @@ from points import blobs, noise, objective, same_clusters
 from sklearn.cluster import KMeans
 
 from udmlss import _chunks
-from udmlss._checks import check_not_collapsed
 from udmlss.clustering import kmeans
 from udmlss.clustering.kmeans import cluster_means, k_means
 
@@ -136,7 +135,7 @@ def test_rejects_initial_centers_that_are_not_finite():
 
 def test_an_empty_cluster_is_filled(monkeypatch):
     points = torch.tensor([[0.0], [0.1], [5.0], [0.3]])
-    monkeypatch.setattr(kmeans, "lloyd", lambda *_: (torch.tensor([0, 0, 0, 2]), None))
+    monkeypatch.setattr(kmeans, "lloyd", lambda *_: (torch.tensor([0, 0, 0, 2]), None, 9.0))
     assert k_means(points, 3).tolist() == [0, 0, 1, 2]
 
 
@@ -203,15 +202,13 @@ def test_rejects_invalid_arguments(points, settings, kind, sentence):
         k_means(points, **{"n_clusters": 2} | settings)
 
 
-def test_rows_that_are_equal_up_to_rounding_are_a_collapse(monkeypatch):
-    monkeypatch.setattr(_chunks, "_ROWS", 8)
+def test_rows_that_differ_by_little_are_clustered(cluster):
     row = torch.nn.functional.normalize(noise(1, 64))
-    with pytest.raises(ValueError, match="Embeddings must differ, got 50 equal rows"):
-        check_not_collapsed(row + 1e-7 * noise(50, 64) / 8)
-    check_not_collapsed(row + 1e-3 * noise(50, 64) / 8)
     points = row.repeat(50, 1)
-    points[-1] *= 1.1
-    check_not_collapsed(points)
+    points[7, 3] = torch.nextafter(points[7, 3], torch.tensor(torch.inf))
+    labels = cluster(points, 2)
+    assert sorted(labels.bincount().tolist()) == [1, 49]
+    assert labels.bincount()[labels[7]] == 1
 
 
 def filled_by_hand(points, labels, k):
@@ -234,7 +231,7 @@ def test_empty_clusters_get_the_rows_farthest_from_their_means_in_slices_of_any_
     points = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(n, 2)).astype(np.float32)
     labels = np.array(data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))
     before = labels.copy()
-    arguments = [torch.from_numpy(array) for array in (points, labels, np.bincount(labels, minlength=k))]
+    arguments = torch.from_numpy(points), torch.from_numpy(labels), k
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_chunks, "_ROWS", data.draw(st.integers(1, 12)))
         filled = kmeans._fill_empty_clusters(*arguments).numpy()
@@ -246,7 +243,7 @@ def test_empty_clusters_get_the_rows_farthest_from_their_means_in_slices_of_any_
 def test_equal_rows_do_not_fill_an_empty_cluster():
     labels = torch.tensor([0, 0, 0, 2, 2])
     points = torch.tensor([[1.0, 1], [3, 3]])[[0, 0, 0, 1, 1]]
-    assert torch.equal(kmeans._fill_empty_clusters(points, labels, torch.tensor([3, 0, 2, 0])), labels)
+    assert torch.equal(kmeans._fill_empty_clusters(points, labels, 4), labels)
 
 
 @given(st.data())

@@ -126,8 +126,8 @@ def test_the_assignment_of_kmeans_plusplus_does_not_change_the_result_of_lloyd(b
     for k in (2, 3, 4, 20, 100):
         for max_iter in (0, 1, 20):
             centers, assignment = kmeans_plusplus.kmeans_plusplus(points, k, 0, backend)
-            with_assignment, means = lloyd.lloyd(points, centers, max_iter, backend, assignment)
-            without, expected = lloyd.lloyd(points, centers, max_iter, backend)
+            with_assignment, means, _ = lloyd.lloyd(points, centers, max_iter, backend, assignment)
+            without, expected, _ = lloyd.lloyd(points, centers, max_iter, backend)
             assert torch.equal(with_assignment, without)
             torch.testing.assert_close(means, expected)
 

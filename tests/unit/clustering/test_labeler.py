@@ -11,9 +11,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional
 
-from udmlss import ClusterPseudoLabeler
+from udmlss import ClusterPseudoLabeler, label_free_scores
+from udmlss._chunks import ColumnRange
 from udmlss.clustering import labeler as labeler_module
-from udmlss.clustering.kmeans import cluster_means, k_means
+from udmlss.clustering.kmeans import cluster_means, cluster_rows, k_means
 from udmlss.neighbors import average_with_neighbors
 from udmlss.types import Labeler, Stateful, UsesSeed
 
@@ -25,7 +26,7 @@ def starts(monkeypatch):
 
     def spy(*args, start, **keywords):
         recorded.append(start)
-        return k_means(*args, start=start, **keywords)
+        return cluster_rows(*args, start=start, **keywords)
 
     monkeypatch.setattr(labeler_module, "cluster_rows", spy)
     return recorded
@@ -149,6 +150,22 @@ def test_averages_find_small_groups_that_noise_hides():
         labelers = (ClusterPseudoLabeler(50, average_neighbors=count, seed=seed) for count in (None, 5))
         plain, averaged = (adjusted_rand_score(labeler.label(embeddings).labels, groups) for labeler in labelers)
         assert averaged > plain + 0.1
+
+
+def test_embeddings_are_read_once_before_they_are_clustered(monkeypatch):
+    calls, read = [], ColumnRange.of
+    monkeypatch.setattr(ColumnRange, "of", lambda matrix: calls.append(len(matrix)) or read(matrix))
+    for labeler in (ClusterPseudoLabeler(6), ClusterPseudoLabeler(DBSCAN(eps=2.0, min_samples=2))):
+        labeler.label(noise())
+        assert calls == [300]
+        calls.clear()
+    label_free_scores(noise(), noise(20), range(20))
+    assert calls == [300, 20]
+
+
+def test_rejects_averages_that_are_equal():
+    with pytest.raises(ValueError, match=r"Embeddings must differ, got 9 equal rows"):
+        ClusterPseudoLabeler(2, average_neighbors=1).label(2.0 ** torch.arange(9).unsqueeze(1) * torch.ones(9, 2))
 
 
 def test_a_round_that_failed_does_not_change_the_state():

@@ -41,7 +41,7 @@ def lloyd_by_hand(points, centers, max_iter):
 def test_the_clusters_are_those_of_lloyd_by_hand(backend, k):
     points = noise(150, 4)
     for max_iter in (0, 1, 4, 20):
-        labels, _ = lloyd.lloyd(points, points[:k], max_iter, backend)
+        labels, _, _ = lloyd.lloyd(points, points[:k], max_iter, backend)
         assert labels.tolist() == lloyd_by_hand(points, points[:k], max_iter)
 
 
@@ -54,16 +54,16 @@ def test_comparing_only_with_moved_centers_saves_distances_and_changes_no_cluste
         n_distances.append(len(points) * len(centers))
         return search(points, centers, n_nearest)
 
-    monkeypatch.setattr(lloyd, "euclidean_search", lambda _, device: (device, spy))
+    monkeypatch.setattr(lloyd, "euclidean_search", lambda _, device, dtype: (device, spy))
     for seed in range(3):
         points = noise(900, d, seed)
-        found, centers = lloyd.lloyd(points, points[:k], 40, backend)
+        found, centers, _ = lloyd.lloyd(points, points[:k], 40, backend)
         saved = sum(n_distances)
         n_distances.clear()
         with monkeypatch.context() as patch:
             search_all = lambda points, centers, *_: lloyd._assign_to_all(points, centers, 1, spy)  # noqa: E731
             patch.setattr(lloyd, "_assign_to_candidates", search_all)
-            expected, means = lloyd.lloyd(points, points[:k], 40, backend)
+            expected, means, _ = lloyd.lloyd(points, points[:k], 40, backend)
         assert torch.equal(found, expected)
         torch.testing.assert_close(centers, means)
         assert saved < 0.75 * sum(n_distances)
@@ -110,10 +110,10 @@ def test_the_objective_is_that_of_faiss(dtype):
 
 def test_the_size_of_the_slices_changes_nothing(backend, monkeypatch):
     points = noise(70)
-    expected, means = lloyd.lloyd(points, points[:9], 6, backend)
+    expected, means, _ = lloyd.lloyd(points, points[:9], 6, backend)
     for rows in (1, 7, 64):
         monkeypatch.setattr(_chunks, "_ROWS", rows)
-        labels, centers = lloyd.lloyd(points, points[:9], 6, backend)
+        labels, centers, _ = lloyd.lloyd(points, points[:9], 6, backend)
         assert torch.equal(labels, expected)
         torch.testing.assert_close(centers, means, rtol=0, atol=1e-6)
 
@@ -136,7 +136,7 @@ def test_iterations_end_when_no_point_changes_its_cluster(backend, monkeypatch):
     monkeypatch.setattr(lloyd, "_assign", lambda *args, **kw: n_changed.append(assign(*args, **kw)) or n_changed[-1])
     points, groups = blobs()
     means = cluster_means(points, groups, 12)
-    labels, centers = lloyd.lloyd(points, means, 100, backend)
+    labels, centers, _ = lloyd.lloyd(points, means, 100, backend)
     assert torch.equal(labels, groups)
     assert n_changed == [len(points), 0]
     torch.testing.assert_close(centers, means)
@@ -163,24 +163,26 @@ def test_a_warm_start_needs_at_most_half_the_iterations(monkeypatch, in_memory):
 def test_an_empty_cluster_takes_half_of_a_largest_cluster(backend):
     points = torch.cat([noise(200, 2), noise(20, 2) + 50])
     start = torch.tensor([[0.0, 0], [50, 50], [900, 900]])
-    labels, _ = lloyd.lloyd(points, start, 10, backend)
+    labels, _, _ = lloyd.lloyd(points, start, 10, backend)
     assert labels.bincount()[1] == 20
     assert 60 < labels.bincount()[0] < 140
     assert objective(points, labels) < 0.8 * objective(points, (points[:, 0] > 25).long())
 
 
 def test_the_halves_of_a_split_cluster_are_on_both_sides_of_its_mean():
-    sums = torch.tensor([[8.0, 8], [0, 0], [30, 60]], dtype=torch.float64)
-    centers = lloyd._updated_centers(torch.full((3, 2), 9.0), sums, torch.tensor([2, 0, 30]))
+    sums, sizes = torch.tensor([[8.0, 8], [0, 0], [30, 60]], dtype=torch.float64), torch.tensor([2, 0, 30])
+    centers = lloyd._means(torch.full((3, 2), 9.0), sums, sizes)
+    lloyd._split_largest(centers, sizes)
     assert centers[0].tolist() == [4, 4]
     torch.testing.assert_close((centers[1] + centers[2]) / 2, torch.tensor([1.0, 2.0]))
     assert not torch.equal(centers[1], centers[2])
 
 
 def test_clusters_of_one_point_are_not_split():
-    centers, sums = torch.full((5, 2), 9.0), torch.eye(5, 2, dtype=torch.float64)
-    found = lloyd._updated_centers(centers, sums, torch.tensor([1, 1, 0, 0, 0]))
-    assert found.tolist() == [[1, 0], [0, 1], [9, 9], [9, 9], [9, 9]]
+    sums, sizes = torch.eye(5, 2, dtype=torch.float64), torch.tensor([1, 1, 0, 0, 0])
+    centers = lloyd._means(torch.full((5, 2), 9.0), sums, sizes)
+    lloyd._split_largest(centers, sizes)
+    assert centers.tolist() == [[1, 0], [0, 1], [9, 9], [9, 9], [9, 9]]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -254,7 +256,7 @@ def test_the_gpu_is_used_if_faiss_and_torch_have_one(gpu_faiss, monkeypatch):
 def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
     for module in (lloyd, kmeans_plusplus):
         monkeypatch.setattr(
-            module, "euclidean_search", lambda faiss, device: (device, euclidean_search(faiss, device)[1])
+            module, "euclidean_search", lambda faiss, device, dtype: (device, euclidean_search(faiss, device, dtype)[1])
         )
     points, groups = blobs()
     assert same_clusters(k_means(points, 12), groups)
@@ -265,7 +267,7 @@ def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_real_gpu_gives_the_clusters_of_the_cpu(device):
     points = noise(5000, 32)
-    expected, _ = lloyd.lloyd(points, points[:20], 10, None)
+    expected, _, _ = lloyd.lloyd(points, points[:20], 10, None)
     found = k_means(points.to(device), 20, start=points[:20], max_iter=10)
     assert objective(points, found) == pytest.approx(objective(points, expected), rel=1e-5)
     pseudo = ClusterPseudoLabeler(20).label(points.to(device))

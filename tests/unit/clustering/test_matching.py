@@ -100,3 +100,12 @@ def test_rejects_labelings_that_do_not_match(compare):
         compare([0, 1, 1], [0, 1])
     with pytest.raises(TypeError, match=r"`labels` must be integers, got float64"):
         compare(np.array([0.5, 1.0]), [0, 1])
+
+
+def test_ids_that_no_cluster_can_have_are_ignored_or_rejected():
+    assert match_ids([0, 0, 1, -5], previous=[7, 7, 10**15, -2]).tolist() == [0, 0, 1, -1]
+    assert match_ids([-1, -1], previous=[0, 1]).tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"`labels` must be below 16777216, got 1000000000\. Renumber clusters"):
+        match_ids([10**9, 0], previous=[0, 1])
+    with pytest.raises(ValueError, match=r"`labels` must have a label for at least one image, got none\."):
+        match_ids(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))
