@@ -14,6 +14,7 @@ PAIRS = 2**26  # largest number of pairs of rows that are compared at once: 256 
 _ROWS = 2**16  # largest number of rows of a slice
 _NUMBERS = 2**25  # largest number of elements of a slice: 128 MiB in float32
 
+_WITHOUT_FLOAT64 = ("mps",)  # Apple's GPUs
 _LARGEST_NORM = 2.0**60  # squares of larger rows, and sums of them, may overflow float32
 _SMALLEST_RADIUS = 2.0**-40  # squared differences within a smaller box may underflow float32
 _LARGEST_OFFSET = 32.0  # farther from the origin, in radii of the box, products round differences away in float32
@@ -115,5 +116,5 @@ def group_means(
 
 
 def with_float64(matrix: Tensor) -> Tensor:
-    """Return the matrix, on the CPU if its device has no float64, as Apple's GPUs."""
-    return matrix.cpu() if matrix.device.type == "mps" else matrix
+    """Return the matrix, on the CPU if its device has no float64."""
+    return matrix.cpu() if matrix.device.type in _WITHOUT_FLOAT64 else matrix

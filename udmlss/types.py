@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, check_number, type_error, value_error
+from udmlss._checks import as_labels, check_embeddings, check_integer, check_number, type_error, value_error
 from udmlss._chunks import group_means
 
 Precision = Literal["float32", "bfloat16"]
@@ -51,7 +51,14 @@ class Epochs:
         check_number("count", self.count, above=0)
 
     def in_steps(self, n_images: int, batch_size: int) -> int:
-        """Return the number of optimizer steps, rounded up."""
+        """Return the number of optimizer steps, rounded up.
+
+        Args:
+            n_images: Number of images in an epoch, at least 1.
+            batch_size: Number of images per step, at least 1.
+        """
+        check_integer("n_images", n_images, 1)
+        check_integer("batch_size", batch_size, 1)
         return ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is slightly above 11 in floating point
 
 

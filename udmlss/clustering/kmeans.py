@@ -37,6 +37,10 @@ def k_means(
     a time, so that they may be mapped from a file. Iterations end when no embedding changes its cluster. A cluster
     that is empty at the end gets the embedding farthest from its center.
 
+    Distances are computed in float32. If rounding would decide the result, because of an outlier, of groups or an
+    origin that are far away, or of very large or small numbers, k-means runs in float64 in PyTorch, from four starts.
+    This takes many times as long.
+
     Args:
         embeddings: Embeddings of any floating type; distances are Euclidean.
         n_clusters: Number of clusters k, at least 2 and at most n.

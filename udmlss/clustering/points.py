@@ -56,7 +56,7 @@ class ScaledPoints:
 
     def scaled(self, rows: Float[Tensor, "c d"]) -> Float64[Tensor, "c d"]:
         """Center and scale other rows in the same way."""
-        return (rows.to(self.device, torch.float64) - self.origin) * self.scale
+        return rows.to(self.device, torch.float64, copy=True).sub_(self.origin).mul_(self.scale)
 
 
 Points = Float[Tensor, "n d"] | ScaledPoints

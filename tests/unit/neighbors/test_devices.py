@@ -1,0 +1,63 @@
+"""Clustering, search and scores of embeddings on a GPU, and on one without float64."""
+
+import sys
+
+import pytest
+import torch
+from kmeans_data import data_set
+from pretended_gpu import OnGPU, pretended_gpu
+
+from udmlss import ClusterPseudoLabeler, _chunks, evaluate_embeddings, label_free_scores, metrics, pair_with_neighbors
+from udmlss.clustering import cluster_means, k_means, kmeans
+from udmlss.neighbors import average_with_neighbors, nearest
+
+FUNCTIONS = {
+    "nearest": lambda rows, _: nearest(rows, 3),
+    "nearest with queries": lambda rows, _: nearest(rows, 3, queries=rows[:9].cpu()),
+    "averages": lambda rows, _: average_with_neighbors(rows, 3),
+    "pairs": lambda rows, _: pair_with_neighbors(rows),
+    "retrieval": lambda rows, labels: metrics.retrieval(rows, labels, queries=rows[:9], query_labels=labels[:9]),
+    "scores": evaluate_embeddings,
+    "label-free scores": lambda rows, _: label_free_scores(rows, rows[:9].cpu(), range(9)),
+    "k_means": lambda rows, _: k_means(rows, 8),
+    "k_means with initial centers": lambda rows, _: k_means(rows, 8, start=rows[:5]),
+    "means": lambda rows, labels: cluster_means(rows, labels.clamp(min=0), 9),
+    "clusters": lambda rows, _: ClusterPseudoLabeler(8, average_neighbors=2).label(rows).labels,
+    "more clusters than rows": lambda rows, _: k_means(torch.cat([rows[:20], rows[:20]]), 15, max_iter=0),
+}
+
+
+def check_type(tensor, wrapped):
+    """Raise the error of a GPU that has no float64."""
+    if wrapped.dtype == torch.float64:
+        raise TypeError
+    tensor.wrapped = wrapped
+
+
+@pytest.mark.parametrize("has_float64", [True, False])
+@pytest.mark.parametrize("data", ["overlapping blobs", "very narrow cone", "scale 1e36"])
+def test_results_on_a_gpu_are_those_on_the_cpu(monkeypatch, data, has_float64):
+    rows, _ = data_set(data)
+    labels = torch.arange(len(rows)) % 9 - 1
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(kmeans, "_warn_of_missing_faiss", lambda: None)
+    if not has_float64:
+        monkeypatch.setattr(_chunks, "_WITHOUT_FLOAT64", ("lazy",))
+        monkeypatch.setattr(OnGPU, "__init__", check_type)
+    for name, function in FUNCTIONS.items():
+        expected = function(rows, labels)
+        with pretended_gpu(monkeypatch) as device:
+            found = function(rows.to(device), labels.to(device))
+        assert_equal(name, found, expected)
+
+
+def assert_equal(name, found, expected):
+    """Check that results are equal, up to rounding, and are tensors, numbers or dataclasses of numbers."""
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found.wrapped if isinstance(found, OnGPU) else found, expected, msg=name)
+    elif isinstance(expected, tuple):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_equal(name, ours, theirs)
+    else:
+        for field, value in vars(expected).items():
+            assert getattr(found, field) == pytest.approx(value), name

@@ -1,0 +1,252 @@
+"""Every numeric setting of every public signature is checked where it is given.
+
+The test finds the settings by their annotations, and calls each function with one wrong value at a time. A new public
+function with numeric settings needs an entry in `CALLS`, or a reason in `NOT_CHECKED`.
+"""
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Sequence
+
+import jaxtyping
+import pytest
+import torch
+from pytorch_metric_learning import losses as pml_losses
+from torch import nn
+
+import udmlss
+from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, training
+from udmlss.losses import cbswr, deep_metric, ranking, stml
+from udmlss.training import callbacks
+
+PLACES = {
+    "": udmlss,
+    "metrics.": metrics,
+    "clustering.": clustering,
+    "neighbors.": neighbors,
+    "models.": models,
+    "losses.": losses,
+    "cbswr.": cbswr,
+    "deep_metric.": deep_metric,
+    "ranking.": ranking,
+    "stml.": stml,
+    "data.": data,
+    "distributed.": distributed,
+    "training.": training,
+    "callbacks.": callbacks,
+}
+
+RESULT = "a result, whose numbers the library computes"
+PROTOCOL = "`fit` calls it with numbers that were checked"
+NOT_CHECKED = {
+    "ClusterPseudoLabeler.set_default_seed": PROTOCOL,
+    "UDMLSSLoss.check_fits": PROTOCOL,
+    "losses.ClusterNCALoss.set_default_seed": PROTOCOL,
+    "losses.SelfSupervisedRanking.set_default_seed": PROTOCOL,
+    "losses.SynthesisRankingLoss.set_default_seed": PROTOCOL,
+    "FitResult": RESULT,
+    "LabelFreeScores": RESULT,
+    "RoundReport": RESULT,
+    "Scores": RESULT,
+    "StepReport": RESULT,
+    "metrics.Retrieval": RESULT,
+}
+
+BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
+    ("data.ImageFiles", "value_range"): None,
+    ("data.image_folder", "value_range"): None,
+    ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
+    ("PseudoLabels", "agreement"): -1.5,
+    ("losses.SelfSupervisedRanking", "boundary"): -1.5,
+    ("losses.SynthesisRankingLoss", "min_similarity"): -1.5,
+    ("deep_metric.binomial_deviance", "base"): -1.5,
+    ("deep_metric.multi_similarity", "base"): -1.5,
+    ("ranking.positive_loss", "boundary"): -1.5,
+}
+
+NOT_YET_CHECKED = {
+    "data.ImageFiles": "`background=(True, 0, 0)` is accepted",
+    "data.image_folder": "the folder is read before `background` and `value_range` are checked",
+    "ranking.distort": "`strengths` are not checked",
+}
+
+ROWS, LABELS = torch.eye(6), torch.arange(6) // 2
+IMAGES = torch.rand(6, 3, 4, 4)
+
+
+class Unused(nn.Module):
+    """A model that must not be called, because a wrong setting is an error before any work."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, 4)
+
+    def forward(self, images):
+        raise AssertionError
+
+
+def model():
+    return udmlss.EmbeddingModel(Unused(), nn.Linear(4, 4))
+
+
+def parts():
+    return {
+        "model": model(),
+        "images": IMAGES,
+        "labeler": udmlss.ClusterPseudoLabeler(3),
+        "clusters_per_batch": 2,
+        "samples_per_cluster": 2,
+    }
+
+
+def retrieval(function):
+    return lambda **changes: function(**{"embeddings": ROWS, "labels": LABELS} | changes)
+
+
+def sampler(**changes):
+    return udmlss.PseudoLabelSampler(**{"labels": LABELS, "clusters_per_batch": 2, "samples_per_cluster": 2} | changes)
+
+
+def padded(changes):
+    """Return sequences of one wrong number with as many further numbers as the setting needs."""
+    lengths = {"value_range": 2, "background": 3, "map_shape": 3, "image_shape": 3}
+    return {name: (*value, *range(4, 3 + lengths[name])) for name, value in changes.items()}
+
+
+CALLS = {
+    "Checkpoint": lambda **changes: udmlss.Checkpoint("never-written", **changes),
+    "ClusterPseudoLabeler": lambda **changes: udmlss.ClusterPseudoLabeler(**{"n_clusters": 3} | changes),
+    "EarlyStopping": udmlss.EarlyStopping,
+    "Epochs": udmlss.Epochs,
+    "Epochs.in_steps": lambda **changes: udmlss.Epochs(1).in_steps(**{"n_images": 9, "batch_size": 3} | changes),
+    "PseudoLabelSampler": sampler,
+    "PseudoLabelSampler.set_epoch": lambda epoch: sampler().set_epoch(epoch),
+    "PseudoLabels": lambda **changes: udmlss.PseudoLabels(LABELS, None, LABELS.bincount(), **changes),
+    "RotationPretextHead": lambda **changes: udmlss.RotationPretextHead(**{"in_features": 4} | changes),
+    "Rounds": lambda **changes: udmlss.Rounds(**parts() | changes),
+    "UDMLSSLoss": lambda **changes: udmlss.UDMLSSLoss(pml_losses.MultiSimilarityLoss(), **changes),
+    "WeightAverage": udmlss.WeightAverage,
+    "embed": lambda **changes: udmlss.embed(model(), IMAGES, **changes),
+    "embedder_from_features": lambda embedding_size: udmlss.embedder_from_features(ROWS, embedding_size),
+    "evaluate": lambda **changes: udmlss.evaluate(model(), IMAGES, LABELS, **{"ks": 1} | changes),
+    "evaluate_embeddings": lambda **changes: udmlss.evaluate_embeddings(ROWS, LABELS, **{"ks": 1} | changes),
+    "fit": lambda **changes: udmlss.fit(**parts() | {"criterion": pml_losses.MultiSimilarityLoss()} | changes),
+    "pair_with_neighbors": lambda **changes: udmlss.pair_with_neighbors(ROWS, **changes),
+    "parameter_groups": lambda **changes: udmlss.parameter_groups(model(), nn.Identity(), **changes),
+    "metrics.nearest": lambda **changes: metrics.nearest(ROWS, **changes),
+    "metrics.recall_at_k": retrieval(metrics.recall_at_k),
+    "metrics.retrieval": retrieval(metrics.retrieval),
+    "clustering.Communities": clustering.Communities,
+    "clustering.cluster_means": lambda **changes: clustering.cluster_means(ROWS, LABELS, **changes),
+    "clustering.k_means": lambda **changes: clustering.k_means(ROWS, **{"n_clusters": 3} | changes),
+    "neighbors.average_with_neighbors": lambda **changes: neighbors.average_with_neighbors(ROWS, **changes),
+    "losses.CBSwRLoss": lambda **changes: losses.CBSwRLoss(
+        losses.ClusteringHead(4, 3), losses.Decoder((4, 1, 1), (3, 4, 4)), **changes
+    ),
+    "losses.CenterSoftmaxLoss": losses.CenterSoftmaxLoss,
+    "losses.ClusterNCALoss": losses.ClusterNCALoss,
+    "losses.ClusteringHead": lambda **changes: losses.ClusteringHead(**{"embedding_size": 4} | changes),
+    "losses.Decoder": lambda **changes: losses.Decoder(
+        **{"map_shape": (4, 1, 1), "image_shape": (3, 4, 4)} | padded(changes)
+    ),
+    "losses.InformationLoss": losses.InformationLoss,
+    "losses.NearestPositiveLoss": losses.NearestPositiveLoss,
+    "losses.STMLLoss": losses.STMLLoss,
+    "losses.SelfSupervisedRanking": lambda **changes: losses.SelfSupervisedRanking(**{"in_features": 4} | changes),
+    "losses.SynthesisRankingLoss": lambda **changes: losses.SynthesisRankingLoss(**{"embedding_size": 4} | changes),
+    **{f"deep_metric.{name}": getattr(deep_metric, name) for name in deep_metric.__all__ if name.islower()},
+    "ranking.distort": lambda strengths: ranking.distort(IMAGES, strengths, torch.Generator()),
+    "ranking.positive_loss": lambda **changes: ranking.positive_loss(
+        **{"similarities": ROWS, "boundary": 0.5, "scale": 32} | changes
+    ),
+    "ranking.rank_loss": lambda **changes: ranking.rank_loss(
+        torch.rand(6, 3), **{"margin": 0.1, "scale": 32} | changes
+    ),
+    "stml.relaxed_contrastive_loss": lambda **changes: stml.relaxed_contrastive_loss(ROWS, torch.eye(6), **changes),
+    "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
+        ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
+    ),
+    "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
+    "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
+    "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
+    "distributed.gather_shards": lambda **changes: distributed.gather_shards(ROWS, **changes),
+    "distributed.shard": distributed.shard,
+}
+
+
+def callables():
+    """Return the public functions, classes and methods by name, each once."""
+    found = {}
+    for place, module in PLACES.items():
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if callable(value) and value not in found.values():
+                found[place + name] = value
+    methods = {
+        f"{owner}.{name}": value
+        for owner, cls in found.items()
+        if inspect.isclass(cls)
+        for name, value in vars(cls).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    return found | methods
+
+
+def numeric_settings(function):
+    """Return the kind, int or float, of each parameter that takes a number or a sequence of numbers."""
+    settings = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        members = flattened(parameter.annotation)
+        if any("jaxtyping" in str(member) for member in members):
+            continue  # a tensor or labels
+        sequences = [member for member in members if typing.get_origin(member) in {Sequence, tuple}]
+        elements = [element for member in sequences for element in typing.get_args(member)]
+        for kind in (int, float):
+            if kind in members:
+                settings[name] = kind, False
+            elif kind in elements:
+                settings[name] = kind, True
+    return settings
+
+
+def flattened(annotation):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [member for each in typing.get_args(annotation) for member in flattened(each)]
+    return [annotation]
+
+
+SETTINGS = {
+    (name, setting): kind
+    for name, function in callables().items()
+    if name not in NOT_CHECKED
+    for setting, kind in numeric_settings(function).items()
+}
+
+
+def test_the_settings_of_all_public_functions_are_found():
+    assert len(SETTINGS) > 100
+    assert {name for name, _ in SETTINGS} == CALLS.keys()
+    assert NOT_CHECKED.keys() <= callables().keys()
+    assert BELOW_RANGE.keys() <= SETTINGS.keys()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=NOT_YET_CHECKED[name])) if name in NOT_YET_CHECKED else name
+        for name in sorted({name for name, _ in SETTINGS})
+    ],
+)
+def test_wrong_numbers_are_errors_that_name_the_setting_before_any_work(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types of the signatures reject some before
+    for (owner, setting), (kind, is_sequence) in SETTINGS.items():
+        if owner != name:
+            continue
+        below = BELOW_RANGE.get((name, setting), -1)
+        wrong = [math.nan, math.inf, -math.inf, True, "1", *([] if below is None else [below])]
+        for value in [*wrong, 0.5] if kind is int else wrong:
+            with pytest.raises((ValueError, TypeError), match=f"`{setting}") as caught:
+                CALLS[name](**{setting: (value,) if is_sequence else value})
+            assert ", got " in str(caught.value), (setting, value)
