@@ -1,10 +1,12 @@
 """Programs that run as several processes, as `torchrun` runs them."""
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,14 @@ def finish(
         for process in processes:
             process.kill()
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+
+
+def end_children() -> None:
+    """End the processes that earlier tests started, so that a test sees its own ones only."""
+    gc.collect()  # ends the workers of data loaders that nothing refers to
+    for process in active_children():
+        process.terminate()
+        process.join()
 
 
 def compute_once(tmp_path_factory: pytest.TempPathFactory, name: str, compute: Callable[[Path], object]) -> object:

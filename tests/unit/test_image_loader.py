@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from processes import end_children
 from torch.utils.data import Dataset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -83,9 +84,9 @@ def without_shape_checks(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left():
-    before = active_children()
+    end_children()
     yield
-    assert active_children() == before
+    assert not active_children()
 
 
 def load(loader, images, key=(7, 1), start=0):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import end_children
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -205,6 +206,7 @@ def test_loads_every_image_once_with_workers_that_are_started_once(tmp_path, mon
         _MultiProcessingDataLoaderIter, "__init__", lambda *arguments: (started.append(1), start(*arguments))[1]
     )
     log = tmp_path / "log"
+    end_children()
     embed(nn.Flatten(), Logged(log), batch_size=2, num_workers=num_workers, progress=progress)
     assert sorted(map(int, log.read_text().split())) == list(range(11))
     assert len(started) == (num_workers > 0)
