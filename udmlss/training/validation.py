@@ -20,12 +20,10 @@ from udmlss._checks import check_features, check_integer, check_scalar, type_err
 from udmlss._generators import fork_generators
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
 from udmlss.clustering import ClusterPseudoLabeler
-from udmlss.clustering.kmeans import check_count
 from udmlss.dataset import IndexedImages
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.models.embedding_model import EmbeddingModel
 from udmlss.models.rotation import RotationPretextHead, check_square
-from udmlss.neighbors.search import check_n_neighbors
 from udmlss.sampler import check_views
 from udmlss.training.optim import left_out_parameters
 from udmlss.types import Epochs, Labeler
@@ -67,10 +65,8 @@ def check_sizes(labeler: Labeler, n_images: int, clusters_per_batch: int, sample
     check_integer("clusters_per_batch", clusters_per_batch, 2)
     check_views(views, samples_per_cluster)
     n_clusters = fixed_n_clusters(labeler)
-    if n_clusters is not None:
-        check_count(n_clusters, n_images)
-    if isinstance(labeler, ClusterPseudoLabeler) and labeler.average_neighbors is not None:
-        check_n_neighbors(labeler.average_neighbors, n_images)
+    if isinstance(labeler, ClusterPseudoLabeler):
+        labeler.check_size(n_images)
     if n_clusters is not None and n_clusters < clusters_per_batch:
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",
