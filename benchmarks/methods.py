@@ -242,7 +242,10 @@ METHODS: dict[str, Method] = {
     "default": partial(udml, **DEFAULT),
     **SUPERVISED,
 }
-COMPARED = ("frozen", "instance", "udml", "udml-ss", "recommended", "supervised")
+COMPARED = (
+    *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
+    *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
+)
 REMOVED = "remembered"  # an option that was removed from the library, whose results remain in the tables
 TABLE_ORDER = list(METHODS)
 TABLE_ORDER.insert(TABLE_ORDER.index("from-features"), REMOVED)

@@ -66,6 +66,7 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     test = train if data.test is data.plain else embed_both(model, data.test)
     views, indices = embed_views(model, data)
     return describe(method, seed, settings, seconds) | {
+        "n_classes": len(data.labels.unique()),
         "scores": {
             name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed))
             for name, rows in (test | averages(test)).items()

@@ -12,8 +12,9 @@ SCORED = {
     "unseen": "classes that training did not see",
     "own": "the images of the training, whose labels training did not use except for upper bounds",
 }
+NEIGHBORS = f"with neighbors: each image is averaged with its {SEARCH_NEIGHBORS} nearest test images before the search."
 LEGEND = f"""Scores in percent on {{}}, mean ± standard deviation over seeds.
-with neighbors: each image is averaged with its {SEARCH_NEIGHBORS} nearest test images before the search.
+{NEIGHBORS}
 seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
 
 

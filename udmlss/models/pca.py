@@ -66,15 +66,15 @@ def embedder_from_features(
     mean = None
     if center:
         check_distinct(column_range, len(features))
-        mean = sum(rows[part].double().sum(dim=0) for part in row_slices(rows)) / len(rows)
+        mean = torch.stack([rows[part].double().sum(dim=0) for part in row_slices(rows)]).sum(dim=0) / len(rows)
     variances, directions = _eigen(_second_moments(rows, mean))
     largest = slice(size - int(embedding_size), None)
     scales = _scales(variances[largest].clamp(min=0), variances.mean(), float(power))
     weight = (directions[:, largest] * scales).T.flip(0)
     embedder = nn.Linear(size, embedding_size, device=features.device)
     with torch.no_grad():
-        embedder.weight.copy_(weight)
-        embedder.bias.copy_(torch.zeros_like(embedder.bias) if mean is None else -(weight @ mean))
+        embedder.weight.copy_(weight.float())
+        embedder.bias.copy_(torch.zeros(embedding_size) if mean is None else -(weight @ mean).float())
     return embedder
 
 
