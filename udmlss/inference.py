@@ -13,11 +13,10 @@ from tqdm.auto import tqdm
 
 from udmlss._checks import check_choice, check_features, check_integer, value_error
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
-from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, trunk_of
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
 from udmlss.image_loader import ImageLoader
-from udmlss.models.embedding_model import trunk_of
 from udmlss.types import Images, Output, Precision
 
 _FEATURES_AT_ONCE = 8192

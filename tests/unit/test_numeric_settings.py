@@ -122,6 +122,7 @@ CALLS = {
     "Checkpoint": lambda **changes: udmlss.Checkpoint("never-written", **changes),
     "ClusterPseudoLabeler": lambda **changes: udmlss.ClusterPseudoLabeler(**{"n_clusters": 3} | changes),
     "EarlyStopping": udmlss.EarlyStopping,
+    "EmbeddingModel.from_trunk": lambda **changes: udmlss.EmbeddingModel.from_trunk(Unused(), IMAGES, **changes),
     "Epochs": udmlss.Epochs,
     "Epochs.in_steps": lambda **changes: udmlss.Epochs(1).in_steps(**{"n_images": 9, "batch_size": 3} | changes),
     "PseudoLabelSampler": sampler,
@@ -132,7 +133,7 @@ CALLS = {
     "UDMLSSLoss": lambda **changes: udmlss.UDMLSSLoss(pml_losses.MultiSimilarityLoss(), **changes),
     "WeightAverage": udmlss.WeightAverage,
     "embed": lambda **changes: udmlss.embed(model(), IMAGES, **changes),
-    "embedder_from_features": lambda embedding_size: udmlss.embedder_from_features(ROWS, embedding_size),
+    "embedder_from_features": lambda **changes: udmlss.embedder_from_features(ROWS, **{"embedding_size": 4} | changes),
     "evaluate": lambda **changes: udmlss.evaluate(model(), IMAGES, LABELS, **{"ks": 1} | changes),
     "evaluate_embeddings": lambda **changes: udmlss.evaluate_embeddings(ROWS, LABELS, **{"ks": 1} | changes),
     "fit": lambda **changes: udmlss.fit(**parts() | {"criterion": pml_losses.MultiSimilarityLoss()} | changes),
@@ -191,8 +192,8 @@ def callables():
         f"{owner}.{name}": value
         for owner, cls in found.items()
         if inspect.isclass(cls)
-        for name, value in vars(cls).items()
-        if inspect.isfunction(value) and not name.startswith("_")
+        for name in vars(cls)
+        if not name.startswith("_") and inspect.isroutine(value := getattr(cls, name))
     }
     return found | methods
 

@@ -5,8 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from udmlss._checks import check_integer, value_error
-from udmlss._torch import to_dtype
-from udmlss.models.embedding_model import trunk_of
+from udmlss._torch import to_dtype, trunk_of
 
 _ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
