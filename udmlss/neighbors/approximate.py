@@ -8,7 +8,7 @@ from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
 from udmlss._chunks import group_means, row_slices, with_float64
-from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, full_precision, import_faiss
+from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, unit_length, without_self
 
@@ -18,6 +18,7 @@ _CELLS = 4  # times the square root of n
 _ROWS_PER_CELL = 32  # sampled rows that the centers of the cells are computed from
 _ITERATIONS = 6  # of k-means on these rows
 _LARGEST_CELL = 8  # times the mean size; thousands of equal rows would otherwise be compared with each other
+_ROUNDING = 1e-9  # of squared distances in float64, as a fraction
 _LARGEST_FRACTION = 0.25  # of the cells; the exact search is faster if more must be searched
 
 
@@ -41,9 +42,7 @@ class NeighborLists:
         return f"NeighborLists({n} items, {k} neighbors, recall={self.recall:.3f})"
 
 
-def neighbor_lists(
-    embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0
-) -> NeighborLists:
+def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0) -> NeighborLists:
     """Find the k nearest neighbors of each item by cosine similarity; in large sets approximately.
 
     Sets with at most 2**37 multiplications n x n x d, such as 16,000 x 512, are searched exactly. In larger sets
@@ -104,9 +103,6 @@ def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95
     return NeighborLists(similarities, indices, float(is_nearest.double().mean()))
 
 
-_ROUNDING = 1e-9  # of distances in float64
-
-
 @dataclass(frozen=True, eq=False)
 class _Cells:
     """A partition of rows into cells of near rows.
@@ -143,7 +139,9 @@ class _Cells:
         sizes = labels.bincount(minlength=len(centers))
         positions = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[labels[order]]
         parts = positions // (_LARGEST_CELL * len(labels) // len(centers) + 1)
-        keys, numbers, counts = (labels[order] + len(centers) * parts).unique_consecutive(True, True)
+        keys, numbers, counts = torch.unique_consecutive(
+            labels[order] + len(centers) * parts, return_inverse=True, return_counts=True
+        )
         cells = torch.empty_like(labels)
         cells[order] = numbers
         return cls(centers[keys % len(centers)], cells, order.split(counts.tolist()))

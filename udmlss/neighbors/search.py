@@ -202,6 +202,7 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
 
 
 def unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
+    """Normalize rows of any floating type and of any length in float32; rows of zeros stay zeros."""
     directions = functional.normalize(rows.float())
     # the squares of large or small numbers overflow or underflow in float32
     failed = ((directions.norm(dim=1) - 1).abs() < _LARGEST_DEVIATION).logical_not().nonzero().flatten()
