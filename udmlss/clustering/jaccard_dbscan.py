@@ -11,6 +11,7 @@ from torch import Tensor
 
 from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
 from udmlss.neighbors.approximate import find_lists
+from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.reciprocal import k_reciprocal_similarity
 
 
@@ -68,7 +69,13 @@ class JaccardDBSCAN:
                     f"`{name}={k}` must not exceed the number of rows", len(rows), "Lower it, or add images"
                 )
         check_distinct(column_range, len(rows))
-        indices = find_lists(rows.detach(), max(self.k1, self.k2, 2) - 1).indices
+        # thousands of equal rows would all be neighbors of each other
+        retained, positions = limit_copies(rows, max(self.k1, self.k2, self.min_samples))
+        labels = self._cluster(rows.detach() if len(retained) == len(rows) else rows[retained].detach())
+        return labels[positions.numpy(force=True)]
+
+    def _cluster(self, rows: Float[Tensor, "m d"]) -> NDArray[np.int64]:
+        indices = find_lists(rows, max(self.k1, self.k2) - 1).indices
         similarities = k_reciprocal_similarity(rows, indices, k1=self.k1, k2=self.k2)
         distances = csr_array(similarities + eye_array(len(rows), format="csr"))
         distances.data = np.maximum(1 - distances.data, 0)  # rounding may leave a value just below zero

@@ -9,6 +9,7 @@ from torch import Tensor
 from udmlss._checks import check_embeddings, check_integer, check_number
 from udmlss._chunks import group_means, row_slices, with_float64
 from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss
+from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, unit_length, without_self
 
@@ -19,6 +20,7 @@ _ROWS_PER_CELL = 32  # sampled rows that the centers of the cells are computed f
 _ITERATIONS = 6  # of k-means on these rows
 _LARGEST_CELL = 8  # times the mean size; thousands of equal rows would otherwise be compared with each other
 _ROUNDING = 1e-9  # of squared distances in float64, as a fraction
+_EQUAL = 1e-12  # largest squared distance of directions that differ by rounding in float32
 _LARGEST_FRACTION = 0.25  # of the cells; the exact search is faster if more must be searched
 
 
@@ -85,6 +87,14 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
 
 def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0) -> NeighborLists:
     """Return what `neighbor_lists` returns, for checked arguments."""
+    retained, positions = limit_copies(embeddings, k + 1)
+    if len(retained) == len(embeddings):
+        return _lists_of(embeddings, k, recall, seed)
+    lists = _lists_of(embeddings[retained], k, recall, seed)
+    return NeighborLists(lists.similarities[positions], retained[lists.indices][positions], lists.recall)
+
+
+def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int) -> NeighborLists:
     n, d = embeddings.shape
     if recall == 1 or n * n * d <= _EXACT:
         return NeighborLists(*search(embeddings, k), recall=1.0)
@@ -93,13 +103,13 @@ def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95
     _, nearest = without_self(search(embeddings, k + 1, embeddings[sampled]), sampled)
     distances = _squared_distances(embeddings, sampled, nearest)
     cells = _Cells.of(embeddings, generator)
-    ranks = cells.ranks(sampled, nearest).where(distances > 0, 0)  # any of the equal rows will do
+    ranks = cells.ranks(sampled, nearest).where(distances > _EQUAL, 0)  # any of the equal rows will do
     n_cells = int(ranks.flatten().double().quantile(recall, interpolation="higher")) + 1
     if n_cells > _LARGEST_FRACTION * len(cells.members):
         return NeighborLists(*search(embeddings, k), recall=1.0)
     similarities, indices = cells.search(embeddings, k, n_cells)
     found = _squared_distances(embeddings, sampled, indices[sampled])
-    is_nearest = found <= distances.amax(dim=1, keepdim=True) * (1 + _ROUNDING)
+    is_nearest = found <= distances.amax(dim=1, keepdim=True) * (1 + _ROUNDING) + _EQUAL
     return NeighborLists(similarities, indices, float(is_nearest.double().mean()))
 
 
