@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from metric_losses import OTHERS, build_loss
-from pytorch_metric_learning.losses import MultipleLosses, SelfSupervisedLoss
-from settings import Settings
-from setups import Data
+from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from metric_losses import OTHERS, build_loss
+from published import LABELERS, build_criterion
+from settings import Settings
+from setups import Data
 from true_labels import TrueLabels
 from two_views import TwoViews, train_cbswr, train_instances, train_stml
 
@@ -22,14 +26,15 @@ from udmlss import (
     EmbeddingModel,
     FitResult,
     RotationPretextHead,
-    UDMLSSLoss,
     WeightAverage,
     embed,
     embedder_from_features,
     fit,
     parameter_groups,
 )
-from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.losses import SelfSupervisedRanking
+from udmlss.models import BatchNormNeck
+from udmlss.types import Labeler
 
 Method = Callable[..., FitResult | None]
 SYNTHESIS_WEIGHT = 0.23  # the released value
@@ -52,6 +57,7 @@ def udml(
     synthesis: bool = False,
     from_features: bool = False,
     average_neighbors: int | None = None,
+    labeler: Labeler | None = None,
     true_labels: bool = False,
     views: int = 1,
     weight_average: float | None = None,
@@ -73,6 +79,7 @@ def udml(
         from_features: Whether to initialize the embedder by a PCA of the features, and to train it with the learning
             rate of the trunk.
         average_neighbors: Number of neighbors that each embedding is averaged with before clustering.
+        labeler: Computes the clusters. None runs k-means.
         true_labels: Whether to train on the true labels in place of clusters.
         views: Number of augmented views of each image in a batch; the number of images in a batch does not change.
         weight_average: Decay of the average of the weights. None does not average.
@@ -84,19 +91,27 @@ def udml(
         KeyboardInterrupt: The training was interrupted.
     """
     settings = replace(settings, loss=loss or settings.loss)
-    labeler = ClusterPseudoLabeler(settings.n_clusters, average_neighbors=average_neighbors)
+    if labeler is None:
+        labeler = ClusterPseudoLabeler(settings.n_clusters, average_neighbors=average_neighbors)
     if true_labels:
         labeler = TrueLabels(data.labels)
-    n_features = model.embedder.in_features
     if from_features:
         features = embed(model, data.plain, output="features")
         model.embedder.load_state_dict(embedder_from_features(features, settings.embedding_size).state_dict())
         settings = replace(settings, lr=settings.trunk_lr)
-    criterion, head, auxiliary = build_criterion(settings, labeler.n_clusters, synthesis=synthesis), None, None
+    loss, miner = build_loss(settings.loss, settings.n_clusters, settings.embedding_size)
+    criterion = build_criterion(
+        loss,
+        settings.embedding_size,
+        miner=miner,
+        rotation_weight=settings.rotation_weight,
+        synthesis_weight=SYNTHESIS_WEIGHT if synthesis else 0,
+    )
+    head = auxiliary = None
     if rotation and settings.rotation_weight:
-        head = RotationPretextHead(n_features, max_images=settings.rotation_images)
+        head = RotationPretextHead(model.embedder.in_features, max_images=settings.rotation_images)
     if ranking:
-        auxiliary = SelfSupervisedRanking(n_features, max_images=settings.rotation_images)
+        auxiliary = SelfSupervisedRanking(model.embedder.in_features, max_images=settings.rotation_images)
     result = fit(
         model,
         data.train,
@@ -123,13 +138,23 @@ def udml(
     return result
 
 
-def build_criterion(settings: Settings, n_clusters: int, *, synthesis: bool = False) -> UDMLSSLoss:
-    loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
-    if synthesis:  # without its anchor term, which would reinforce errors of the clusters
-        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0)
-        miners = None if miner is None else [miner, None]
-        loss, miner = MultipleLosses([loss, ranking], miners=miners, weights=[1, SYNTHESIS_WEIGHT]), None
-    return UDMLSSLoss(loss, miner=miner, rotation_weight=settings.rotation_weight)
+def cluster_contrast(
+    model: EmbeddingModel, data: Data, settings: Settings, seed: int, *, clusterer: str, n_neighbors: int
+) -> FitResult:
+    """Train by Cluster-Contrast or SpCL: clusters of any number, a memory of them, and a batch-norm neck.
+
+    Args:
+        model: The model, to which the neck is added.
+        data: The images.
+        settings: The settings that the methods have in common.
+        seed: Seed of the run.
+        clusterer: Name of the clusterer.
+        n_neighbors: Length of the lists of neighbors, at most a quarter of the images.
+    """
+    neck = BatchNormNeck(settings.embedding_size).to(next(model.parameters()).device)
+    model.embedder = nn.Sequential(model.embedder, neck)
+    labeler = LABELERS[clusterer](min(n_neighbors, len(data.plain) // 4))
+    return udml(model, data, settings, seed, loss="cluster-memory", labeler=labeler)
 
 
 def build_optimizer(
@@ -182,8 +207,21 @@ TWO_VIEWS, AVERAGED = {"views": 2}, {"weight_average": 0.95}
 FROM_FEATURES, AVERAGE_NEIGHBORS = {"from_features": True}, {"average_neighbors": 5}
 RECIPE = TWO_VIEWS | AVERAGED
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
-DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
-OWN_LOSS = {"frozen", "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # methods that ignore the loss of the settings
+DEEP_METRIC = tuple(name for name in OTHERS if name not in {"normalized-softmax", "cluster-memory"})
+CLUSTER_MEMORY: dict[str, Method] = {
+    "cluster-memory": partial(udml, loss="cluster-memory"),
+    "cluster-contrast": partial(cluster_contrast, clusterer="jaccard-dbscan", n_neighbors=30),
+    "cluster-contrast-communities": partial(cluster_contrast, clusterer="communities", n_neighbors=14),
+    "spcl": partial(cluster_contrast, clusterer="self-paced", n_neighbors=30),
+}
+OWN_LOSS = {
+    "frozen",
+    "cbswr",
+    "stml",
+    "deepcluster",
+    *DEEP_METRIC,
+    *CLUSTER_MEMORY,
+}  # methods that ignore the loss of the settings
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
@@ -193,6 +231,7 @@ METHODS: dict[str, Method] = {
     **WITHOUT_CLUSTERS,
     "deepcluster": partial(udml, loss="normalized-softmax"),
     "udml": udml,
+    **CLUSTER_MEMORY,
     **{name: partial(udml, loss=name) for name in DEEP_METRIC},
     "udml-ss": partial(udml, rotation=True),
     "ranking": partial(udml, ranking=True),

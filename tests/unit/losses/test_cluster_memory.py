@@ -44,8 +44,7 @@ def naive_update(memory, embeddings, labels, momentum, *, hard):
     if hard:
         clusters = sorted({label for label, _ in chosen})
         chosen = [
-            (c, min((row for label, row in chosen if label == c), key=lambda row: row @ memory[c]))  # noqa: B023
-            for c in clusters
+            (c, min((row for label, row in chosen if label == c), key=lambda row: row @ memory[c])) for c in clusters
         ]
     for label, row in chosen:
         mixed = momentum * found[label] + (1 - momentum) * row
