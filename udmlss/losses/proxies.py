@@ -61,7 +61,7 @@ def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None
         axis, size = _class_axis(name), weight.shape[_class_axis(name)]
         if weight.grad is not None and optimizer is None:
             raise value_error(
-                f"`optimizer` is needed because {type(loss).__name__} changes from {n_classes} to {n_clusters} clusters",
+                f"{type(loss).__name__} needs `optimizer` to change from {n_classes} to {n_clusters} clusters",
                 "None",
                 "Call start_round(pseudo_labels, optimizer)",
             )
