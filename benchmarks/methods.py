@@ -7,14 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from metric_losses import OTHERS, build_loss
-from pytorch_metric_learning.losses import MultipleLosses, SelfSupervisedLoss
-from settings import Settings
-from setups import Data
+from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from metric_losses import OTHERS, build_loss
+from published import LABELERS, build_criterion
+from settings import Settings
+from setups import Data
 from true_labels import TrueLabels
 from two_views import TwoViews, train_cbswr, train_instances, train_stml
 
@@ -23,7 +27,6 @@ from udmlss import (
     EmbeddingModel,
     FitResult,
     RotationPretextHead,
-    UDMLSSLoss,
     WeightAverage,
     embed,
     embedder_from_features,
@@ -31,7 +34,9 @@ from udmlss import (
     parameter_groups,
 )
 from udmlss.clustering import Communities
-from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.losses import SelfSupervisedRanking
+from udmlss.models import BatchNormNeck
+from udmlss.types import Labeler
 
 Method = Callable[..., FitResult | None]
 SYNTHESIS_WEIGHT = 0.23  # the released value
@@ -60,6 +65,7 @@ def udml(
     clusters_per_class: int | None = None,
     communities: bool = False,
     average_neighbors: int | None = None,
+    labeler: Labeler | None = None,
     true_labels: bool = False,
     views: int = 1,
     weight_average: float | None = None,
@@ -84,6 +90,7 @@ def udml(
             the settings.
         communities: Whether to cluster by `Communities`, which chooses the number of clusters.
         average_neighbors: Number of neighbors that each embedding is averaged with before clustering.
+        labeler: Computes the clusters. None runs k-means.
         true_labels: Whether to train on the true labels in place of clusters.
         views: Number of augmented views of each image in a batch; the number of images in a batch does not change.
         weight_average: Decay of the average of the weights. None does not average.
@@ -98,22 +105,28 @@ def udml(
     n_clusters = settings.n_clusters
     if clusters_per_class is not None:
         n_clusters = clusters_per_class * len(data.labels.unique())
-    labeler = ClusterPseudoLabeler(
-        Communities(settings.n_neighbors) if communities else n_clusters, average_neighbors=average_neighbors
-    )
+    if labeler is None:
+        clusterer = Communities(settings.n_neighbors) if communities else n_clusters
+        labeler = ClusterPseudoLabeler(clusterer, average_neighbors=average_neighbors)
     if true_labels:
         labeler = TrueLabels(data.labels)
         n_clusters = labeler.n_clusters
-    n_features = model.embedder.in_features
     if embedder is not None:
         initialize_embedder(model, data, settings, embedder)
         settings = replace(settings, lr=settings.trunk_lr)
-    criterion = build_criterion(settings, n_clusters, synthesis=synthesis)
-    head, auxiliary = None, None
+    loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
+    criterion = build_criterion(
+        loss,
+        settings.embedding_size,
+        miner=miner,
+        rotation_weight=settings.rotation_weight,
+        synthesis_weight=SYNTHESIS_WEIGHT if synthesis else 0,
+    )
+    head = auxiliary = None
     if rotation and settings.rotation_weight:
-        head = RotationPretextHead(n_features, max_images=settings.rotation_images)
+        head = RotationPretextHead(model.embedder.in_features, max_images=settings.rotation_images)
     if ranking:
-        auxiliary = SelfSupervisedRanking(n_features, max_images=settings.rotation_images)
+        auxiliary = SelfSupervisedRanking(model.embedder.in_features, max_images=settings.rotation_images)
     result = fit(
         model,
         data.train,
@@ -146,13 +159,23 @@ def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, o
     model.embedder.load_state_dict(embedder.state_dict())
 
 
-def build_criterion(settings: Settings, n_clusters: int, *, synthesis: bool = False) -> UDMLSSLoss:
-    loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
-    if synthesis:  # without its anchor term, which would reinforce errors of the clusters
-        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0)
-        miners = None if miner is None else [miner, None]
-        loss, miner = MultipleLosses([loss, ranking], miners=miners, weights=[1, SYNTHESIS_WEIGHT]), None
-    return UDMLSSLoss(loss, miner=miner, rotation_weight=settings.rotation_weight)
+def cluster_contrast(
+    model: EmbeddingModel, data: Data, settings: Settings, seed: int, *, clusterer: str, n_neighbors: int
+) -> FitResult:
+    """Train by Cluster-Contrast or SpCL: clusters of any number, a memory of them, and a batch-norm neck.
+
+    Args:
+        model: The model, to which the neck is added.
+        data: The images.
+        settings: The settings that the methods have in common.
+        seed: Seed of the run.
+        clusterer: Name of the clusterer.
+        n_neighbors: Length of the lists of neighbors, at most a quarter of the images.
+    """
+    neck = BatchNormNeck(settings.embedding_size).to(next(model.parameters()).device)
+    model.embedder = nn.Sequential(model.embedder, neck)
+    labeler = LABELERS[clusterer](min(n_neighbors, len(data.plain) // 4))
+    return udml(model, data, settings, seed, loss="cluster-memory", labeler=labeler)
 
 
 def build_optimizer(
@@ -209,8 +232,21 @@ DEFAULT = RECIPE | {"embedder": {}, "communities": True}  # until `fit` has thes
 TRUE_K, TWICE_K = {"clusters_per_class": 1}, {"clusters_per_class": 2}
 UNTRAINED: dict[str, Method] = {"frozen": frozen, "frozen-from-features": partial(frozen, embedder={})}
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
-DEEP_METRIC = tuple(name for name in OTHERS if name != "normalized-softmax")
-OWN_LOSS = {*UNTRAINED, "cbswr", "stml", "deepcluster", *DEEP_METRIC}  # methods that ignore the loss of the settings
+DEEP_METRIC = tuple(name for name in OTHERS if name not in {"normalized-softmax", "cluster-memory"})
+CLUSTER_MEMORY: dict[str, Method] = {
+    "cluster-memory": partial(udml, loss="cluster-memory"),
+    "cluster-contrast": partial(cluster_contrast, clusterer="jaccard-dbscan", n_neighbors=30),
+    "cluster-contrast-communities": partial(cluster_contrast, clusterer="communities", n_neighbors=14),
+    "spcl": partial(cluster_contrast, clusterer="self-paced", n_neighbors=30),
+}
+OWN_LOSS = {
+    *UNTRAINED,
+    "cbswr",
+    "stml",
+    "deepcluster",
+    *DEEP_METRIC,
+    *CLUSTER_MEMORY,
+}  # methods that ignore the loss of the settings
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
@@ -222,6 +258,7 @@ METHODS: dict[str, Method] = {
     "deepcluster": partial(udml, loss="normalized-softmax"),
     "udml": udml,
     "udml-true-k": partial(udml, **TRUE_K),
+    **CLUSTER_MEMORY,
     **{name: partial(udml, loss=name) for name in DEEP_METRIC},
     "udml-ss": partial(udml, rotation=True),
     "udml-ss-true-k": partial(udml, rotation=True, **TRUE_K),

@@ -1,7 +1,7 @@
 """Metric losses by name, with the published settings or, if those are for another distance, the defaults of PML.
 
 PML is pytorch-metric-learning. `LOSSES` has its losses, which sweep.py compares. `OTHERS` has the losses of Deep_Metric
-that PML lacks, and a classifier.
+that PML lacks, a classifier, and a memory of clusters.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from functools import partial
 from pytorch_metric_learning import distances, losses, miners
 from torch import Tensor, nn
 
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+from udmlss.losses import ClusterMemoryLoss, ClusterNCALoss, NearestPositiveLoss, deep_metric
 
 
 class ScaledEmbeddings(nn.Module):
@@ -56,6 +56,7 @@ OTHERS: dict[str, Callable[[int, int], nn.Module]] = {
     "hard-mining": lambda _n, _d: deep_metric.hard_mining(),
     "distance-weighted": lambda _n, _d: deep_metric.distance_weighted_margin(),
     "normalized-softmax": losses.NormalizedSoftmaxLoss,
+    "cluster-memory": lambda _n, d: ClusterMemoryLoss(d),
 }
 MINERS: dict[str, Callable[[], miners.BaseMiner]] = {
     "multi-similarity": partial(miners.MultiSimilarityMiner, 0.1),

@@ -11,7 +11,7 @@ PHOTO_SETS = ("cub100", "groceries", "plankton", "logos")  # folders in the fold
 Loss = Literal[
     *("multi-similarity", "contrastive", "triplet", "lifted", "n-pairs", "nt-xent", "sup-con", "circle", "margin"),
     *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
-    *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax"),
+    *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax", "cluster-memory"),
 ]
 REMOVED = {"whiten_first": 0, "leave_out": 0, "pooling": "average"}  # settings of earlier runs, with their defaults
 

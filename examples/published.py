@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from math import cos, pi
 from typing import Any, Literal
 
-from pytorch_metric_learning import losses
+from pytorch_metric_learning import losses, miners
+from self_paced import SelfPacedLabeler
 from torch import nn
 
-from udmlss import Epochs
-from udmlss.losses import ClusterNCALoss, NearestPositiveLoss, deep_metric
+from udmlss import ClusterPseudoLabeler, Epochs, UDMLSSLoss, clustering
+from udmlss.losses import ClusterMemoryLoss, ClusterNCALoss, NearestPositiveLoss, SynthesisRankingLoss, deep_metric
+from udmlss.types import Labeler
 
 Kind = Literal["frozen", "clusters", "labels", "instances", "cbswr", "stml"]
 LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # for n clusters and embeddings of dimension d
@@ -24,11 +26,14 @@ LOSSES: Mapping[str, Callable[[int, int], nn.Module]] = {  # for n clusters and 
     "normalized-softmax": lambda n, d: losses.NormalizedSoftmaxLoss(n, d, temperature=0.05),
     "proxy-anchor": lambda n, d: losses.ProxyAnchorLoss(n, d, margin=0.1, alpha=32),
     "nt-xent": lambda _n, _d: losses.NTXentLoss(temperature=0.1),
+    "cluster-memory": lambda _n, d: ClusterMemoryLoss(d, temperature=0.05, momentum=0.1),
+    "hybrid-memory": lambda _n, d: ClusterMemoryLoss(d, temperature=0.05, momentum=0.2),
 }
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # factor of the learning rates at a fraction of the training
     "constant": lambda _: 1,
     "cosine": lambda fraction: (1 + cos(pi * fraction)) / 2,
     "x 0.1 every third": lambda fraction: 0.1 ** int(3 * fraction),
+    "x 0.1 every 2/5": lambda fraction: 0.1 ** int(5 * fraction / 2),
     "x 0.5 every sixth": lambda fraction: 0.5 ** int(6 * fraction),
 }
 
@@ -38,7 +43,9 @@ class Published:
     """The settings of a method; the defaults are those of UDML-SS on CUB without its rotation loss.
 
     Lengths are numbers of optimizer steps, or `Epochs`. A batch has `batch` images in two views for methods that
-    compare two views of each image, and `clusters_per_batch` x `samples_per_cluster` images for the others.
+    compare two views of each image, and `clusters_per_batch` x `samples_per_cluster` images for the others. k-means has
+    `n_clusters`; the other clusterers find the number of clusters from lists of `n_neighbors`. With `neck`, embeddings
+    are normalized by `BatchNormNeck`, and are the features themselves if these have `embedding_size` dimensions.
     """
 
     kind: Kind = "clusters"
@@ -47,8 +54,11 @@ class Published:
     image_size: int = 227
     crop_scale: tuple[float, float] = (0.16, 1)
     embedding_size: int = 512
+    neck: bool = False
     loss: str = "multi-similarity"
+    clusterer: str = "k-means"
     n_clusters: int = 100
+    n_neighbors: int = 0
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     batch: int = 64
@@ -75,6 +85,33 @@ class Published:
     note: str = ""
 
 
+def _dbscan(n_neighbors: int, eps: float = 0.6) -> object:
+    return clustering.JaccardDBSCAN(eps=eps, k1=n_neighbors, k2=max(1, n_neighbors // 5), min_samples=4)
+
+
+LABELERS: Mapping[str, Callable[[int], Labeler]] = {  # for lists of n neighbors
+    "communities": lambda n: ClusterPseudoLabeler(clusterer=clustering.Communities(n, min_cluster_size=5)),
+    "jaccard-dbscan": lambda n: ClusterPseudoLabeler(clusterer=_dbscan(n)),
+    "self-paced": lambda n: SelfPacedLabeler([_dbscan(n, 0.58), _dbscan(n), _dbscan(n, 0.62)]),
+}
+
+
+def build_criterion(
+    loss: nn.Module,
+    embedding_size: int,
+    *,
+    miner: miners.BaseMiner | None = None,
+    rotation_weight: float,
+    synthesis_weight: float = 0,
+) -> UDMLSSLoss:
+    """Return the criterion, to which `SynthesisRankingLoss` is added if it has a weight."""
+    if synthesis_weight:  # without its anchor term, which would reinforce errors of the clusters
+        ranking = SynthesisRankingLoss(embedding_size, anchor_weight=0)
+        given = None if miner is None else [miner, None]
+        loss, miner = losses.MultipleLosses([loss, ranking], miners=given, weights=[1, synthesis_weight]), None
+    return UDMLSSLoss(loss, miner=miner, rotation_weight=rotation_weight)
+
+
 UDML_SS = Published(rotation_weight=0.1)
 DEEP_METRIC = Published(
     pooling="maximum",
@@ -99,6 +136,23 @@ SYNTHESIS = Published(
     schedule="x 0.5 every sixth",
     clip_norm=10,
     note="Published with true labels, BN-Inception, an anchor term and a warm-up epoch. Clusters as in UDML-SS.",
+)
+CLUSTER_CONTRAST = Published(
+    backbone="resnet50",
+    image_size=224,
+    embedding_size=2048,
+    neck=True,
+    loss="cluster-memory",
+    clusterer="jaccard-dbscan",
+    n_neighbors=30,
+    samples_per_cluster=16,
+    steps=10_000,
+    relabel_every=200,
+    lr=3.5e-4,
+    new_lr=3.5e-4,
+    schedule="x 0.1 every 2/5",
+    freeze_batch_norm=False,
+    note="Published for photographs of persons, with GeM pooling, the last stride of 1 and random erasing.",
 )
 METHODS: Mapping[str, Published] = {
     "frozen": Published("frozen"),
@@ -175,6 +229,22 @@ METHODS: Mapping[str, Published] = {
         weight_decay=1e-4,
         note="Published with true labels, by metriclearningbench. The clusters are those of UDML-SS.",
     ),
+    "cluster-contrast": CLUSTER_CONTRAST,
+    "cluster-contrast-communities": replace(
+        CLUSTER_CONTRAST,
+        clusterer="communities",
+        n_neighbors=14,
+        note=f"{CLUSTER_CONTRAST.note} The graph has weights of shared neighbors instead of cosines.",
+    ),
+    "spcl": replace(
+        CLUSTER_CONTRAST,
+        loss="hybrid-memory",
+        clusterer="self-paced",
+        samples_per_cluster=4,
+        steps=20_000,
+        relabel_every=400,
+        note="Published for photographs of persons, with a row per image in the memory instead of one per cluster.",
+    ),
     "recipe": Published(
         views=2,
         clusters_per_batch=8,
@@ -214,7 +284,7 @@ def settings_for(method: str, data: str) -> Published:
     if data == "glyphs":
         return replace(published, **_GLYPHS | ({"n_clusters": 32} if published.kind == "cbswr" else {}))
     changes: dict[str, Any] = {} if data in {"cub200", "folder"} else {"neighbor_fraction": 0}
-    if published.kind in {"clusters", "labels"} and data in _CLUSTER_SETTINGS:
+    if published.kind in {"clusters", "labels"} and published.clusterer == "k-means" and data in _CLUSTER_SETTINGS:
         changes |= _CLUSTER_SETTINGS[data]
         if isinstance(published.steps, Epochs):  # the method was published with its own batches and length
             changes |= {"steps": published.steps, "clusters_per_batch": published.clusters_per_batch}

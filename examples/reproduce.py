@@ -21,8 +21,7 @@ import quickstart
 import torch
 from folders import open_folder
 from pooling import LAYERS, POOLINGS, set_pooling
-from published import LOSSES, METHODS, SCHEDULES, Published, settings_for
-from pytorch_metric_learning.losses import MultipleLosses
+from published import LABELERS, LOSSES, METHODS, SCHEDULES, Published, build_criterion, settings_for
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,22 +33,22 @@ from udmlss import (
     EmbeddingModel,
     Epochs,
     RotationPretextHead,
-    UDMLSSLoss,
     WeightAverage,
     evaluate,
     fit,
     parameter_groups,
 )
 from udmlss.data import Glyphs, ImageFiles, cars196, cub200, glyphs, inshop, sop
-from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.losses import SelfSupervisedRanking
+from udmlss.models import BatchNormNeck
 
 OPENERS = {"cub200": cub200, "cars196": cars196, "sop": sop, "inshop": inshop, "folder": open_folder}
 CLUSTER_SETTINGS = {  # settings of methods that learn from clusters
     *("clusters_per_batch", "samples_per_cluster", "relabel_every", "rotation_weight", "rotation_images", "ranking"),
-    *("synthesis_weight", "views", "proxy_lr", "clip_norm"),
+    *("synthesis_weight", "views", "proxy_lr", "clip_norm", "clusterer", "n_neighbors"),
 }
 TWO_VIEW_SETTINGS = {"batch", "neighbor_fraction", "neighbors", "delta"}
-MODEL_SETTINGS = {"backbone", "pooling", "image_size", "embedding_size", "note"}
+MODEL_SETTINGS = {"backbone", "pooling", "image_size", "embedding_size", "neck", "note"}
 KS = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 40)}
 
 
@@ -85,6 +84,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, P
     changes.add_argument("--crop-scale", type=float, nargs=2, metavar=("MIN", "MAX"), help="area of random crops")
     changes.add_argument("--embedding-size", type=int)
     changes.add_argument("--n-clusters", type=int)
+    changes.add_argument("--n-neighbors", type=int)
     changes.add_argument("--clusters-per-batch", type=int)
     changes.add_argument("--rotation-images", type=int)
     changes.add_argument("--batch", type=int, help="images per batch, for methods that compare two views of each")
@@ -135,7 +135,11 @@ def build_model(args: argparse.Namespace, settings: Published) -> tuple[Embeddin
         trunk, pretrained = cub_resnet50.build_trunk(settings.backbone, settings.image_size)
         n_features = cub_resnet50.FEATURES[settings.backbone]
     set_pooling(trunk, settings.backbone, settings.pooling)
-    model = EmbeddingModel(trunk, nn.Linear(n_features, settings.embedding_size))
+    embedder: nn.Module = nn.Linear(n_features, settings.embedding_size)
+    if settings.neck:
+        neck = BatchNormNeck(settings.embedding_size)
+        embedder = neck if settings.embedding_size == n_features else nn.Sequential(embedder, neck)
+    model = EmbeddingModel(trunk, embedder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device, memory_format=torch.channels_last), pretrained
 
@@ -157,6 +161,7 @@ def describe(settings: Published) -> dict[str, object]:
     if settings.kind == "frozen":
         return {name: value for name, value in every.items() if name in MODEL_SETTINGS}
     unused = TWO_VIEW_SETTINGS if settings.kind in {"clusters", "labels"} else CLUSTER_SETTINGS
+    unused = unused | {"n_neighbors" if settings.clusterer == "k-means" else "n_clusters"}
     return {name: value for name, value in every.items() if name not in unused}
 
 
@@ -182,17 +187,22 @@ def build_optimizer(
 
 
 def train_on_clusters(model: EmbeddingModel, data: Data, settings: Published, args: argparse.Namespace) -> None:
-    labeler = TrueLabels(data.train.labels)
-    if settings.kind == "clusters":
-        labeler = ClusterPseudoLabeler(settings.n_clusters)
-    loss = LOSSES[settings.loss](settings.n_clusters, settings.embedding_size)
-    if settings.synthesis_weight:  # without its anchor term, which would reinforce errors of the clusters
-        ranking = SynthesisRankingLoss(settings.embedding_size, anchor_weight=0)
-        loss = MultipleLosses([loss, ranking], weights=[1, settings.synthesis_weight])
-    criterion = UDMLSSLoss(loss, rotation_weight=settings.rotation_weight)
-    n_features = model.embedder.in_features
-    head = RotationPretextHead(n_features, max_images=settings.rotation_images) if settings.rotation_weight else None
-    auxiliary = SelfSupervisedRanking(n_features) if settings.ranking else None
+    labeler = ClusterPseudoLabeler(settings.n_clusters)
+    if settings.kind == "labels":
+        labeler = TrueLabels(data.train.labels)
+    elif settings.clusterer != "k-means":
+        labeler = LABELERS[settings.clusterer](settings.n_neighbors)
+    criterion = build_criterion(
+        LOSSES[settings.loss](settings.n_clusters, settings.embedding_size),
+        settings.embedding_size,
+        rotation_weight=settings.rotation_weight,
+        synthesis_weight=settings.synthesis_weight,
+    )
+    head = auxiliary = None
+    if settings.rotation_weight:
+        head = RotationPretextHead(model.embedder.in_features, max_images=settings.rotation_images)
+    if settings.ranking:
+        auxiliary = SelfSupervisedRanking(model.embedder.in_features)
     optimizer = build_optimizer(settings, model, criterion, auxiliary, head)
     fit(
         model,

@@ -13,8 +13,8 @@ class TrueLabels:
     """
 
     def __init__(self, labels: Tensor) -> None:
-        self.pseudo_labels = PseudoLabels.from_labels(labels)
-        self.n_clusters = self.pseudo_labels.n_clusters
+        self.labels = PseudoLabels.from_labels(labels).labels
+        self.n_clusters = int(self.labels.max()) + 1
 
-    def label(self, _embeddings: Tensor) -> PseudoLabels:
-        return self.pseudo_labels
+    def label(self, embeddings: Tensor) -> PseudoLabels:
+        return PseudoLabels.from_labels(self.labels, embeddings)

@@ -8,6 +8,7 @@ import pytest
 import setups
 import torch
 import two_views
+from metric_losses import build_loss
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn import functional
@@ -150,8 +151,9 @@ def test_teacher_is_the_average_of_the_trunk_and_the_wide_embedder(monkeypatch):
     assert len(weights) == 3
 
 
-def test_synthesis_is_added_to_the_metric_loss_without_its_anchor_term(settings_of):
-    both = methods.build_criterion(settings_of(), 6, synthesis=True).metric_loss
+def test_synthesis_is_added_to_the_metric_loss_without_its_anchor_term():
+    loss, miner = build_loss("multi-similarity", 6, 8)
+    both = methods.build_criterion(loss, 8, miner=miner, rotation_weight=0, synthesis_weight=0.23).metric_loss
     assert both.weights == [1, 0.23]
     assert isinstance(both.losses[1], SynthesisRankingLoss)
     assert both.losses[1].anchor_weight == 0

@@ -138,10 +138,10 @@ CHANGES = {
         TypeError,
         "got SynthesisRankingLoss. Pass SelfSupervisedRanking(f); a loss of embeddings and labels belongs into UDMLSSL",
     ),
-    "proxies for other clusters": (
-        value(criterion=losses.ProxyAnchorLoss(K + 1, D)),
+    "margins for other clusters": (
+        value(criterion=losses.MarginLoss(learn_beta=True, num_classes=K + 1)),
         ValueError,
-        "ProxyAnchorLoss has parameters for 5 clusters and needs this number in every round, got 4. Use Cluster",
+        "MarginLoss has parameters for 5 clusters and needs this number in every round, got 4. Use Cluster",
     ),
     "proxies of another dimension": (
         value(criterion=UDMLSSLoss(losses.ArcFaceLoss(K, D + 1))),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from interrupted_training import ChangingClusters
 from pytorch_metric_learning import losses
 from short_training import (
     IMAGES,
@@ -18,7 +19,7 @@ from short_training import (
 from torch import nn
 
 from udmlss import BestWeights, ClusterPseudoLabeler, PseudoLabelSampler, RotationPretextHead, embed, parameter_groups
-from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking, SynthesisRankingLoss
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,8 @@ def test_losses_with_a_state_start_each_round_at_the_centers_and_are_trained(bui
     loss, starts = criterion(build()), []
     start_round = loss.start_round
 
-    def record(pseudo_labels):
-        start_round(pseudo_labels)
+    def record(pseudo_labels, optimizer):
+        start_round(pseudo_labels, optimizer)
         starts.append((weights(loss) if list(loss.parameters()) else torch.zeros(0), pseudo_labels))
 
     loss.start_round = record
@@ -147,14 +148,17 @@ def test_synthesis_ranking_uses_cluster_centers_or_shared_proxies(shared):
         assert torch.equal(ranking.proxies, result.pseudo_labels.centers)
 
 
-def test_synthesis_ranking_follows_a_changing_number_of_clusters():
-    class Growing:
-        def __init__(self):
-            self.k = 8
+def test_losses_follow_a_changing_number_of_clusters():
+    memory, anchor, triple = ClusterMemoryLoss(16), losses.ProxyAnchorLoss(2, 16), losses.SoftTripleLoss(2, 16)
+    loss = criterion(losses.MultipleLosses([memory, SynthesisRankingLoss(16), anchor, triple]))
+    result = short_fit(make_model(), labeler=ChangingClusters(10, 14, 9), criterion=loss, max_steps=9)
+    assert [report.n_clusters for report in result.history] == [10, 14, 9]
+    assert memory.memory.shape == anchor.proxies.shape == (9, 16)
+    assert triple.fc.shape == (16, 90)
 
-        def label(self, embeddings):
-            self.k += 2
-            return ClusterPseudoLabeler(self.k).label(embeddings)
 
-    result = short_fit(make_model(), labeler=Growing(), criterion=criterion(SynthesisRankingLoss(16)))
-    assert [report.n_clusters for report in result.history] == [10, 12]
+def test_cluster_memory_learns_to_separate_the_clusters():
+    memory = ClusterMemoryLoss(16)
+    result = short_fit(make_model(), criterion=memory, max_steps=60, relabel_every=20)
+    assert result.history[-1].loss < 0.7 * result.history[0].loss
+    torch.testing.assert_close(memory.memory.norm(dim=1), torch.ones(16))

@@ -13,11 +13,11 @@ import interrupted_training
 import numpy as np
 import pytest
 import torch
-from interrupted_training import Terminating, adam, assert_same, train
+from interrupted_training import ChangingClusters, Terminating, adam, assert_same, train
 from pytorch_metric_learning import losses
 
 from udmlss import BestWeights, Checkpoint, EarlyStopping, UDMLSSLoss, WeightAverage
-from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss, deep_metric
+from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking, SynthesisRankingLoss, deep_metric
 
 
 class InterruptionError(Exception):
@@ -47,6 +47,13 @@ VARIATIONS = {
     "plain": {},
     "scheduler and clipping": {"rotation_head": None, "optimizer": adam, "scheduler": None, "clip_norm": 0.5},
     "proxies": {"criterion": lambda _: UDMLSSLoss(losses.ProxyAnchorLoss(6, 8))},
+    "changing number of clusters": {
+        "labeler": lambda _: ChangingClusters(6, 9, 5),
+        "criterion": lambda _: UDMLSSLoss(
+            losses.MultipleLosses([ClusterMemoryLoss(8), losses.SoftTripleLoss(6, 8), losses.ProxyNCALoss(6, 8)])
+        ),
+        "callbacks": lambda _: [BestWeights()],
+    },
     "memory": {"criterion": lambda _: UDMLSSLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, 32))},
     "sampling loss with cluster centers": {
         "criterion": lambda _: UDMLSSLoss(

@@ -42,6 +42,23 @@ class Terminating(Noisy):
         return super().__getitem__(index)
 
 
+class ChangingClusters:
+    """A labeler of k-means with another number of clusters in each round, which checkpoints save."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.round = numbers, 0
+
+    def label(self, embeddings):
+        self.round += 1
+        return ClusterPseudoLabeler(self.numbers[self.round - 1]).label(embeddings)
+
+    def state_dict(self):
+        return {"round": self.round}
+
+    def load_state_dict(self, state):
+        self.round = state["round"]
+
+
 def adam(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
 

@@ -13,14 +13,14 @@ from unittest.mock import patch
 
 import differing_ranks
 import torch
-from interrupted_training import Noisy, build
+from interrupted_training import ChangingClusters, Noisy, build
 from pytorch_metric_learning import losses
 from torch import distributed, nn
 
 import udmlss.inference
 from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, Rounds, UDMLSSLoss, WeightAverage, fit
 from udmlss.distributed import process_group, rank, world_size
-from udmlss.losses import SelfSupervisedRanking
+from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
 
@@ -113,8 +113,9 @@ def train(*callbacks, images=None, **changes):
         model.embedder.weight += rank()
     result = fit(model, Noisy(N) if images is None else images, **arguments, callbacks=callbacks)
     modules = [model, arguments["criterion"], arguments["rotation_head"], arguments["auxiliary"]]
+    weights = [value for module in modules if module is not None for value in module.parameters()]
     return {
-        "weights": [value.clone() for module in modules if module is not None for value in module.parameters()],
+        "weights": [value.clone() for value in [*weights, *arguments["criterion"].buffers()]],
         "model": [value.clone() for value in model.state_dict().values()],
         "history": [replace(report, seconds=0.0) for report in result.history],
         "labels": result.pseudo_labels.labels,
@@ -139,6 +140,10 @@ def joint_batch():
 def pairs_and_proxies(_model):
     metric = losses.MultipleLosses([losses.MultiSimilarityLoss(2, 40, 0.5), losses.ProxyAnchorLoss(4, 8)])
     return UDMLSSLoss(metric, rotation_weight=0.5)
+
+
+def memory_and_proxies(_model):
+    return UDMLSSLoss(losses.MultipleLosses([ClusterMemoryLoss(8), losses.ProxyAnchorLoss(6, 8)]))
 
 
 def gradients(images, labels):
@@ -187,6 +192,7 @@ def all_outcomes(folder):
         "printed": printed.getvalue(),
         "resumed": train(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
         "unused parameter": train(criterion=with_unused_parameters),
+        "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),
         "differences": differing_ranks.all_errors(folder),

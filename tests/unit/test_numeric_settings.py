@@ -142,6 +142,7 @@ CALLS = {
     "metrics.nearest": lambda **changes: metrics.nearest(ROWS, **changes),
     "metrics.recall_at_k": retrieval(metrics.recall_at_k),
     "metrics.retrieval": retrieval(metrics.retrieval),
+    "models.BatchNormNeck": models.BatchNormNeck,
     "clustering.Communities": clustering.Communities,
     "clustering.cluster_means": lambda **changes: clustering.cluster_means(ROWS, LABELS, **changes),
     "clustering.k_means": lambda **changes: clustering.k_means(ROWS, **{"n_clusters": 3} | changes),
@@ -150,6 +151,7 @@ CALLS = {
         losses.ClusteringHead(4, 3), losses.Decoder((4, 1, 1), (3, 4, 4)), **changes
     ),
     "losses.CenterSoftmaxLoss": losses.CenterSoftmaxLoss,
+    "losses.ClusterMemoryLoss": lambda **changes: losses.ClusterMemoryLoss(**{"embedding_size": 4} | changes),
     "losses.ClusterNCALoss": losses.ClusterNCALoss,
     "losses.ClusteringHead": lambda **changes: losses.ClusteringHead(**{"embedding_size": 4} | changes),
     "losses.Decoder": lambda **changes: losses.Decoder(

@@ -11,6 +11,7 @@ from udmlss.losses.cbswr import (
     center_maps,
     reconstruction_loss,
 )
+from udmlss.losses.cluster_memory import ClusterMemoryLoss
 from udmlss.losses.deep_metric import ClusterNCALoss, NearestPositiveLoss
 from udmlss.losses.ranking import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.losses.stml import STMLLoss
@@ -20,6 +21,7 @@ __all__ = [
     "CBSwRLoss",
     "CBSwRTerms",
     "CenterSoftmaxLoss",
+    "ClusterMemoryLoss",
     "ClusterNCALoss",
     "ClusteringHead",
     "Decoder",

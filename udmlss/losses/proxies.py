@@ -1,12 +1,13 @@
 """Proxies and classifier weights of metric losses, which follow the cluster centers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction, MarginLoss
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from udmlss._checks import value_error
 from udmlss.types import UsesClusterCenters
@@ -16,17 +17,21 @@ _COLUMN_WEIGHTS = ("W", "fc", "weight")  # names of parameters (d, k * m), with 
 
 
 def check_fits(loss: nn.Module, n_clusters: int | None, dimension: int | None) -> None:
-    """Raise ValueError if a loss has parameters for other clusters or embeddings; None does not check a number."""
+    """Raise ValueError if a loss cannot be used for these clusters or embeddings; None does not check a number.
+
+    Class weights are resized to any number of clusters. The margins of `MarginLoss` are not.
+    """
     for name, weight in _class_weights(loss):
-        check_dimension(loss, weight.shape[1 if name in _ROW_WEIGHTS else 0], dimension)
+        check_dimension(loss, weight.shape[1 - _class_axis(name)], dimension)
     if isinstance(loss, UsesClusterCenters):
         check_dimension(loss, loss.embedding_size, dimension)
-    expected = _n_classes(loss)
-    if None not in (expected, n_clusters) and expected != n_clusters:
+    beta = getattr(loss, "beta", None)  # MarginLoss has a tensor of shape (1,), or (k,) with one value per class
+    expected = len(beta) if isinstance(loss, MarginLoss) and isinstance(beta, Tensor) else 1
+    if expected > 1 and n_clusters not in (None, expected):
         raise value_error(
-            f"{type(loss).__name__} has parameters for {expected} clusters and needs this number in every round",
+            f"MarginLoss has parameters for {expected} clusters and needs this number in every round",
             n_clusters,
-            f"Use ClusterPseudoLabeler({expected}), build the loss for {n_clusters}, or choose a loss without proxies",
+            f"Use ClusterPseudoLabeler({expected}), or build the loss without `num_classes`",
         )
 
 
@@ -40,6 +45,46 @@ def check_dimension(loss: nn.Module, expected: int, dimension: int | None) -> No
         )
 
 
+def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None) -> None:
+    """Resize the class weights of a loss to the number of clusters, with their state in the optimizer.
+
+    The weights of the first clusters are retained, and so is their state, such as the averages of Adam. The weights of
+    further clusters are copies of them, which `move_proxies` rotates to their centers, and their state is zero.
+
+    Raises:
+        ValueError: The number changes after a training step, and there is no optimizer.
+    """
+    n_classes = _n_classes(loss)
+    if n_classes in (None, n_clusters):
+        return
+    for name, weight in _class_weights(loss):
+        axis, size = _class_axis(name), weight.shape[_class_axis(name)]
+        if weight.grad is not None and optimizer is None:
+            raise value_error(
+                f"{type(loss).__name__} needs `optimizer` to change from {n_classes} to {n_clusters} clusters",
+                "None",
+                "Call start_round(pseudo_labels, optimizer)",
+            )
+        rows = torch.arange(n_clusters * (size // n_classes), device=weight.device)
+        state = {} if optimizer is None else optimizer.state.get(weight, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim == weight.ndim and value.shape[axis] == size:
+                state[key] = value.index_select(axis, rows % size).index_fill(axis, rows[size:], 0)
+        weight.data = weight.data.index_select(axis, rows % size)
+        weight.grad = None
+    _set_n_classes(loss, n_clusters)
+
+
+def resize_to_state(loss: nn.Module, prefix: str, state: Mapping[str, object]) -> None:
+    """Resize the class weights of a loss to those of a state dict, which may be of another number of clusters."""
+    n_classes = _n_classes(loss)
+    for name, weight in _class_weights(loss):
+        found, axis = state.get(prefix + name), _class_axis(name)
+        if n_classes is not None and isinstance(found, Tensor) and found.ndim == weight.ndim:
+            weight.grad = None
+            resize_proxies(loss, found.shape[axis] * n_classes // weight.shape[axis], None)
+
+
 def move_proxies(loss: nn.Module, centers: Float[Tensor, "k d"]) -> None:
     """Rotate the class weights of a loss to the cluster centers.
 
@@ -49,13 +94,13 @@ def move_proxies(loss: nn.Module, centers: Float[Tensor, "k d"]) -> None:
     """
     deviations = centers - centers.mean(dim=0)
     for name, weight in _class_weights(loss):
-        rows = weight.detach() if name in _ROW_WEIGHTS else weight.detach().T
+        rows = weight.detach() if _class_axis(name) == 0 else weight.detach().T
         vectors = rows.reshape(len(centers), -1, rows.shape[1])
         mean = functional.normalize(functional.normalize(vectors, dim=2).mean(dim=1, keepdim=True), dim=2)
         target = functional.normalize(deviations.to(rows)).unsqueeze(1)
         moved = _rotate(vectors, mean, target).flatten(0, 1)
         with torch.no_grad():
-            weight.copy_(moved if name in _ROW_WEIGHTS else moved.T)
+            weight.copy_(moved if _class_axis(name) == 0 else moved.T)
 
 
 def _rotate(
@@ -81,14 +126,21 @@ def _class_weights(loss: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield name, parameter
 
 
+def _class_axis(name: str) -> int:
+    return 0 if name in _ROW_WEIGHTS else 1
+
+
 def _n_classes(loss: nn.Module) -> int | None:
-    if not isinstance(loss, BaseMetricLossFunction):
-        return None
+    """Return the number of classes that a loss has weights for, or None if it has none."""
+    sizes = [weight.shape[_class_axis(name)] for name, weight in _class_weights(loss)]
     count: int = getattr(loss, "num_classes", 0)  # not all losses have it, and ProxyNCALoss sets it to 0
-    if count:
-        return count
-    sizes = [weight.shape[0 if name in _ROW_WEIGHTS else 1] for name, weight in _class_weights(loss)]
-    beta = getattr(loss, "beta", None)  # MarginLoss has a tensor of shape (1,), or (k,) with one value per class
-    if isinstance(beta, Tensor):
-        sizes.append(len(beta))
-    return max((size for size in sizes if size > 1), default=None)
+    return (count or max(sizes)) if sizes else None
+
+
+def _set_n_classes(loss: nn.Module, n_clusters: int) -> None:
+    """Set the attributes of losses of PML that depend on the number of classes."""
+    for name in ("num_classes", "K"):  # ManifoldLoss has the latter
+        if getattr(loss, name, 0):
+            setattr(loss, name, n_clusters)
+    if isinstance(getattr(loss, "proxy_labels", None), Tensor):  # of ProxyNCALoss
+        loss.proxy_labels = torch.arange(n_clusters)

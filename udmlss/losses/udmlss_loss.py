@@ -1,15 +1,17 @@
 """Metric loss on pseudo-labels with an auxiliary rotation loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from pytorch_metric_learning.losses import CrossBatchMemory, ManifoldLoss, SelfSupervisedLoss, VICRegLoss
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from udmlss._checks import as_labels, check_number, check_scalar, type_error, value_error
-from udmlss.losses.proxies import check_fits, move_proxies
+from udmlss.losses.proxies import check_fits, move_proxies, resize_proxies, resize_to_state
 from udmlss.results import LossTerms
 from udmlss.types import Labels, PseudoLabels, UsesClusterCenters
 
@@ -112,27 +114,30 @@ class UDMLSSLoss(nn.Module):
                 rotation = functional.cross_entropy(rotation_logits.float(), rotations)
         return LossTerms(metric + self.rotation_weight * rotation, metric, rotation)
 
-    def start_round(self, pseudo_labels: PseudoLabels) -> None:
+    def start_round(self, pseudo_labels: PseudoLabels, optimizer: Optimizer | None = None) -> None:
         """Adapt the loss to a new clustering; call it once after every clustering.
 
         `CrossBatchMemory` is emptied, because the labels that it stores belong to the previous clusters. Proxies and
-        classifier weights are rotated to the directions of the cluster centers from the mean of all centers. A loss
-        with a method `set_centers` receives the centers.
+        classifier weights are resized to the number of clusters, and rotated to the directions of the cluster centers
+        from the mean of all centers. A loss with a method `set_centers` receives the centers.
 
         Args:
             pseudo_labels: The new clusters. Their centers must be in the space of the embeddings.
+            optimizer: The optimizer that trains the proxies, whose state of each proxy is resized with them. It may be
+                None if there are no proxies or their number does not change after the first round.
 
         Raises:
-            ValueError: The loss has parameters for another number of clusters or another dimension, or it needs
-                centers and the labeler does not compute them.
+            ValueError: The loss has parameters for another number of clusters that cannot be resized or for another
+                dimension, or it needs centers and the labeler does not compute them, or it needs the optimizer.
         """
-        centers = pseudo_labels.centers
-        self.check_fits(pseudo_labels.n_clusters, None if centers is None else centers.shape[1])
+        centers, n_clusters = pseudo_labels.centers, pseudo_labels.n_clusters
+        self.check_fits(n_clusters, None if centers is None else centers.shape[1])
         for module in self.modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
             if isinstance(module, UsesClusterCenters):
                 module.set_centers(centers)
+            resize_proxies(module, n_clusters, optimizer)
             if centers is not None:
                 move_proxies(module, centers)
 
@@ -140,11 +145,17 @@ class UDMLSSLoss(nn.Module):
         """Raise ValueError if the loss has parameters for other clusters or other embeddings.
 
         Args:
-            n_clusters: Number of clusters. None does not check it.
+            n_clusters: Number of clusters. None does not check it. Proxies and classifier weights fit any number.
             dimension: Dimension of the embeddings. None does not check it.
         """
         for module in self.modules():
             check_fits(module, n_clusters, dimension)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # noqa: ANN401 (the signature of torch)
+        """Load proxies of any number of clusters."""
+        for path, module in self.named_modules(prefix=prefix.removesuffix(".")):
+            resize_to_state(module, f"{path}." if path else "", state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _metric_loss(self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         assigned = labels.argsort(stable=True)[int((labels < 0).sum()) :]

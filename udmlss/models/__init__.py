@@ -2,7 +2,15 @@
 
 from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.embedding_model import EmbeddingModel
+from udmlss.models.neck import BatchNormNeck
 from udmlss.models.pca import embedder_from_features
 from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
 
-__all__ = ["EmbeddingModel", "RotationPretextHead", "embedder_from_features", "frozen_batch_norm", "rotate_four_ways"]
+__all__ = [
+    "BatchNormNeck",
+    "EmbeddingModel",
+    "RotationPretextHead",
+    "embedder_from_features",
+    "frozen_batch_norm",
+    "rotate_four_ways",
+]

@@ -115,7 +115,7 @@ class Run:
         """Let the criterion follow the clusters of a round, unless the round is resumed."""
         self.pseudo_labels = round_.pseudo_labels
         if round_.batches_done == 0:
-            self.criterion.start_round(round_.pseudo_labels)
+            self.criterion.start_round(round_.pseudo_labels, self.optimizer)
 
     def end_round(self, label_free: LabelFreeScores | None) -> RoundReport | None:
         """Append the report of the present round to the history and return it; None if the round had no steps."""
@@ -169,7 +169,8 @@ class Run:
         self._seconds, self._clock = state["seconds"], time.perf_counter()
         if state["pseudo_labels"] is not None:
             self.pseudo_labels = PseudoLabels(**state["pseudo_labels"])
-            self.criterion.start_round(self.pseudo_labels)  # sets the shapes of parameters that depend on clusters
+            # sets the shapes of parameters that depend on clusters
+            self.criterion.start_round(self.pseudo_labels, self.optimizer)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self._attributes.load(state["attributes"])

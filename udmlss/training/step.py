@@ -35,6 +35,7 @@ class TrainingStep:
         self.run = run
         self.max_norm = inf if clip_norm is None else float(clip_norm)
         self.losses = _Losses(run, reuse_features=freeze_batch_norm, precision=precision)
+        self._shapes = self._parameter_shapes()
         self.parallel = data_parallel(self.losses)
 
     def __call__(self, batches: Iterator[Batch]) -> StepReport:
@@ -45,6 +46,10 @@ class TrainingStep:
             ValueError: The auxiliary loss is not a scalar.
         """
         run = self.run
+        if self._shapes != self._parameter_shapes():  # DistributedDataParallel does not accept other shapes
+            self._shapes = self._parameter_shapes()
+            del self.parallel  # the gradients of its parameters are bound to it while it exists
+            self.parallel = data_parallel(self.losses)
         buffers = [(buffer, buffer.clone()) for module in run.modules.values() for buffer in module.buffers()]
         try:
             losses = self.parallel(partial(next, batches))
@@ -68,6 +73,9 @@ class TrainingStep:
             rotation_accuracy=means.get("rotation_accuracy"),
             auxiliary_loss=means.get("auxiliary_loss"),
         )
+
+    def _parameter_shapes(self) -> list[torch.Size]:
+        return [parameter.shape for parameter in self.losses.parameters()]
 
     def _clip_gradient(self) -> None:
         parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch import nn
 
-from udmlss.losses.proxies import check_fits, move_proxies
+from udmlss.losses.proxies import check_fits, move_proxies, resize_proxies
 
 K, D = 4, 6
 SHAPES = [(4, 6), (6, 4), (5, 5)]
@@ -65,31 +65,71 @@ def deviations(centers):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_check_fits_accepts_only_the_sizes_of_the_loss(name):
+def test_check_fits_accepts_any_number_of_clusters_and_only_the_dimension_of_the_loss(name):
     for k, d in SHAPES:
         loss = make(name, k, d)
-        check_fits(loss, k, d)
-        check_fits(loss, None, None)
-        with pytest.raises(ValueError, match=rf"{name} has parameters for {k} clusters .* got {k + 1}\."):
-            check_fits(loss, k + 1, d)
-        with pytest.raises(ValueError, match=rf"{name} was built for embeddings of {d} dimensions, got {d + 1}\."):
-            check_fits(loss, k, d + 1)
-
-
-def test_errors_suggest_the_required_sizes():
-    message = r"Use ClusterPseudoLabeler\(4\), build the loss for 9, or choose a loss without proxies\."
-    with pytest.raises(ValueError, match=message):
-        check_fits(make("ProxyAnchorLoss"), 9, D)
-    with pytest.raises(ValueError, match=r"Build it with embedding size 512\."):
-        check_fits(make("ProxyAnchorLoss"), K, 512)
+        for n_clusters in (k, k + 1, None):
+            check_fits(loss, n_clusters, d)
+            check_fits(loss, n_clusters, None)
+        message = rf"{name} was built for embeddings of {d} dimensions, got 512\. Build it with embedding size 512\."
+        with pytest.raises(ValueError, match=message):
+            check_fits(loss, k, 512)
 
 
 @pytest.mark.parametrize("learn_beta", [True, False])
 def test_check_fits_counts_the_margins_of_margin_loss(learn_beta):
     loss = losses.MarginLoss(learn_beta=learn_beta, num_classes=K)
     check_fits(loss, K, D)
-    with pytest.raises(ValueError, match="MarginLoss has parameters for 4 clusters"):
+    check_fits(loss, None, D)
+    with pytest.raises(ValueError, match=r"MarginLoss has parameters for 4 clusters .* got 5\. Use Clus.*\(4\), or"):
         check_fits(loss, K + 1, D)
+
+
+def state_by_class(optimizer, loss):
+    """Return, for each class, its part of both averages of Adam."""
+    name, by_row, n_weights = LAYOUTS[type(loss).__name__]
+    state = optimizer.state[getattr(loss, name)]
+    averages = torch.stack([state[key] if by_row else state[key].T for key in ("exp_avg", "exp_avg_sq")])
+    return averages.unflatten(1, (-1, n_weights)).transpose(0, 1)
+
+
+def take_step(loss, optimizer, k):
+    """Take a step on four unit embeddings per class."""
+    rows, labels = nn.functional.normalize(torch.randn(4 * k, D)), torch.arange(4 * k) % k
+    optimizer.zero_grad()
+    (loss(rows, indices_tuple=labels) if isinstance(loss, losses.ManifoldLoss) else loss(rows, labels)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_resized_weights_and_their_optimizer_state_belong_to_the_same_clusters(name):
+    loss, k = make(name), K
+    parameter = getattr(loss, LAYOUTS[name][0])
+    optimizer = torch.optim.Adam([parameter], lr=1e-3)
+    for n_clusters in (K + 3, 2, 2 * K, K):
+        take_step(loss, optimizer, k)
+        before, state = weights_by_class(loss), state_by_class(optimizer, loss)
+        resize_proxies(loss, n_clusters, optimizer)
+        after, new_state = weights_by_class(loss), state_by_class(optimizer, loss)
+        assert len(after) == len(new_state) == n_clusters
+        for cluster in range(n_clusters):
+            assert all(map(torch.equal, after[cluster], before[cluster % k]))
+        both = min(k, n_clusters)
+        assert torch.equal(new_state[:both], state[:both])
+        assert state[:both].any()
+        assert not new_state[both:].any()
+        k = n_clusters
+    assert getattr(loss, LAYOUTS[name][0]) is parameter
+    take_step(loss, optimizer, K)
+
+
+def test_resizing_trained_weights_needs_the_optimizer():
+    loss = make("ProxyAnchorLoss")
+    resize_proxies(loss, K + 1, None)
+    take_step(loss, torch.optim.SGD(loss.parameters(), lr=0.1), K + 1)
+    resize_proxies(loss, K + 1, None)
+    with pytest.raises(ValueError, match=r"ProxyAnchorLoss needs `optimizer` to change from 5 to 9 clusters, got None"):
+        resize_proxies(loss, 9, None)
 
 
 @pytest.mark.parametrize(
