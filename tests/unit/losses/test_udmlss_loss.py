@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -51,12 +50,6 @@ def bare_loss(loss, embeddings, labels, miner=None):
     if isinstance(loss, losses.ManifoldLoss):
         return loss(embeddings, indices_tuple=labels)
     return loss(embeddings, labels) if miner is None else loss(embeddings, labels, miner(embeddings, labels))
-
-
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 # All losses
@@ -185,11 +178,6 @@ def test_rejects_what_is_not_a_loss_object(value, unchecked_types):
 def test_rejects_what_is_not_a_miner_object(value, unchecked_types):
     with pytest.raises(TypeError, match=r"`miner` must be a miner object, got .*\. Pass MultiSimilarityMiner\(0.1\)"):
         UDMLSSLoss(pair_loss(), miner=value)
-
-
-def test_rejects_a_negative_rotation_weight():
-    with pytest.raises(ValueError, match=r"`rotation_weight` must be at least 0, got -0\.1"):
-        UDMLSSLoss(pair_loss(), rotation_weight=-0.1)
 
 
 @pytest.mark.parametrize(

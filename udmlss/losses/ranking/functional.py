@@ -94,7 +94,7 @@ def seeded_generator(seed: int | None) -> torch.Generator:
 def set_default_seed(generator: torch.Generator, seed: int) -> None:
     """Seed a generator unless it already has this seed, in which case it continues."""
     if generator.initial_seed() != seed:
-        generator.manual_seed(seed)
+        generator.manual_seed(int(seed))
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:

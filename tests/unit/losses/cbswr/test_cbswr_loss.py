@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -259,12 +258,6 @@ def test_training_lowers_all_terms_and_separates_different_images():
 # Errors
 
 
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.parametrize("b", [1, 3])
 def test_rejects_batches_with_fewer_images_than_clusters(b):
     criterion, network = make_criterion(), Network()
@@ -279,9 +272,3 @@ def test_rejects_images_of_another_shape_than_decoded_ones(unchecked_types):
     maps, second = network.maps(views), network.model(second_views)
     with pytest.raises(ValueError, match=r"The decoder must return images of the shape of `images`, got \(1, 8, 8\)"):
         criterion(maps, second, views[:, :, :4, :4], network.embed_maps)
-
-
-@pytest.mark.parametrize("name", ["metric_weight", "information_weight", "reconstruction_weight"])
-def test_rejects_negative_weights(name):
-    with pytest.raises(ValueError, match=rf"`{name}` must be at least 0, got -0\.1"):
-        make_criterion(**{name: -0.1})

@@ -2,7 +2,6 @@
 
 import time
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,12 +22,6 @@ def naive_error(decoded, images, clusters):
             (a - b) ** 2 for a, b in zip(decoded[cluster].flatten().tolist(), image.flatten().tolist(), strict=True)
         ]
     return sum(errors) / len(errors)
-
-
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 # Center maps

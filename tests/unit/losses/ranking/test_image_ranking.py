@@ -1,8 +1,6 @@
 """SelfSupervisedRanking, compared with its definition, and the distorted views."""
 
-import copy
 import math
-import pickle
 from itertools import pairwise
 
 import jaxtyping
@@ -14,7 +12,6 @@ from torch.nn import functional
 from udmlss import EmbeddingModel
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.losses.ranking import distort, image_ranking
-from udmlss.types import UsesSeed
 
 B, SIDE, F = 6, 8, 192
 
@@ -152,36 +149,6 @@ def test_a_skipped_call_returns_zero_with_a_gradient():
     assert all(not parameter.grad.any() for parameter in ranking.parameters())
 
 
-def test_seed_determines_the_samples_and_the_global_state_is_unchanged():
-    images, values = make_images(), {}
-    for seed in (1, 1, 2):
-        model, ranking = make_model(), make_ranking(seed=seed)
-        before = torch.get_rng_state()
-        losses = ranking(model, images).item(), ranking(model, images).item()
-        assert torch.equal(before, torch.get_rng_state())
-        assert losses[0] != losses[1]
-        assert values.setdefault(seed, losses) == losses
-    assert values[1] != values[2]
-
-
-def test_default_seed_is_used_only_without_a_seed():
-    images, unseeded, seeded = make_images(), make_ranking(), make_ranking(seed=0)
-    assert isinstance(unseeded, UsesSeed)
-    for ranking in (unseeded, seeded):
-        ranking.set_default_seed(2)
-    assert unseeded.seed is None
-    assert unseeded(make_model(), images) == make_ranking(seed=2)(make_model(), images)
-    assert seeded(make_model(), images) == make_ranking()(make_model(), images)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda ranking: pickle.loads(pickle.dumps(ranking))])  # noqa: S301
-def test_a_copy_continues_with_the_same_samples(duplicate):
-    model, ranking, images = make_model(), make_ranking(), make_images()
-    ranking(model, images)
-    other = duplicate(ranking)
-    assert ranking(model, images) == other(model, images)
-
-
 def test_preserves_the_memory_format():
     model, images = make_model(), make_images()
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -279,27 +246,6 @@ def test_rejects_invalid_strengths(strengths):
         ValueError, match=r"`strengths` must be 2 to 4 increasing numbers above 0 and at most 1, got \("
     ):
         make_ranking(strengths=strengths)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"margin": -0.1}, "`margin` must be at least 0"),
-        ({"boundary": 1.1}, r"`boundary` must lie in -1\.\.1, got 1\.1"),
-        ({"scale": 0.0}, "`scale` must be above 0"),
-        ({"positive_weight": -1.0}, "`positive_weight` must be at least 0"),
-        ({"weight": -1.0}, "`weight` must be at least 0, got -1.0"),
-        ({"max_images": 0}, "`max_images` must be at least 1"),
-        ({"probability": 1.5}, r"`probability` must lie in 0\.\.1, got 1\.5"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-        ({"in_features": 0}, "`in_features` must be at least 1, got 0"),
-        ({"hidden": 0}, "`hidden` must be at least 1, got 0"),
-        ({"out_features": 0}, "`out_features` must be at least 1, got 0"),
-    ],
-)
-def test_rejects_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        SelfSupervisedRanking(**{"in_features": F} | settings)
 
 
 def test_rejects_features_that_are_not_2d(monkeypatch):
