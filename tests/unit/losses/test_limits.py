@@ -1,4 +1,4 @@
-"""The limits of the numeric settings of all losses: the nearest value outside of a range is an error."""
+"""The limits of the numeric settings of all losses."""
 
 from functools import partial
 
@@ -22,8 +22,11 @@ LIMITS = {
     CBSWR: dict.fromkeys(("metric_weight", "information_weight", "reconstruction_weight"), AT_LEAST_0),
     losses.CenterSoftmaxLoss: {"temperature": ABOVE_0, "negative_weight": AT_LEAST_0},
     losses.InformationLoss: {"weight": AT_LEAST_0},
-    partial(losses.ClusteringHead, 4): {"n_clusters": AT_LEAST_2, "dropout": PROBABILITY},
-    losses.ClusteringHead: {"embedding_size": AT_LEAST_1},
+    partial(losses.ClusteringHead, embedding_size=4): {
+        "embedding_size": AT_LEAST_1,
+        "n_clusters": AT_LEAST_2,
+        "dropout": PROBABILITY,
+    },
     deep_metric.contrastive: {"threshold": AT_LEAST_0},
     deep_metric.binomial_deviance: SCALES | {"base": COSINE},
     deep_metric.lifted_structure: SCALES,
@@ -35,17 +38,16 @@ LIMITS = {
     deep_metric.distance_weighted_margin: {"margin": AT_LEAST_0, "beta": ABOVE_0, "cutoff": ABOVE_0, "seed": SEED},
     losses.NearestPositiveLoss: {"margin": AT_LEAST_0},
     losses.ClusterNCALoss: {"n_clusters": AT_LEAST_1, "scale": ABOVE_0, "label_weight": AT_LEAST_0, "seed": SEED},
-    losses.SelfSupervisedRanking: {"in_features": AT_LEAST_1},
-    partial(losses.SelfSupervisedRanking, 4): {
-        **dict.fromkeys(("hidden", "out_features", "max_images"), AT_LEAST_1),
+    partial(losses.SelfSupervisedRanking, in_features=4): {
+        **dict.fromkeys(("in_features", "hidden", "out_features", "max_images"), AT_LEAST_1),
         **dict.fromkeys(("margin", "positive_weight", "weight"), AT_LEAST_0),
         "boundary": COSINE,
         "scale": ABOVE_0,
         "probability": PROBABILITY,
         "seed": SEED,
     },
-    losses.SynthesisRankingLoss: {"embedding_size": AT_LEAST_1},
-    partial(losses.SynthesisRankingLoss, 4): {
+    partial(losses.SynthesisRankingLoss, embedding_size=4): {
+        "embedding_size": AT_LEAST_1,
         **dict.fromkeys(("radius", "scale", "anchor_scale"), ABOVE_0),
         **dict.fromkeys(("margin", "ranking_weight", "anchor_weight"), AT_LEAST_0),
         "n_synthetic": AT_LEAST_2,
@@ -65,7 +67,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("build", LIMITS, ids=lambda build: getattr(build, "func", build).__name__)
-def test_rejects_the_nearest_value_outside_of_a_range(build):
+def test_rejects_a_setting_outside_of_its_range(build):
     for name, (rule, value) in LIMITS[build].items():
         with pytest.raises(ValueError, match=rf"^`{name}` must (be|lie) {rule}, got {value}\."):
             build(**{name: value})
