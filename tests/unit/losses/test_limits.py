@@ -58,10 +58,7 @@ LIMITS = {
     partial(ranking.rank_loss, ROWS, margin=0.1, scale=8): {"margin": AT_LEAST_0, "scale": ABOVE_0},
     partial(ranking.positive_loss, ROWS, boundary=0, scale=8): {"boundary": COSINE, "scale": ABOVE_0},
     losses.STMLLoss: {"sigma": ABOVE_0, "delta": ABOVE_0, "neighbors": AT_LEAST_1},
-    partial(stml.teacher_similarity, ROWS, [0, 1], sigma=1, neighbors=1): {
-        "sigma": ABOVE_0,
-        "neighbors": AT_LEAST_1,
-    },
+    partial(stml.teacher_similarity, ROWS, [0, 1], sigma=1, neighbors=1): {"sigma": ABOVE_0, "neighbors": AT_LEAST_1},
     partial(stml.relaxed_contrastive_loss, ROWS, ROWS): {"delta": ABOVE_0},
 }
 

@@ -19,10 +19,7 @@ CARS196 = PublishedDataset(
     parts=(("cars_annos.mat",), ("car_ims/",)),
     archives=("car_ims.tgz",),
     splits={"train": SplitSize(8054, 98), "test": SplitSize(8131, 98)},
-    md5={
-        "car_ims.tgz": "d5c8f0aa497503f355e17dc7886c3f14",
-        "cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc",
-    },
+    md5={"car_ims.tgz": "d5c8f0aa497503f355e17dc7886c3f14", "cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc"},
 )
 # SciPy's reader ends its process for some damaged files, and allocates any memory that a damaged file asks for. It thus
 # runs in a process of its own with at most 8 GiB of memory; on Windows, which has no such limit, with any memory.
@@ -43,10 +40,7 @@ print(json.dumps([files, [int(key.item()) for key in annotations["class"].ravel(
 
 
 def cars196(
-    root: str | PathLike[str],
-    split: Literal["train", "test"],
-    *,
-    transform: Callable[[Any], Any] | None = None,
+    root: str | PathLike[str], split: Literal["train", "test"], *, transform: Callable[[Any], Any] | None = None
 ) -> ImageFiles:
     """Open a split of Cars196 (Stanford Cars).
 

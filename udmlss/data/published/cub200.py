@@ -20,10 +20,7 @@ CUB200 = PublishedDataset(
 
 
 def cub200(
-    root: str | PathLike[str],
-    split: Literal["train", "test"],
-    *,
-    transform: Callable[[Any], Any] | None = None,
+    root: str | PathLike[str], split: Literal["train", "test"], *, transform: Callable[[Any], Any] | None = None
 ) -> ImageFiles:
     """Open a split of CUB-200-2011, or of any folder in its layout.
 

@@ -14,11 +14,7 @@ INSHOP = PublishedDataset(
     folder="In-shop Clothes Retrieval Benchmark",
     parts=(("Eval/list_eval_partition.txt", "list_eval_partition.txt"), ("Img/img/", "img/")),
     archives=("Img/img.zip", "img.zip"),
-    splits={
-        "train": SplitSize(25882, 3997),
-        "query": SplitSize(14218, 3985),
-        "gallery": SplitSize(12612, 3985),
-    },
+    splits={"train": SplitSize(25882, 3997), "query": SplitSize(14218, 3985), "gallery": SplitSize(12612, 3985)},
 )
 _COLUMNS = "image_name item_id evaluation_status"
 

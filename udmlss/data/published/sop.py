@@ -20,10 +20,7 @@ _COLUMNS = "image_id class_id super_class_id path"
 
 
 def sop(
-    root: str | PathLike[str],
-    split: Literal["train", "test"],
-    *,
-    transform: Callable[[Any], Any] | None = None,
+    root: str | PathLike[str], split: Literal["train", "test"], *, transform: Callable[[Any], Any] | None = None
 ) -> ImageFiles:
     """Open a split of Stanford Online Products.
 

@@ -10,13 +10,7 @@ from torch.nn import functional
 
 from udmlss._checks import check_features, check_integer, check_number, value_error
 from udmlss._torch import to_dtype
-from udmlss.losses.ranking.functional import (
-    generator_on,
-    positive_loss,
-    rank_loss,
-    seeded_generator,
-    set_default_seed,
-)
+from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
 _MIN_VIEWS, _MAX_VIEWS = 2, 4  # one view has no order, and each view costs a forward pass through the trunk
 # The distortion at strength 1. Brightness and noise are in units of the image's standard deviation.

@@ -7,18 +7,12 @@ from torch.nn import functional
 
 from udmlss._checks import as_labels, check_integer, check_number, value_error
 from udmlss.losses.proxies import check_dimension
-from udmlss.losses.ranking.functional import (
-    generator_on,
-    positive_loss,
-    rank_loss,
-    seeded_generator,
-    set_default_seed,
-)
+from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 from udmlss.types import Labels
 
 
 class SynthesisRankingLoss(nn.Module):
-    r"""Ranking loss of synthetic embeddings: the farther they are from their embedding, the less similar they should be.
+    r"""Ranking loss of synthetic embeddings, whose similarity to their embedding should decrease with their distance.
 
     $$r_i^j = r_i + j \alpha \, u_i^j$$
 

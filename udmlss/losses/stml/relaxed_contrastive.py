@@ -19,8 +19,8 @@ def teacher_similarity(
     c_{ij} = \frac{|R_i \cap R_j|}{|R_i|} \text{ if } j \in R_i, \text{ else } 0$$
 
     for the teacher's embeddings $t$ at unit length. The mutual neighbors $R_i$ of row i are those of its neighbors that
-    have row i as a neighbor, too. Other views of the same image count as nearer than all other rows. $H_i$ is the nearer
-    half of the neighbors of row i.
+    have row i as a neighbor, too. Views of the same image are nearer than all other rows. $H_i$ is the nearer half of
+    the neighbors of row i.
 
     Args:
         teacher_embeddings: The teacher's embeddings (b, w). Their scale does not matter.

@@ -62,8 +62,7 @@ def naive_loss(ranking, features, b):
 
 @pytest.mark.parametrize("strengths", [(0.2, 0.9), (0.25, 0.5, 0.75), (0.1, 0.2, 0.3, 1.0)])
 @pytest.mark.parametrize(
-    ("weights", "max_images"),
-    [({}, 4), ({"weight": 0.3, "positive_weight": 2.0}, B), ({"positive_weight": 0.0}, 100)],
+    ("weights", "max_images"), [({}, 4), ({"weight": 0.3, "positive_weight": 2.0}, B), ({"positive_weight": 0.0}, 100)]
 )
 def test_equals_the_definition_for_the_inputs_of_the_trunk(strengths, weights, max_images):
     model = make_model().double()
@@ -222,8 +221,7 @@ def test_accepts_images_that_are_not_square_and_does_not_change_them():
 
 
 @pytest.mark.parametrize(
-    "strengths",
-    [(0.5,), (0.1, 0.2, 0.3, 0.4, 0.5), (), (0.5, 0.5), (0.6, 0.3), (0.0, 0.5), (-0.1, 0.5), (0.5, 1.1)],
+    "strengths", [(0.5,), (0.1, 0.2, 0.3, 0.4, 0.5), (), (0.5, 0.5), (0.6, 0.3), (0.0, 0.5), (-0.1, 0.5), (0.5, 1.1)]
 )
 def test_rejects_invalid_strengths(strengths):
     message = r"`strengths` must be 2 to 4 increasing numbers above 0 and at most 1, got \("
