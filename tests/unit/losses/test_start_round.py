@@ -145,5 +145,8 @@ def test_does_not_change_parameters_of_a_custom_module():
     assert torch.equal(criterion.metric_loss.proxies, before)
 
 
-def test_a_callable_accepts_a_new_round():
-    UDMLSSLoss(lambda rows, _labels: rows.sum()).start_round(with_centers(3))
+def test_a_new_round_does_not_change_a_callable():
+    criterion, (embeddings, pseudo_labels) = UDMLSSLoss(lambda rows, _labels: rows.sum()), separated_clusters()
+    before = criterion(embeddings, pseudo_labels.labels)
+    criterion.start_round(pseudo_labels)
+    assert criterion(embeddings, pseudo_labels.labels) == before
