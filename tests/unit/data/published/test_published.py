@@ -62,9 +62,8 @@ def test_rejects_another_layout_and_lists_the_content(tmp_path, dataset, open_sp
     root = tmp_path / "here"
     for name in (".", *names) if names is not None else ():
         (root / name).mkdir()
-    with pytest.raises(
-        ValueError, match=r" must have the layout of .*, with .* and .*\. Pass the folder that"
-    ) as caught:
+    message = r" must have the layout of .*, with .* and .*\. Pass the folder that"
+    with pytest.raises(ValueError, match=message) as caught:
         open_split(root, "train")
     assert str(caught.value).startswith(f"{root} must")
     assert f", got {found}. Pass" in str(caught.value)
@@ -117,9 +116,8 @@ def test_rejects_a_list_that_leads_out_of_the_folder(tmp_path, name, target):
     [old] = [word for word in lines[number].split() if word.lower().endswith(".jpg")]
     lines[number] = lines[number].replace(old, target.format(outside=outside))
     layouts.write_lines(path, lines)
-    with pytest.raises(
-        ValueError, match=r"Every image in the list must be inside .*, got 1 of \d+ outside, the first is"
-    ):
+    message = r"Every image in the list must be inside .*, got 1 of \d+ outside, the first is"
+    with pytest.raises(ValueError, match=message):
         getattr(data, name)(root, "train")
 
 
@@ -132,9 +130,8 @@ def test_rejects_links_that_lead_out_of_the_folder(tmp_path, write, open_split, 
     if path.name in {"car_ims", "img"}:  # the folder of all images may be a link
         assert open_split(tmp_path / "data", "train").paths == images.paths
         return
-    with pytest.raises(
-        ValueError, match=r"must be inside .*, got \d of \d outside, .* or replace links by the files\."
-    ):
+    message = r"must be inside .*, got \d of \d outside, .* or replace links by the files\."
+    with pytest.raises(ValueError, match=message):
         open_split(tmp_path / "data", "train")
 
 
