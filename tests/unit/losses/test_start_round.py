@@ -73,12 +73,6 @@ def test_rejects_embeddings_of_another_dimension(name):
         UDMLSSLoss(make(name)).start_round(with_centers(K, dimension=7))
 
 
-def test_rejects_another_number_of_clusters_than_margins():
-    criterion = UDMLSSLoss(losses.MarginLoss(learn_beta=True, num_classes=K))
-    with pytest.raises(ValueError, match=r"MarginLoss has parameters for 4 clusters .* got 5"):
-        criterion.start_round(with_centers(5))
-
-
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*PROXY_LOSSES, "MarginLoss")])
 def test_losses_without_proxies_accept_any_number_of_clusters(name):
     pseudo_labels = with_centers(5)

@@ -16,12 +16,7 @@ _MAX_NAMES = 8  # in an error message
 
 @dataclass(frozen=True)
 class SplitSize:
-    """Size of a split.
-
-    Attributes:
-        n_images: Number of images.
-        n_classes: Number of classes.
-    """
+    """Numbers of images and of classes in a split."""
 
     n_images: int
     n_classes: int

@@ -40,8 +40,7 @@ class CBSwRLoss(nn.Module):
     The published settings are batches of 64 images with two views each, K = 32 in the paper and 100 in the released
     training, SGD with a learning rate of 1e-3, a temperature of 0.1, and weights of 0.9, 0.3 and 0.001. The head and
     the decoder are used only in training. Their parameters belong to the criterion, so pass
-    `[*model.parameters(), *criterion.parameters()]` to the optimizer. Its weight decay is the l2 term of the clustering
-    loss.
+    `[*model.parameters(), *criterion.parameters()]` to the optimizer, whose weight decay is the l2 term of the loss.
 
     Args:
         head: Head that maps embeddings to the logits of K clusters.

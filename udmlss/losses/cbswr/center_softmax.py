@@ -97,8 +97,8 @@ def center_softmax(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     r"""Compute $-\log p^+$ and $-\sum_j \log(1 - p^-_j)$ of the softmax over one positive and k negatives.
 
-    A negative is excluded by a logit of minus infinity. The results are accurate even if a probability rounds to 1.
-    Only the largest negative can have one, and its $1 - p$ is computed as the sum of all other probabilities.
+    A negative is excluded by a logit of minus infinity. The results are accurate even if the probability of a negative
+    rounds to 1. Only that of the largest can, so its $1 - p$ is computed as the sum of all other probabilities.
     """
     logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
     log_sum = logits.logsumexp(dim=1)

@@ -58,9 +58,9 @@ class InformationLoss(nn.Module):
     $$L = -\mu \, \frac{H(Y) - H(Y | X)}{\log K}$$
 
     where $H(Y)$ is the entropy of the mean assignment over the batch and $H(Y | X)$ the mean entropy of the assignment
-    of each image, both in nats. The mutual information $-L / \mu$ thus lies in 0..1. The l2 term of regularized
-    information maximization is the weight decay of the optimizer for the parameters of the head. The loss runs outside
-    autocast, in float32, or in float64 for float64 logits.
+    of each image, both in nats. The mutual information $-L / \mu$ thus lies in 0..1. Regularized information
+    maximization also has an l2 term, which is the weight decay that the optimizer applies to the parameters of the
+    head. The loss runs outside autocast, in float32, or in float64 for float64 logits.
 
     Args:
         weight: Weight mu, at least 0. The default is the released value.
