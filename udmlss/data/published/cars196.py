@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, value_error
+from udmlss._checks import value_error
 from udmlss.data.image_files import ImageFiles, label_images
 from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique
 
@@ -68,8 +68,7 @@ def cars196(
         3D Object Representations for Fine-Grained Categorization. Krause et al. 2013.
         https://ai.stanford.edu/~jkrause/cars/car_dataset.html
     """
-    check_choice("split", split, ("train", "test"))
-    annotations, folder = CARS196.find_parts(root)
+    annotations, folder = CARS196.find_parts(root, split)
     files, classes, names = _read_annotations(annotations)
     check_unique(files, annotations)
     half = len(names) // 2

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, value_error
+from udmlss._checks import value_error
 from udmlss.data.image_files import ImageFiles, label_images
 from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
@@ -51,8 +51,7 @@ def inshop(
         DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations. Liu et al. 2016.
         https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html
     """
-    check_choice("split", split, ("train", "query", "gallery"))
-    path, folder = INSHOP.find_parts(root)
+    path, folder = INSHOP.find_parts(root, split)
     rows = _read_list(path)
     with_same_labels = ("train",) if split == "train" else ("query", "gallery")
     images = [(folder.parent / file, item) for file, item, row_split in rows if row_split == split]

@@ -167,10 +167,9 @@ def test_docstring_reports_the_published_sizes(dataset, open_split):
 
 
 def test_splits_add_up_to_the_whole_dataset():
+    # In In-shop, the queries and the gallery show the same 3,985 items.
     totals = ((11_788, 200), (16_185, 196), (120_053, 22_634), (52_712, 7_982 + 3_985))
-    for dataset, expected in zip(
-        DATASETS, totals, strict=True
-    ):  # the queries and the gallery of In-shop show the same 3,985 items
+    for dataset, expected in zip(DATASETS, totals, strict=True):
         sizes = dataset.splits.values()
         assert (sum(size.n_images for size in sizes), sum(size.n_classes for size in sizes)) == expected
     assert INSHOP.splits["query"].n_classes == INSHOP.splits["gallery"].n_classes == 3_985
