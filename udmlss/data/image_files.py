@@ -161,9 +161,7 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
 
 
 def label_images(
-    images: Sequence[tuple[Path, _Class]],
-    names: Mapping[_Class, str],
-    transform: Callable[[Any], Any] | None,
+    images: Sequence[tuple[Path, _Class]], names: Mapping[_Class, str], transform: Callable[[Any], Any] | None
 ) -> ImageFiles:
     """Return a dataset of images whose classes are numbered in the order of `names`.
 

@@ -21,7 +21,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the last two
 _MAX_VALUE = 255
-# Pillow returns 8 bits per channel, but the transparent color as it is stored.
+# Pillow scales the pixels to 8 bits per channel, but not the transparent color.
 _SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
