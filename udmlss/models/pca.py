@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_embeddings, check_integer
-from udmlss._chunks import row_slices
+from udmlss._chunks import row_slices, with_float64
 
 
 def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) -> nn.Linear:
@@ -41,8 +41,10 @@ def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) 
     check_embeddings(features, "features")
     size = features.shape[1]
     check_integer("embedding_size", embedding_size, 1, size)
-    unit = (functional.normalize(features[rows].detach().double()) for rows in row_slices(features))
-    products = sum((rows.T @ rows for rows in unit), start=features.new_zeros(size, size, dtype=torch.float64))
+    parts = (with_float64(features[rows].detach()) for rows in row_slices(features))
+    unit = (functional.normalize(part.double()) for part in parts)
+    start = with_float64(features[:0]).new_zeros(size, size, dtype=torch.float64)
+    products = sum((rows.T @ rows for rows in unit), start=start)
     directions = _eigenvectors(products).flip(1)  # eigh sorts eigenvalues in ascending order
     embedder = nn.Linear(size, embedding_size, device=features.device)
     with torch.no_grad():
