@@ -69,12 +69,6 @@ BELOW_RANGE = {  # a value below the range of a setting whose range includes -1;
     ("ranking.positive_loss", "boundary"): -1.5,
 }
 
-NOT_YET_CHECKED = {
-    "data.ImageFiles": "`background=(True, 0, 0)` is accepted",
-    "data.image_folder": "the folder is read before `background` and `value_range` are checked",
-    "ranking.distort": "`strengths` are not checked",
-}
-
 ROWS, LABELS = torch.eye(6), torch.arange(6) // 2
 IMAGES = torch.rand(6, 3, 4, 4)
 
@@ -238,13 +232,7 @@ def test_the_settings_of_all_public_functions_are_found():
     assert BELOW_RANGE.keys() <= SETTINGS.keys()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=NOT_YET_CHECKED[name])) if name in NOT_YET_CHECKED else name
-        for name in sorted({name for name, _ in SETTINGS})
-    ],
-)
+@pytest.mark.parametrize("name", sorted({name for name, _ in SETTINGS}))
 def test_wrong_numbers_are_errors_that_name_the_setting_before_any_work(name, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types of the signatures reject some before
     for (owner, setting), (kind, is_sequence) in SETTINGS.items():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from udmlss._checks import check_features, check_integer
+from udmlss._checks import as_features, check_integer, type_error
 from udmlss._torch import device_of, to_dtype
 from udmlss.dataset import IndexedImages
 from udmlss.inference import InferenceOptions, embed
@@ -22,7 +22,8 @@ class EmbeddingModel(nn.Module):
     """A trunk that computes features from images, and an embedder that computes unit-length embeddings from features.
 
     Args:
-        trunk: Module from images (b, c, h, w) to features (b, f): a backbone without its classifier.
+        trunk: Module from images (b, c, h, w) to features (b, f): a backbone without its classifier. If it returns an
+            object with several outputs, as models of Hugging Face do, its `pooler_output` is used.
         embedder: Module from features (b, f) to embeddings (b, d) of any length, often `nn.Linear(f, 512)`.
 
     Example:
@@ -41,9 +42,9 @@ class EmbeddingModel(nn.Module):
 
         Raises:
             ValueError: The trunk's features are not of shape (b, f).
-            TypeError: The trunk does not return a tensor.
+            TypeError: The trunk or the embedder does not return a tensor.
         """
-        return self.embed_features(self.trunk(images))
+        return self.embed_features(as_features(self.trunk(images)))
 
     def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Return the unit-length embeddings of the trunk's features, in float32 or float64.
@@ -52,10 +53,12 @@ class EmbeddingModel(nn.Module):
 
         Raises:
             ValueError: The features are not of shape (b, f).
-            TypeError: The features are not a tensor.
+            TypeError: The features are not a tensor, or the embedder does not return one.
         """
-        check_features(features)
-        embeddings = self.embedder(to_dtype(features, self.embedder))
+        embeddings = self.embedder(to_dtype(as_features(features), self.embedder))
+        if not isinstance(embeddings, Tensor):
+            remedy = "Wrap it in an nn.Module whose `forward` returns one tensor"
+            raise type_error("The embedder must return a tensor (b, d)", type(embeddings).__name__, remedy)
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
 
     @classmethod

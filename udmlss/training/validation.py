@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from udmlss._checks import check_features, check_integer, check_scalar, type_error, value_error
+from udmlss._checks import as_features, check_integer, check_scalar, type_error, value_error
 from udmlss._generators import fork_generators
-from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, to_dtype
 from udmlss.clustering import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
@@ -259,11 +259,12 @@ def _embed(
     """Return the features and embeddings of images, or raise an error that names what does not fit."""
     shape = f"images of shape {tuple(images.shape[1:])} in `{name}`"
     with _explain_error("The trunk must accept the images", shape, "Resize or convert them in the transform"):
-        features = model.trunk(to_device(images, model))
-    check_features(features)
+        output = model.trunk(to_device(images, model))
+    features = as_features(output)
     shape, remedy = f"features of shape {tuple(features.shape)}", f"Build it for {features.shape[1]} features"
     with _explain_error("The embedder must accept the features of the trunk", shape, remedy):
-        embeddings: Tensor = model.embed_features(features)
+        model.embedder(to_dtype(features, model.embedder))
+    embeddings = model.embed_features(features)
     if embeddings.ndim != 2 or len(embeddings) != len(images):  # noqa: PLR2004
         rule, found = "The model must return embeddings of shape (b, d)", f"shape {tuple(embeddings.shape)}"
         raise value_error(rule, f"{found} for {len(images)} images", "Pool or flatten its output to one row per image")

@@ -101,8 +101,8 @@ def k_means_groups(
     k-means receives the distinct rows in sorted order, with their counts as weights, so that the order and the
     repetition of rows do not change the groups.
     """
-    one_hot = label_weight * functional.one_hot(labels)
-    rows = torch.cat([embeddings.detach().double(), one_hot], dim=1).numpy(force=True)
+    one_hot = label_weight * functional.one_hot(labels.cpu())
+    rows = torch.cat([embeddings.detach().cpu().double(), one_hot], dim=1).numpy()
     points, row_to_point, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     k_means = KMeans(min(n_clusters, len(points)), n_init=1, random_state=seed % 2**32)  # the range of scikit-learn
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_features, check_integer, check_number, value_error
+from udmlss._checks import as_features, check_integer, check_number, value_error
 from udmlss._torch import to_dtype
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
@@ -125,8 +125,7 @@ class SelfSupervisedRanking(nn.Module):
         batch = torch.cat([images, *views])
         if images.is_contiguous(memory_format=torch.channels_last):
             batch = batch.contiguous(memory_format=torch.channels_last)
-        features = model.get_submodule("trunk")(batch)
-        check_features(features)
+        features = as_features(model.get_submodule("trunk")(batch))
         projections = self.layers(to_dtype(features, self)).unflatten(0, (-1, len(images)))
         projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
         return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
@@ -145,11 +144,16 @@ def distort(
     Returns:
         Views (n, b, c, h, w) in the order of the strengths.
 
+    Raises:
+        ValueError: A strength is not in 0..1.
+
     Example:
         >>> from udmlss.losses.ranking import distort
         >>> distort(torch.rand(2, 3, 8, 8), (0.2, 0.8), torch.Generator()).shape
         torch.Size([2, 2, 3, 8, 8])
     """
+    for strength in strengths:
+        check_number("strengths", strength, 0, 1)
     positions, colors = (_uniform((len(images), 2), images, generator) for _ in range(2))
     deviation, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
     contrast, brightness = (color.view(-1, 1, 1, 1) for color in colors.unbind(1))
