@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import cache
 from os import PathLike
 
+from pytorch_metric_learning import losses, miners
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,7 +23,7 @@ from udmlss.results import FitResult, LabelFreeScores, StepReport, StopReason
 from udmlss.training.callbacks.dispatch import Callbacks
 from udmlss.training.identity import check_ranks, describe_rank, identify
 from udmlss.training.optim import build_optimizer
-from udmlss.training.rounds import ClusterOn, Rounds
+from udmlss.training.rounds import MAX_STEPS, RELABEL_EVERY, ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
 from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
@@ -35,8 +36,8 @@ def fit(
     model: nn.Module,
     images: Images,
     *,
-    labeler: object,
-    criterion: nn.Module,
+    labeler: object = None,
+    criterion: nn.Module | None = None,
     rotation_head: RotationPretextHead | None = None,
     auxiliary: nn.Module | None = None,
     optimizer: Optimizer | None = None,
@@ -44,13 +45,15 @@ def fit(
     trunk_lr: float | None = None,
     lr: float | None = None,
     cluster_images: Images | None = None,
-    clusters_per_batch: int = 16,
+    clusters_per_batch: int | None = None,
     samples_per_cluster: int = 5,
-    views: int = 1,
-    max_steps: int | Epochs = 3600,
-    relabel_every: int | Epochs = 30,
+    views: int = 2,
+    max_steps: int | Epochs = MAX_STEPS,
+    relabel_every: int | Epochs = RELABEL_EVERY,
     cluster_on: ClusterOn = "features-first",
-    freeze_batch_norm: bool = True,
+    from_scratch: bool = False,
+    freeze_batch_norm: bool | None = None,
+    average_weights: bool = True,
     precision: Precision = "float32",
     clip_norm: float | None = None,
     num_workers: int = 0,
@@ -70,25 +73,31 @@ def fit(
         model: The model to train, an `EmbeddingModel`, compiled or not.
         images: Training images with their augmentations, square if there is a rotation head: any map-style dataset.
             Labels in its items are ignored.
-        labeler: Computes the pseudo-labels; see `Rounds`.
-        criterion: The loss: a `UDMLSSLoss`, or a loss of pytorch-metric-learning.
+        labeler: Computes the pseudo-labels; see `Rounds`. None is `ClusterPseudoLabeler()`.
+        criterion: The loss: a `UDMLSSLoss`, or a loss of pytorch-metric-learning. None is the multi-similarity loss
+            with its miner.
         rotation_head: Predicts rotations from the trunk's features. None trains without the rotation loss.
         auxiliary: A further loss, called as `auxiliary(model, images)` with each batch, such as
             `udmlss.losses.SelfSupervisedRanking`. It returns a scalar, which is added to the loss.
         optimizer: The optimizer. None uses AdamW on `parameter_groups`.
         scheduler: A scheduler of that optimizer, stepped after every optimizer step.
-        trunk_lr: Learning rate of the trunk if there is no `optimizer`. None means 1e-4.
+        trunk_lr: Learning rate of the trunk if there is no `optimizer`. None means 3e-5, or 1e-3 from scratch.
         lr: Learning rate of the embedder, the rotation head and the auxiliary loss if there is no `optimizer`. None
-            means 1e-3.
+            means `trunk_lr`, which suits `EmbeddingModel.from_trunk`. Parts that are initialized at random next to a
+            pretrained trunk need a higher one.
         cluster_images: As for `Rounds`, as are the next six.
-        clusters_per_batch: Number P of clusters in a batch.
+        clusters_per_batch: Number P of clusters in a batch. None means 8, or all clusters in a round with fewer.
         samples_per_cluster: Number K of images per cluster in a batch.
         views: Number of augmented views of each image in a batch.
         max_steps: Number of optimizer steps, or `Epochs`.
         relabel_every: Number of optimizer steps in a round, or `Epochs`.
         cluster_on: Whether features or embeddings are clustered.
-        freeze_batch_norm: Whether the statistics of batch normalization are fixed. Pass False for a model that is
+        from_scratch: Whether the trunk is not pretrained. Statistics of batch normalization are then trained too, and
+            the learning rates default to 1e-3.
+        freeze_batch_norm: Whether the statistics of batch normalization are fixed. None fixes them unless the trunk is
             trained from scratch.
+        average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
+            `WeightAverage` in `callbacks` replaces it.
         precision: "bfloat16" runs forward passes in mixed precision. Losses are computed in float32.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
         num_workers: Number of processes that load images.
@@ -114,16 +123,9 @@ def fit(
         RuntimeError: Another thread of this process is training, or another rank raised an error.
 
     Example:
-        >>> from pytorch_metric_learning import losses
-        >>> result = fit(
-        ...     EmbeddingModel(nn.Flatten(), nn.Linear(192, 16)),
-        ...     torch.rand(40, 3, 8, 8),
-        ...     labeler=ClusterPseudoLabeler(4),
-        ...     criterion=losses.MultiSimilarityLoss(),
-        ...     clusters_per_batch=2,
-        ...     max_steps=2,
-        ...     progress=False,
-        ... )
+        >>> images = torch.rand(40, 3, 8, 8)
+        >>> model = EmbeddingModel.from_trunk(nn.Flatten(), images, 16, progress=False)
+        >>> result = fit(model, images, max_steps=2, progress=False)
         >>> result.history[-1].step
         2
 
@@ -140,7 +142,7 @@ def fit(
             check_choice("precision", precision, ("float32", "bfloat16"))
             if clip_norm is not None:
                 check_number("clip_norm", clip_norm, above=0)
-            hooks = Callbacks(callbacks)
+            hooks = Callbacks(callbacks, average_weights=average_weights)
             rounds = Rounds(
                 model,
                 images,
@@ -160,7 +162,8 @@ def fit(
             )
             modules = _modules(model, criterion, rotation_head, auxiliary, rounds.seed)
             check_trainable(model)
-            optimizer = build_optimizer(optimizer, modules, trunk_lr=trunk_lr, lr=lr)
+            freeze_batch_norm = not from_scratch if freeze_batch_norm is None else freeze_batch_norm
+            optimizer = build_optimizer(optimizer, modules, trunk_lr=trunk_lr, lr=lr, from_scratch=from_scratch)
             check_optimizer(optimizer, scheduler, modules)
             run = Run(rounds, modules, optimizer, scheduler, hooks.ordered, show_progress=progress and is_rank_zero())
             stack.enter_context(fork_generators(rounds.seed + rank(), device_of(model)))
@@ -216,13 +219,17 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
 
 def _modules(
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: nn.Module | None,
     rotation_head: nn.Module | None,
     auxiliary: nn.Module | None,
     seed: int,
 ) -> dict[str, nn.Module]:
     """Return the trained modules by name, on the model's device and with the default seed."""
-    if not isinstance(criterion, UDMLSSLoss):
+    if criterion is None:
+        criterion = UDMLSSLoss(
+            losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5), miner=miners.MultiSimilarityMiner(epsilon=0.1)
+        )
+    elif not isinstance(criterion, UDMLSSLoss):
         criterion = UDMLSSLoss(criterion)
     modules = {"model": model, "criterion": criterion, "rotation_head": rotation_head, "auxiliary": auxiliary}
     found = {name: module for name, module in modules.items() if module is not None}

@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 from udmlss._checks import check_number, value_error
 from udmlss._torch import trunk_of
 
-TRUNK_LR, LR, PROXY_LR = 1e-4, 1e-3, 1e-2
+PRETRAINED_LR, SCRATCH_LR, PROXY_LR = 3e-5, 1e-3, 1e-2
 
 
 def parameter_groups(
@@ -17,8 +17,8 @@ def parameter_groups(
     rotation_head: nn.Module | None = None,
     *,
     auxiliary: nn.Module | None = None,
-    trunk_lr: float = TRUNK_LR,
-    lr: float = LR,
+    trunk_lr: float = PRETRAINED_LR,
+    lr: float | None = None,
     proxy_lr: float = PROXY_LR,
 ) -> list[dict[str, Any]]:
     """Group all trainable parameters by learning rate, for any optimizer of torch.
@@ -29,8 +29,9 @@ def parameter_groups(
         criterion: The loss. Its proxies or class weights, if it has any, are trained without weight decay.
         rotation_head: The rotation head, if any.
         auxiliary: The auxiliary loss, if any.
-        trunk_lr: Learning rate of the trunk.
-        lr: Learning rate of the embedder, the rotation head and the auxiliary loss.
+        trunk_lr: Learning rate of the trunk. The default suits a pretrained one.
+        lr: Learning rate of the embedder, the rotation head and the auxiliary loss. None means `trunk_lr`, which suits
+            an embedder from `embedder_from_features`; parts that are initialized at random need a higher one.
         proxy_lr: Learning rate of the parameters of the criterion.
 
     Returns:
@@ -46,6 +47,7 @@ def parameter_groups(
         >>> [group["name"] for group in parameter_groups(model, criterion)]
         ['trunk', 'new parts']
     """
+    lr = trunk_lr if lr is None else lr
     for name, value in {"trunk_lr": trunk_lr, "lr": lr, "proxy_lr": proxy_lr}.items():
         check_number(name, value, 0)
     trunk = trunk_of(model)
@@ -68,6 +70,7 @@ def build_optimizer(
     *,
     trunk_lr: float | None,
     lr: float | None,
+    from_scratch: bool,
 ) -> Optimizer:
     """Return the optimizer of the caller, or AdamW on the parameter groups of the modules.
 
@@ -76,6 +79,7 @@ def build_optimizer(
     """
     rates = {name: rate for name, rate in {"trunk_lr": trunk_lr, "lr": lr}.items() if rate is not None}
     if optimizer is None:
+        rates = {"trunk_lr": SCRATCH_LR if from_scratch else PRETRAINED_LR} | rates
         return AdamW(parameter_groups(**modules, **rates))  # type: ignore[arg-type] # modules by parameter name
     if rates:
         rule = "Learning rates belong to the optimizer where one is given"

@@ -55,12 +55,18 @@ class Round:
         self.pseudo_labels = PseudoLabels(**state["pseudo_labels"])
         self.batches_done = state["batches_done"]
 
+    def _clusters_per_batch(self) -> int:
+        wanted = self._rounds.clusters_per_batch
+        if not self._rounds.accepts_fewer_clusters:
+            return wanted
+        return min(wanted, max(2, int((self.pseudo_labels.sizes > 1).sum())))
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Load the batches that were not yielded yet, as images and indices."""
         rounds = self._rounds
         sampler = PseudoLabelSampler(
             self.pseudo_labels.labels,
-            rounds.clusters_per_batch,
+            self._clusters_per_batch(),
             rounds.samples_per_cluster,
             views=rounds.views,
             n_batches=self._n_batches,

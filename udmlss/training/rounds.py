@@ -14,7 +14,7 @@ from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
 from udmlss._threads import one_training_per_process
 from udmlss.clustering.kmeans import cluster_means
-from udmlss.clustering.labeler import as_labeler
+from udmlss.clustering.labeler import ClusterPseudoLabeler, as_labeler
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
 
 ClusterOn = Literal["features-first", "embeddings", "features"]
+MAX_STEPS, RELABEL_EVERY = Epochs(4), Epochs(1)
+_CLUSTERS_PER_BATCH = 8
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
 
@@ -51,14 +53,16 @@ class Rounds:
             assigning `rounds.model`, for example by a moving average of its weights.
         images: Training images with their augmentations.
         labeler: Computes the pseudo-labels: a `ClusterPseudoLabeler`, a clusterer with scikit-learn's `fit_predict`,
-            or a function from embeddings (n, d) to labels (n,).
+            or a function from embeddings (n, d) to labels (n,). None is `ClusterPseudoLabeler()`, which needs no number
+            of clusters.
         cluster_images: The same images in the same order with test-time transforms, for clustering. None clusters
             `images`.
-        clusters_per_batch: Number P of clusters in a batch. The default is the published value.
+        clusters_per_batch: Number P of clusters in a batch. None means 8, or all clusters in a round with fewer.
         samples_per_cluster: Number K of images per cluster in a batch. The default is the published value.
-        views: Number of augmented views of each image in its batch. A batch has P x K x views images.
-        max_steps: Number of batches in all rounds, or `Epochs`. The default is the value published for CUB.
-        relabel_every: Number of batches in a round, or `Epochs`. The default is that of the released code.
+        views: Number of augmented views of each image in its batch. A batch has P x K x views images. Two views are a
+            correct positive pair even if the cluster is wrong; one view is the published value.
+        max_steps: Number of batches in all rounds, or `Epochs`.
+        relabel_every: Number of batches in a round, or `Epochs`.
         cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
             embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
             every round. Features are scaled to unit length.
@@ -72,6 +76,7 @@ class Rounds:
         seed: Seed of the batches and of the random transforms, and of the labeler if it has none of its own.
 
     Attributes:
+        accepts_fewer_clusters: Whether a round may have fewer clusters than `clusters_per_batch`.
         n_steps: `max_steps` as a number of batches.
         steps_per_round: `relabel_every` as a number of batches.
         start_scores: Label-free scores before training; None if `label_free` is False or before the first round.
@@ -94,14 +99,14 @@ class Rounds:
         self,
         model: nn.Module,
         images: Images,
-        labeler: object,
+        labeler: object = None,
         *,
         cluster_images: Images | None = None,
-        clusters_per_batch: int = 16,
+        clusters_per_batch: int | None = None,
         samples_per_cluster: int = 5,
-        views: int = 1,
-        max_steps: int | Epochs = 3600,
-        relabel_every: int | Epochs = 30,
+        views: int = 2,
+        max_steps: int | Epochs = MAX_STEPS,
+        relabel_every: int | Epochs = RELABEL_EVERY,
         cluster_on: ClusterOn = "features-first",
         label_free: bool = False,
         num_workers: int = 0,
@@ -113,12 +118,14 @@ class Rounds:
         self.model: EmbeddingModel = model  # type: ignore[assignment] # or a compiled one
         self.images = IndexedImages(images)
         self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
-        self.labeler = as_labeler(labeler)
+        self.labeler = ClusterPseudoLabeler() if labeler is None else as_labeler(labeler)
         check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
         check_integer("seed", seed, 0)
         check_same_length(self.images, self.cluster_images)
         check_sizes(self.labeler, len(self.images), clusters_per_batch, samples_per_cluster, views)
-        self.clusters_per_batch, self.samples_per_cluster = int(clusters_per_batch), int(samples_per_cluster)
+        self.accepts_fewer_clusters = clusters_per_batch is None
+        self.clusters_per_batch = _CLUSTERS_PER_BATCH if clusters_per_batch is None else int(clusters_per_batch)
+        self.samples_per_cluster = int(samples_per_cluster)
         self.views = int(views)
         self.n_steps = in_steps("max_steps", max_steps, len(self.images), self.batch_size)
         self.steps_per_round = in_steps("relabel_every", relabel_every, len(self.images), self.batch_size)

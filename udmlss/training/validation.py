@@ -60,14 +60,17 @@ def check_auxiliary(auxiliary: object) -> None:
         raise type_error("`auxiliary` must be a module that is called as auxiliary(model, images)", name, remedy)
 
 
-def check_sizes(labeler: Labeler, n_images: int, clusters_per_batch: int, samples_per_cluster: int, views: int) -> None:
+def check_sizes(
+    labeler: Labeler, n_images: int, clusters_per_batch: int | None, samples_per_cluster: int, views: int
+) -> None:
     """Raise an error if the numbers of images, clusters and images per batch contradict each other."""
-    check_integer("clusters_per_batch", clusters_per_batch, 2)
+    if clusters_per_batch is not None:
+        check_integer("clusters_per_batch", clusters_per_batch, 2)
     check_views(views, samples_per_cluster)
     n_clusters = fixed_n_clusters(labeler)
     if isinstance(labeler, ClusterPseudoLabeler):
         labeler.check_size(n_images)
-    if n_clusters is not None and n_clusters < clusters_per_batch:
+    if None not in (n_clusters, clusters_per_batch) and n_clusters < clusters_per_batch:  # type: ignore[operator]
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",
             f"`n_clusters={n_clusters}`",

@@ -8,6 +8,7 @@ from udmlss._checks import type_error
 from udmlss.distributed import is_rank_zero
 from udmlss.results import RoundReport, StepReport
 from udmlss.training.callbacks.checkpoint import Checkpoint
+from udmlss.training.callbacks.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run
@@ -22,13 +23,16 @@ class Callbacks:
 
     Args:
         callbacks: One callback or a sequence of them.
+        average_weights: Whether to add a `WeightAverage` if there is none.
 
     Raises:
         TypeError: An object is neither a function nor has a method of a callback.
     """
 
-    def __init__(self, callbacks: object) -> None:
+    def __init__(self, callbacks: object, *, average_weights: bool = False) -> None:
         listed = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        if average_weights and not any(isinstance(callback, WeightAverage) for callback in listed):
+            listed.insert(0, WeightAverage())
         for callback in listed:
             _check_callback(callback)
         self._checkpoints: list[Checkpoint] = [each for each in listed if isinstance(each, Checkpoint)]
