@@ -182,7 +182,7 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def _describe_rounds(rounds: "Rounds") -> dict[str, Any]:
-    found = {**rounds.settings, "number of images": len(rounds.cluster_images)}
+    found = {"number of images": len(rounds.cluster_images), **rounds.settings}
     return found | describe("labeler", rounds.labeler) | {_IMAGES: _averages(rounds, rounds.cluster_images)}
 
 
