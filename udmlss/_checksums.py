@@ -60,6 +60,13 @@ def checksum(rows: Shaped[Tensor, "n ..."] | NDArray[Any]) -> str:
     return f"{value:08x}"
 
 
+def has_numbers(entry: object) -> bool:
+    """Return whether an object is a tensor or an array of which `checksum` reads the numbers."""
+    if isinstance(entry, Tensor):
+        return entry.layout == torch.strided and not (entry.is_quantized or entry.is_meta or entry.is_complex())
+    return isinstance(entry, np.ndarray) and entry.dtype.kind in "biuf"
+
+
 class _Search:
     """A search of an object for parts with one entry per item.
 
@@ -119,15 +126,15 @@ def _text(entries: Sequence[Any]) -> str | None:
         return " ".join(map(str, entries))
     if all(isinstance(entry, bytes) for entry in entries):
         return " ".join(f"{zlib.crc32(entry):08x}" for entry in entries)
-    if all(_has_numbers(entry) for entry in entries):
-        return " ".join(f"{tuple(entry.shape)} {checksum(entry.reshape(1, -1))}" for entry in entries)
+    if all(has_numbers(entry) for entry in entries):
+        return " ".join(f"{tuple(entry.shape)} {checksum(entry.reshape(-1))}" for entry in entries)
     return None
 
 
 def _entries(each: Any) -> Sequence[Any] | Tensor | NDArray[Any] | None:  # noqa: ANN401 (an attribute of any type)
     """Return an object as a list, array or tensor, or None if it is something else."""
     if isinstance(each, Tensor | np.ndarray):
-        return each if _has_numbers(each) and each.ndim else _entries(each.tolist()) if _has_texts(each) else None
+        return each if has_numbers(each) and each.ndim else _entries(each.tolist()) if _has_texts(each) else None
     if hasattr(each, "to_numpy"):  # a table, such as that of pandas
         return _entries(np.asarray(each.to_numpy()))
     if isinstance(each, list | tuple | range):
@@ -135,12 +142,6 @@ def _entries(each: Any) -> Sequence[Any] | Tensor | NDArray[Any] | None:  # noqa
     if isinstance(each, Sequence) and len(each) and isinstance(each[0], str | os.PathLike):
         return list(each)
     return None
-
-
-def _has_numbers(entry: object) -> bool:
-    if isinstance(entry, Tensor):
-        return entry.layout == torch.strided and not (entry.is_quantized or entry.is_meta or entry.is_complex())
-    return isinstance(entry, np.ndarray) and entry.dtype.kind in "biuf"
 
 
 def _has_texts(entry: Tensor | NDArray[Any]) -> bool:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import get_ident
+from threading import Thread, current_thread
 
 # The thread that trains, by process: a process that was forked during a training has a copy of this dictionary.
-_training: dict[int, tuple[int, object]] = {}
+_training: dict[int, tuple[Thread, object]] = {}
 
 
 @contextmanager
@@ -19,9 +19,11 @@ def one_training_per_process() -> Iterator[None]:
     Raises:
         RuntimeError: Another thread is in such a block.
     """
-    process, own = os.getpid(), (get_ident(), object())
-    thread, _ = found = _training.setdefault(process, own)  # one operation, so that two threads cannot both enter
-    if thread != get_ident():
+    process, own = os.getpid(), (current_thread(), object())
+    found = _training.setdefault(process, own)  # one operation, so that two threads cannot both enter
+    if not found[0].is_alive():  # for example a thread that left a loop over `Rounds` without closing its iterator
+        found = _training[process] = own
+    if found[0] is not current_thread():
         message = (
             "Only one thread of a process may train at a time, got a training in each of two threads. "
             "Start each training in a process of its own, for example with multiprocessing."
@@ -30,5 +32,5 @@ def one_training_per_process() -> Iterator[None]:
     try:
         yield
     finally:
-        if found is own:
+        if _training.get(process) is own:
             del _training[process]

@@ -131,6 +131,23 @@ SETTINGS = {
 }
 
 
+class Projected(nn.Module):
+    """A loss of randomly projected embeddings."""
+
+    def __init__(self, *, persistent):
+        super().__init__()
+        torch.manual_seed(rank())
+        self.loss = losses.ContrastiveLoss()
+        projection = torch.randn(8, 8)
+        if persistent:
+            self.register_buffer("projection", projection)
+        else:
+            self.projection = projection
+
+    def forward(self, embeddings, labels):
+        return self.loss(embeddings @ self.projection, labels)
+
+
 def train(images=IMAGES, change=None, **changes):
     model, arguments = build(**({"seed": 1, "max_steps": 1, "cluster_images": None} | changes))
     if change is not None:
@@ -189,6 +206,8 @@ def all_errors(folder):
     return found | {
         "training images": error_of(train, images=training_images, cluster_images=IMAGES),
         "resume": error_of(train, callbacks=checkpoint),
+        "buffer of the loss": error_of(train, criterion=Projected(persistent=True)),
+        "tensor of the loss": error_of(train, criterion=Projected(persistent=False)),
         "invalid seed": error_of(train, seed=either(-1, 1)),
         "seed of a loop": error_of(loop, seed=either(2, 1)),
         "weights of a loop": error_of(loop, change=shift_weights),

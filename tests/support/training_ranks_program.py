@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, nullcontext, redirect_stderr
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -123,6 +123,13 @@ def train(*callbacks, images=None, **changes):
     }
 
 
+def resume(*callbacks):
+    """Resume a training on ranks other than 0 whose folders hold no checkpoints that can be read."""
+    read = "udmlss.training.callbacks.checkpoint.read_checkpoint"
+    with patch(read, side_effect=OSError("no such file")) if rank() else nullcontext():
+        return train(*callbacks)
+
+
 def error_of(*callbacks, **changes):
     """Return the error that ends a training."""
     try:
@@ -190,7 +197,7 @@ def all_outcomes(folder):
         "trained": trained,
         "calls": len(calls),
         "printed": printed.getvalue(),
-        "resumed": train(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
+        "resumed": resume(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
         "unused parameter": train(criterion=with_unused_parameters),
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),

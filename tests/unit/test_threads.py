@@ -59,3 +59,12 @@ def test_a_process_that_was_forked_in_the_block_may_train(monkeypatch):
         monkeypatch.undo()
         with pytest.raises(RuntimeError, match="Only one thread"):
             in_thread(enter)
+
+
+def test_a_thread_that_ended_within_the_block_does_not_count():
+    block = one_training_per_process()
+    in_thread(block.__enter__)
+    with one_training_per_process():
+        block.__exit__(None, None, None)
+        with pytest.raises(RuntimeError, match="Only one thread"):
+            in_thread(enter)

@@ -24,7 +24,7 @@ _KEEP_BUFFERS: dict[str, Any] = {_BUFFERS: False}
 def data_parallel(module: nn.Module) -> nn.Module:
     """Wrap a module in `DistributedDataParallel`, or return it unchanged if there is one rank.
 
-    The static graph of `DistributedDataParallel` is used: every parameter must take part in every step.
+    The static graph of `DistributedDataParallel` is used: a parameter must take part in every step or in none.
     """
     if world_size() == 1:
         return module

@@ -1,7 +1,6 @@
 """The parts, settings and images of a run, which all its ranks and the checkpoints that it resumes from must share."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isclose
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from udmlss._checks import value_error
-from udmlss._checksums import checksum, checksums
+from udmlss._checksums import checksum, checksums, has_numbers
+from udmlss._settings import describe, is_plain
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import all_gather_objects, world_size
 from udmlss.types import Stateful
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 _COMPARED_IMAGES = 16
 _GRID = 4  # images are compared as averages of 4 x 4 parts, which decoders of other machines hardly change
 _TOLERANCE = 0.02  # largest difference of two averages, in standard deviations of the averages
-_DEPTH = 3  # of objects that are settings of objects, such as a clusterer of a labeler
 _LISTED_DIFFERENCES = 3
 _IMAGES = "content of the images"
-_CHECKSUM, _WEIGHTS = "checksum of ", "checksum of the weights "
+_CHECKSUM, _TENSOR = "checksum of ", "checksum of the tensor "
 
 
 def identify(
@@ -73,6 +72,7 @@ def describe_rank(run: "Run") -> dict[str, Any]:
     if world_size() == 1:
         return {}
     found = _describe_data(run.rounds) | _describe_callbacks(run.callbacks) | _describe_layers(run.model)
+    found |= _describe_tensors(run.criterion)
     for name, module in run.modules.items():
         found |= _describe_parameters(name, module)
     for number, group in enumerate(run.optimizer.param_groups):
@@ -89,7 +89,7 @@ def describe_loop(rounds: "Rounds") -> dict[str, Any]:
     found |= _describe_parameters("model", model) | _describe_data(rounds)
     for name, parameter in model.named_parameters():
         if type(parameter) is nn.Parameter:  # parameters of other types may hold other weights on each rank
-            found[f"{_WEIGHTS}model.{name}"] = checksum(parameter.reshape(1, -1))
+            found[f"{_TENSOR}model.{name}"] = checksum(parameter.reshape(-1))
     return found
 
 
@@ -111,43 +111,13 @@ def check_ranks(found: Mapping[str, Any]) -> None:
             raise value_error(rule, listed, _remedy(next(iter(pairs))))
 
 
-def describe(name: str, part: object, depth: int = _DEPTH) -> dict[str, Any]:
-    """Return the type of an object and the arguments of its constructor that it holds as attributes.
-
-    Args:
-        name: Name of the object.
-        part: The object. Modules in its attributes are not described.
-        depth: Number of levels of objects in objects.
-
-    Returns:
-        The type under `name`, and each argument under the name and its own, such as "labeler.n_clusters".
-
-    Example:
-        >>> from sklearn.cluster import DBSCAN
-        >>> describe("clusterer", DBSCAN(eps=0.3))["clusterer.eps"]
-        0.3
-    """
-    found: dict[str, Any] = {name: type(part).__name__}
-    for argument in _constructor_arguments(part):
-        value = getattr(part, argument, None)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if _is_plain(value):
-            found[f"{name}.{argument}"] = value
-        elif inspect.isfunction(value) or isinstance(value, type):
-            found[f"{name}.{argument}"] = value.__qualname__
-        elif depth and value is not None and not isinstance(value, nn.Module | Tensor) and not inspect.isroutine(value):
-            found |= describe(f"{name}.{argument}", value, depth - 1)
-    return found
-
-
 def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
     """Return the settings of the parameter groups, under names such as "optimizer.trunk.lr"."""
     return {
         f"optimizer.{group.get('name', number)}.{key}": value
         for number, group in enumerate(optimizer.param_groups)
         for key, value in group.items()
-        if key not in {"name", "params"} and _is_plain(value)
+        if key not in {"name", "params"} and is_plain(value)
     }
 
 
@@ -171,22 +141,6 @@ def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
         raise value_error("A checkpoint must be of the same run", list_differences(pairs), remedy)
 
 
-def _constructor_arguments(part: object) -> list[str]:
-    """Return the names of the constructor arguments of all classes of an object: those of PML pass `**kwargs` on."""
-    names: dict[str, None] = {}
-    for kind in type(part).__mro__:
-        constructor: Callable[..., None] | None = kind.__dict__.get("__init__")
-        if inspect.isfunction(constructor):
-            names |= dict.fromkeys(inspect.signature(constructor).parameters)
-    return [name for name in names if name not in {"self", "device", "num_workers", "optimizer", "rank", "local_rank"}]
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, Real | str)
-
-
 def _equal(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _show_same_images(one, other)
@@ -199,8 +153,8 @@ def _equal(one: object, other: object) -> bool:
 
 def _remedy(name: str) -> str:
     """Return what to do if ranks differ in an entry of their descriptions."""
-    if name.startswith(_WEIGHTS):
-        return "Call `data_parallel` on the modules before the loop over `Rounds`, or seed them alike on every rank"
+    if name.startswith(_TENSOR):
+        return "Call `torch.manual_seed` with the same seed before the modules are built"
     if name.startswith((_CHECKSUM, "content of ", "number of images")):
         return "Open the same files on every rank, for example sorted by path; each rank takes its part of the images"
     return "Pass the same arguments on every rank, which samples its own batches also with the same seed"
@@ -228,7 +182,7 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def _describe_rounds(rounds: "Rounds") -> dict[str, Any]:
-    found = {**rounds.settings, "number of images": len(rounds.cluster_images)}
+    found = {"number of images": len(rounds.cluster_images), **rounds.settings}
     return found | describe("labeler", rounds.labeler) | {_IMAGES: _averages(rounds, rounds.cluster_images)}
 
 
@@ -260,6 +214,16 @@ def _describe_parameters(name: str, module: nn.Module) -> dict[str, Any]:
     return {
         f"{name}.{key}": f"{str(value.dtype).removeprefix('torch.')}, {'trained' if value.requires_grad else 'frozen'}"
         for key, value in module.named_parameters()
+    }
+
+
+def _describe_tensors(criterion: nn.Module) -> dict[str, Any]:
+    """Return checksums of buffers and attributes of the loss, which `DistributedDataParallel` does not copy."""
+    return {
+        f"{_TENSOR}{path}.{key}": checksum(value.reshape(-1))
+        for path, part in criterion.named_modules(prefix="criterion")
+        for key, value in {**vars(part), **dict(part.named_buffers(recurse=False))}.items()
+        if has_numbers(value)
     }
 
 

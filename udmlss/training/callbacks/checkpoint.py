@@ -102,8 +102,10 @@ class Checkpoint:
             self._steps_between = in_steps("every", self.every, len(rounds.images), rounds.batch_size)
         path = run_on_rank_zero(self._prepare_folder)
         if path is not None:
+            # Files of other machines are not read: they may be missing, or left over from another run
+            state = run_on_rank_zero(partial(read_checkpoint, path))
             with SynchronizedErrors():
-                load_with_changes(run, read_checkpoint(path), self.allow_changes)
+                load_with_changes(run, state, self.allow_changes)
             self._saved_step = run.step
             if run.show_progress:
                 tqdm.write(f"fit: resumes from {path}", file=sys.stderr)
