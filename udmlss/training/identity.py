@@ -125,7 +125,8 @@ def _constructor_arguments(part: object) -> list[str]:
         constructor: Callable[..., None] | None = kind.__dict__.get("__init__")
         if inspect.isfunction(constructor):
             names |= dict.fromkeys(inspect.signature(constructor).parameters)
-    return [name for name in names if name not in {"self", "device", "num_workers", "optimizer"}]
+    # losses of PML call the number of classes `num_classes` or `K`, and it follows the number of clusters
+    return [name for name in names if name not in {"self", "device", "num_workers", "optimizer", "num_classes", "K"}]
 
 
 def _is_plain(value: object) -> bool:
@@ -160,6 +161,7 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     return {
         f"shape of {name}.{key}": tuple(value.shape)
         for name, module in modules.items()
+        if name != "criterion"  # its shapes follow the number of clusters
         for key, value in module.state_dict().items()
         if isinstance(value, Tensor)
     }
