@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import nn
@@ -32,6 +33,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
+from udmlss.clustering import Communities
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
 from udmlss.types import Labeler
@@ -41,8 +43,12 @@ SYNTHESIS_WEIGHT = 0.23  # the released value
 TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages over; published: 1,000 of 4,320 steps
 
 
-def frozen(_model: EmbeddingModel, _data: Data, _settings: Settings, _seed: int) -> None:
-    """Do not train."""
+def frozen(
+    model: EmbeddingModel, data: Data, settings: Settings, _seed: int, *, embedder: dict[str, Any] | None = None
+) -> None:
+    """Do not train; with `embedder`, the options of `embedder_from_features`, initialize the embedder."""
+    if embedder is not None:
+        initialize_embedder(model, data, settings, embedder)
 
 
 def udml(
@@ -55,7 +61,9 @@ def udml(
     rotation: bool = False,
     ranking: bool = False,
     synthesis: bool = False,
-    from_features: bool = False,
+    embedder: dict[str, Any] | None = None,
+    clusters_per_class: int | None = None,
+    communities: bool = False,
     average_neighbors: int | None = None,
     labeler: Labeler | None = None,
     true_labels: bool = False,
@@ -76,8 +84,11 @@ def udml(
         rotation: Whether to add the rotation loss.
         ranking: Whether to add `SelfSupervisedRanking`.
         synthesis: Whether to add `SynthesisRankingLoss`.
-        from_features: Whether to initialize the embedder by a PCA of the features, and to train it with the learning
-            rate of the trunk.
+        embedder: Options of `embedder_from_features`, which initializes the embedder. The embedder is then trained
+            with the learning rate of the trunk. None initializes it at random.
+        clusters_per_class: Number of clusters as a multiple of the true number of classes. None uses the number of
+            the settings.
+        communities: Whether to cluster by `Communities`, which chooses the number of clusters.
         average_neighbors: Number of neighbors that each embedding is averaged with before clustering.
         labeler: Computes the clusters. None runs k-means.
         true_labels: Whether to train on the true labels in place of clusters.
@@ -91,15 +102,19 @@ def udml(
         KeyboardInterrupt: The training was interrupted.
     """
     settings = replace(settings, loss=loss or settings.loss)
+    n_clusters = settings.n_clusters
+    if clusters_per_class is not None:
+        n_clusters = clusters_per_class * len(data.labels.unique())
     if labeler is None:
-        labeler = ClusterPseudoLabeler(settings.n_clusters, average_neighbors=average_neighbors)
+        clusterer = Communities(settings.n_neighbors) if communities else n_clusters
+        labeler = ClusterPseudoLabeler(clusterer, average_neighbors=average_neighbors)
     if true_labels:
         labeler = TrueLabels(data.labels)
-    if from_features:
-        features = embed(model, data.plain, output="features")
-        model.embedder.load_state_dict(embedder_from_features(features, settings.embedding_size).state_dict())
+        n_clusters = labeler.n_clusters
+    if embedder is not None:
+        initialize_embedder(model, data, settings, embedder)
         settings = replace(settings, lr=settings.trunk_lr)
-    loss, miner = build_loss(settings.loss, settings.n_clusters, settings.embedding_size)
+    loss, miner = build_loss(settings.loss, n_clusters, settings.embedding_size)
     criterion = build_criterion(
         loss,
         settings.embedding_size,
@@ -136,6 +151,12 @@ def udml(
     if result.stop_reason == "interrupt":  # an incomplete training must not be saved as a run
         raise KeyboardInterrupt
     return result
+
+
+def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> None:
+    features = embed(model, data.plain, output="features")
+    embedder = embedder_from_features(features, settings.embedding_size, **options)
+    model.embedder.load_state_dict(embedder.state_dict())
 
 
 def cluster_contrast(
@@ -204,8 +225,12 @@ def _two_views(data: Data, settings: Settings, seed: int) -> TwoViews:
 
 
 TWO_VIEWS, AVERAGED = {"views": 2}, {"weight_average": 0.95}
-FROM_FEATURES, AVERAGE_NEIGHBORS = {"from_features": True}, {"average_neighbors": 5}
+FROM_FEATURES, AVERAGE_NEIGHBORS = {"embedder": {"center": False, "power": 0}}, {"average_neighbors": 5}
 RECIPE = TWO_VIEWS | AVERAGED
+RECOMMENDED = RECIPE | FROM_FEATURES | AVERAGE_NEIGHBORS
+DEFAULT = RECIPE | {"embedder": {}, "communities": True}  # until `fit` has these defaults
+TRUE_K, TWICE_K = {"clusters_per_class": 1}, {"clusters_per_class": 2}
+UNTRAINED: dict[str, Method] = {"frozen": frozen, "frozen-from-features": partial(frozen, embedder={})}
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name not in {"normalized-softmax", "cluster-memory"})
 CLUSTER_MEMORY: dict[str, Method] = {
@@ -215,7 +240,7 @@ CLUSTER_MEMORY: dict[str, Method] = {
     "spcl": partial(cluster_contrast, clusterer="self-paced", n_neighbors=30),
 }
 OWN_LOSS = {
-    "frozen",
+    *UNTRAINED,
     "cbswr",
     "stml",
     "deepcluster",
@@ -225,15 +250,18 @@ OWN_LOSS = {
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
+    "supervised-default": partial(udml, true_labels=True, **DEFAULT),
 }
 METHODS: dict[str, Method] = {
-    "frozen": frozen,
+    **UNTRAINED,
     **WITHOUT_CLUSTERS,
     "deepcluster": partial(udml, loss="normalized-softmax"),
     "udml": udml,
+    "udml-true-k": partial(udml, **TRUE_K),
     **CLUSTER_MEMORY,
     **{name: partial(udml, loss=name) for name in DEEP_METRIC},
     "udml-ss": partial(udml, rotation=True),
+    "udml-ss-true-k": partial(udml, rotation=True, **TRUE_K),
     "ranking": partial(udml, ranking=True),
     "synthesis": partial(udml, synthesis=True),
     "udml-ss-ranking": partial(udml, rotation=True, ranking=True),
@@ -245,10 +273,16 @@ METHODS: dict[str, Method] = {
     "average-neighbors": partial(udml, **AVERAGE_NEIGHBORS),
     "recipe": partial(udml, **RECIPE),
     "recipe-from-features": partial(udml, **RECIPE, **FROM_FEATURES),
-    "recommended": partial(udml, **RECIPE, **FROM_FEATURES, **AVERAGE_NEIGHBORS),
+    "recommended": partial(udml, **RECOMMENDED),
+    "recommended-true-k": partial(udml, **RECOMMENDED, **TRUE_K),
+    "recommended-twice-k": partial(udml, **RECOMMENDED, **TWICE_K),
+    "default": partial(udml, **DEFAULT),
     **SUPERVISED,
 }
-COMPARED = ("frozen", "instance", "udml", "udml-ss", "recommended", "supervised")
+COMPARED = (
+    *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
+    *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
+)
 REMOVED = "remembered"  # an option that was removed from the library, whose results remain in the tables
 TABLE_ORDER = list(METHODS)
 TABLE_ORDER.insert(TABLE_ORDER.index("from-features"), REMOVED)

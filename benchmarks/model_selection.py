@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import METHODS, REMOVED, SUPERVISED, WITHOUT_CLUSTERS
+from methods import METHODS, REMOVED, SUPERVISED, UNTRAINED, WITHOUT_CLUSTERS
 from plots import save_scatter
 from runs import Run, ensure, load, read
 from scipy.stats import spearmanr
@@ -30,7 +30,7 @@ from setups import open_data
 
 from udmlss.results import LabelFreeScores
 
-ON_CLUSTERS = {*METHODS, REMOVED} - {"frozen", *WITHOUT_CLUSTERS, *SUPERVISED}
+ON_CLUSTERS = {*METHODS, REMOVED} - {*UNTRAINED, *WITHOUT_CLUSTERS, *SUPERVISED}
 OUTPUTS = ("features", "embeddings")
 TITLES = ("rank correlation", "with MAP@R", "R@1 lost")
 

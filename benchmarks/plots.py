@@ -37,7 +37,7 @@ def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> No
                 if row.name in LINES:
                     level, style = 100 * row.mean[measure], LINES[row.name]
                     axis.axhline(level, color=color, linestyle=style, label=f"{row.name}, {output}")
-        axis.set(xlabel=label, ylabel=f"{measure} on unseen classes, percent")
+        axis.set(xlabel=label, ylabel=f"{measure}, percent")
         _style(axis)
         if not are_numbers:
             axis.tick_params("x", rotation=45)
@@ -62,7 +62,7 @@ def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]
         for point, marker, label in ((best, "^", "highest R@1"), (chosen, "s", "highest label-free score")):
             position = (100 * point["score"], 100 * point["recall"])
             axis.plot(*position, marker, mfc="none", mec="black", ms=12, label=label)
-        axis.set(xlabel=f"label-free score of {output}, training images", ylabel="R@1 on unseen classes, percent")
+        axis.set(xlabel=f"label-free score of {output}, training images", ylabel="R@1, percent")
         _style(axis)
         axis.legend(frameon=False)
     figure.suptitle(title)
@@ -89,7 +89,7 @@ def save_rounds(
         axis.set_title(name, fontsize="small")
         _style(axis)
     figure.supxlabel("optimizer steps", fontsize="medium")
-    figure.supylabel("R@1 on unseen classes, percent", fontsize="medium")
+    figure.supylabel("R@1, percent", fontsize="medium")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -2,11 +2,18 @@
 
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
+    python benchmarks/quality.py --data groceries --protocol own
 
 Every method trains the same model on the same number of images; docs/guides/methods-side-by-side.md describes the
-methods. Only `supervised` trains on labels, those of the training classes, as the upper bound. `frozen` is the model
-before training and is always included. `recommended` is `udml` with `two-views`, `averaged` weights, an embedder
-`from-features` and `average-neighbors`, which are also methods of their own; `recipe` has the first two.
+methods. Only the upper bounds train on labels: `supervised`, which is `udml` with true labels, and
+`supervised-default`, which is `default` with true labels. `frozen` is the model before training and is always included.
+`recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`, which
+are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of clusters
+is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.
+
+The first half of the classes, in the order of their numbers or folder names, is for training, and the second half is
+scored. With `--protocol own`, a model trains without labels on the images of all classes, and the same images are
+scored.
 
 Each run is saved as a file in the output folder and is not repeated. The table lists all runs in the folder.
 """
@@ -14,12 +21,13 @@ Each run is saved as a file in the output folder and is not repeated. The table 
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from methods import COMPARED, METHODS, TABLE_ORDER
 from runs import ensure, read
-from settings import build_parser, options_of, parse
+from settings import Settings, build_parser, options_of, parse
 from setups import open_data
-from tables import write
+from tables import Row, write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,13 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(args.seeds):
         for method in methods:
             ensure(args.out, method, seed, settings, data)
-    runs = read(args.out, settings)
+    tabulate(args.out, settings)
+
+
+def tabulate(folder: Path, settings: Settings) -> list[Row]:
+    """Write the table of all runs in a folder, and return its rows."""
+    runs = read(folder, settings)
     groups = {method: found for method in TABLE_ORDER if (found := [run for run in runs if run["method"] == method])}
     seeds = 1 + max(run["seed"] for run in runs)
     listed = ",".join(method for method in groups if method in METHODS)
-    command = ["--data", args.data, "--methods", listed, "--seeds", str(seeds), *options_of(settings)]
+    command = ["--data", settings.data, "--methods", listed, "--seeds", str(seeds), *options_of(settings)]
     command = f"python benchmarks/quality.py {shlex.join(command)}"
-    write(args.out, groups, heading="method", command=command, settings=asdict(settings))
+    return write(folder, groups, heading="method", command=command, settings=asdict(settings))
 
 
 if __name__ == "__main__":

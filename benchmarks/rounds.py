@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import METHODS, SUPERVISED, WITHOUT_CLUSTERS
+from methods import METHODS, SUPERVISED, UNTRAINED, WITHOUT_CLUSTERS
 from model_selection import rank_correlation
 from plots import save_rounds
 from runs import Run, describe, embed_both, load, read, write
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="udml", help="comma-separated: methods of quality.py that train by fit")
     args, settings = parse(parser, arguments)
     methods = args.methods.split(",")
-    known = [method for method in METHODS if method not in {"frozen", *WITHOUT_CLUSTERS}]
+    known = [method for method in METHODS if method not in {*UNTRAINED, *WITHOUT_CLUSTERS}]
     if unknown := [method for method in methods if method not in known]:
         parser.error(f"--methods must be among {', '.join(known)}, got {', '.join(unknown)}")
     folder = args.out / "rounds"

@@ -23,6 +23,7 @@ from torch.utils.data import Subset
 from udmlss import EmbeddingModel, embed, evaluate_embeddings, label_free_scores, metrics
 from udmlss.clustering.kmeans import cluster_means, k_means
 from udmlss.inference import embed_features
+from udmlss.neighbors import average_with_neighbors
 from udmlss.types import Images
 
 Run = dict[str, Any]
@@ -32,6 +33,7 @@ PACKAGES = (
     *("numpy", "matplotlib", "pillow"),
 )
 RENAMED = {"neighbour": "nearest-positive", "neighbours": "average-neighbors"}  # methods, in files of earlier runs
+SEARCH_NEIGHBORS = 3  # that each test image is averaged with before the search
 VIEWS = 1000  # images of which an augmented view is embedded for label-free scores
 
 
@@ -60,10 +62,15 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     started = time.perf_counter()
     result = METHODS[method](model, data, settings, seed)
     seconds = time.perf_counter() - started
-    test, train = embed_both(model, data.test), embed_both(model, data.plain)
+    train = embed_both(model, data.plain)
+    test = train if data.test is data.plain else embed_both(model, data.test)
     views, indices = embed_views(model, data)
     return describe(method, seed, settings, seconds) | {
-        "scores": {name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed)) for name, rows in test.items()},
+        "n_classes": len(data.labels.unique()),
+        "scores": {
+            name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed))
+            for name, rows in (test | averages(test)).items()
+        },
         "label_free": {
             name: score_without_labels(rows, views[name], indices, settings.n_clusters) for name, rows in train.items()
         },
@@ -131,6 +138,11 @@ def embed_both(model: EmbeddingModel, images: Images) -> Rows:
     """Return features and embeddings of all images, from one forward pass of the trunk."""
     features = embed(model, images, output="features")
     return {"features": features, "embeddings": embed_features(model, features)}
+
+
+def averages(rows: Rows) -> Rows:
+    """Return the averages with the nearest neighbors, as they are searched after training."""
+    return {f"{name} with neighbors": average_with_neighbors(found, SEARCH_NEIGHBORS) for name, found in rows.items()}
 
 
 def embed_views(model: EmbeddingModel, data: Data) -> tuple[Rows, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 ROOT = Path(__file__).parents[1]
+PHOTO_SETS = ("cub100", "groceries", "plankton", "logos")  # folders in the folder of `--root`
 Loss = Literal[
     *("multi-similarity", "contrastive", "triplet", "lifted", "n-pairs", "nt-xent", "sup-con", "circle", "margin"),
     *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
@@ -20,8 +21,10 @@ class Settings:
     """The settings that all methods of a table have in common. Lengths are numbers of optimizer steps.
 
     `small` is the network of the quickstart, trained from scratch; the other backbones are those of
-    examples/cub_resnet50.py. `validate` trains on half of the training classes and scores on the other half, to choose
-    settings without the test classes.
+    examples/cub_resnet50.py. The protocol `unseen` trains on half of the classes and scores on the other half. The
+    protocol `own` trains and scores on the same images, those of all classes: a user's own pictures. `validate` does
+    the same with the training classes alone, to choose settings without the test classes. `n_neighbors` is the length
+    of the lists of neighbors of `default`.
     """
 
     data: str
@@ -42,7 +45,9 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     workers: int = 0
+    n_neighbors: int = 15
     validate: bool = False
+    protocol: Literal["unseen", "own"] = "unseen"
 
 
 GLYPHS = Settings(
@@ -83,8 +88,11 @@ def preset(data: str) -> Settings:
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser of the options that all commands have: images, seeds, output folder and settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="glyphs, cub100, or a folder (CUB_200_2011, or one per class)")
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data/cub100", help="folder of cub100")
+    sets = ", ".join(PHOTO_SETS)
+    parser.add_argument(
+        "--data", required=True, help=f"glyphs, {sets}, or a folder in the layout of CUB_200_2011 or with one per class"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data", help=f"folder of {sets}")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: benchmarks/results/NAME)")
     options = parser.add_argument_group("settings", "Changes to the preset of the dataset.")
@@ -102,17 +110,24 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Settings]:
-    """Return the arguments, with `root` and `out` filled in, and the settings."""
+    """Return the arguments, in which `root` is the folder of the dataset and `out` is given, and the settings."""
     args = parser.parse_args(arguments)
-    if args.data not in {"glyphs", "cub100"}:
+    if args.data in PHOTO_SETS:
+        args.root /= args.data
+    elif args.data != "glyphs":
         args.root = Path(args.data).expanduser().resolve()
         args.data = args.root.name
         if args.data == "glyphs":
             parser.error("a folder must not be named glyphs, which is the name of a dataset; rename it")
     given = {field.name: value for field in fields(Settings) if (value := vars(args).get(field.name)) is not None}
     settings = replace(preset(args.data), **given)
-    args.out = args.out or ROOT / "benchmarks/results" / (args.data + "-validate" * settings.validate)
+    args.out = args.out or ROOT / "benchmarks/results" / folder_name(settings)
     return args, settings
+
+
+def folder_name(settings: Settings) -> str:
+    """Return the name of the folder of runs: the dataset, the protocol unless it is `unseen`, and the split."""
+    return settings.data + "-own" * (settings.protocol == "own") + "-validate" * settings.validate
 
 
 def options_of(settings: Settings) -> list[str]:

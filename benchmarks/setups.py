@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
@@ -24,12 +24,13 @@ from udmlss.types import Images
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a benchmark. Training and test images have no class in common.
+    """The images of a benchmark. Training and test images have no class in common, or are the same images.
 
     Args:
         train: Training images with their augmentations.
         plain: The same images with test-time transforms.
-        labels: Class of each training image, from 0. Only the supervised upper bound trains on them.
+        labels: Class of each training image, from 0. Upper bounds train on them, and methods whose number of clusters
+            depends on the number of classes count them.
         test: Images that are scored.
         test_labels: Class of each test image.
     """
@@ -42,12 +43,22 @@ class Data:
 
 
 def open_data(settings: Settings, root: Path) -> Data:
-    """Open the dataset of the settings. With `validate`, test images are those of half of the training classes."""
+    """Open the dataset of the settings.
+
+    The test classes are the second half of the classes, and with `validate` the second half of the training classes.
+    With the protocol `own`, the test images are the training images.
+    """
     open_split, augment, plain = _opener(settings, root)
     train, clustered = open_split("train", transform=augment), open_split("train", transform=plain)
+    if settings.protocol == "own" and settings.validate:
+        return Data(train, clustered, train.labels, clustered, train.labels)
     if not settings.validate:
         test = open_split("test", transform=plain)
-        return Data(train, clustered, train.labels, test, test.labels)
+        if settings.protocol == "unseen":
+            return Data(train, clustered, train.labels, test, test.labels)
+        images = ConcatDataset([clustered, test])
+        labels = torch.cat([train.labels, test.labels + train.labels.max() + 1]).unique(return_inverse=True)[1]
+        return Data(ConcatDataset([train, open_split("test", transform=augment)]), images, labels, images, labels)
     first, second = (indices.tolist() for indices in split_classes(train.labels))
     return Data(
         train=Subset(train, first),

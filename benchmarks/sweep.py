@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = {"frozen": frozen, **swept, "supervised": supervised}
     command = ["--data", args.data, "--over", args.over, "--method", args.method, "--seeds", str(args.seeds)]
     command = f"python benchmarks/sweep.py {shlex.join([*command, *options_of(base)])}"
-    where = f"{args.data}, validation split" if base.validate else args.data
+    where = args.data + ", own pictures" * (base.protocol == "own") + ", validation split" * base.validate
     notes = [f"{args.method} on {where}, {n_classes} training classes.", *notes]
     shared = {name: value for name, value in asdict(base).items() if name != FIELDS[args.over]}
     rows = write(folder, groups, heading=args.over, command=command, settings=shared, notes=notes)

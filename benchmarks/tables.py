@@ -6,9 +6,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from runs import Run
+from runs import SEARCH_NEIGHBORS, Run
 
-LEGEND = """Scores in percent on classes that training did not see, mean ± standard deviation over seeds.
+SCORED = {
+    "unseen": "classes that training did not see",
+    "own": "the images of the training, whose labels training did not use except for upper bounds",
+}
+NEIGHBORS = f"with neighbors: each image is averaged with its {SEARCH_NEIGHBORS} nearest test images before the search."
+LEGEND = f"""Scores in percent on {{}}, mean ± standard deviation over seeds.
+{NEIGHBORS}
 seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
 
 
@@ -18,7 +24,7 @@ class Row:
 
     Args:
         name: A method, or a value of a sweep.
-        output: The scored output of the model, "features" or "embeddings".
+        output: The scored output of the model, "features" or "embeddings", which may be followed by "with neighbors".
         seeds: Seeds of the runs.
         mean: Mean of each measure over the seeds: scores in 0..1, and seconds.
         spread: Standard deviation of each measure; empty for a single seed.
@@ -34,8 +40,12 @@ class Row:
 
 
 def summarize(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
-    """Return a row for each group of runs and each output."""
-    rows = [_row(name, output, runs) for name, runs in groups.items() if runs for output in runs[0]["scores"]]
+    """Return a row for each group of runs and each output. Runs of earlier programs have fewer outputs."""
+    rows = [
+        _row(name, output, [run for run in runs if output in run["scores"]])
+        for name, runs in groups.items()
+        for output in dict.fromkeys(output for run in runs for output in run["scores"])
+    ]
     recall = {(row.name, row.output): row.mean["R@1"] for row in rows}
     return [replace(row, gap_closed=_gap_closed(row, recall)) for row in rows]
 
@@ -71,7 +81,8 @@ def markdown(rows: Sequence[Row], heading: str) -> str:
     titles = [heading, "output", "seeds", *rows[0].mean, "gap closed"]
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
-        output = f"{row.output}, untrained" if (row.name, row.output) == ("frozen", "embeddings") else row.output
+        is_untrained = row.name == "frozen" and row.output.startswith("embeddings")
+        output = f"{row.output}, untrained" if is_untrained else row.output
         cells = [_cell(row, measure) for measure in row.mean]
         gap_closed = "-" if row.gap_closed is None else f"{row.gap_closed:.0%}"
         lines.append([row.name, output, str(len(row.seeds)), *cells, gap_closed])
@@ -98,7 +109,8 @@ def write(
     table = markdown(rows, heading)
     all_versions = [tuple(run["versions"].items()) for runs in groups.values() for run in runs]
     versions = [dict(pairs) for pairs in dict.fromkeys(all_versions)]
-    text = [table, "\n".join([LEGEND, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
+    legend = LEGEND.format(SCORED[str(settings.get("protocol", "unseen"))])
+    text = [table, "\n".join([legend, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
     text += [f"Versions: {_listed(each)}." for each in versions]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     content = {"command": command, "notes": notes, "settings": settings, "versions": versions}

@@ -251,7 +251,7 @@ METHODS: Mapping[str, Published] = {
         ema_decay=0.95,
         lr=3e-5,
         new_lr=3e-4,
-        note="Not published: the recipe of this library, with as many steps as UDML-SS.",
+        note="Not published: the recipe of this library, with the number of steps of UDML-SS.",
     ),
     "supervised": Published("labels", note="The settings of UDML-SS with true labels: an upper bound."),
 }

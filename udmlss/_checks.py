@@ -72,21 +72,34 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise value_error(f"`{name}` must be one of {listed}", repr(value), "Pass one of these")
 
 
-def check_features(features: object) -> None:
-    """Raise an error unless the output of a trunk is a 2-D tensor with one row per image."""
+def as_features(output: object, source: str = "The trunk") -> Float[Tensor, "b f"]:
+    """Return the features in the output of a trunk: the output itself, or its attribute `pooler_output`.
+
+    Args:
+        output: A tensor, or an object with several outputs, such as a `ModelOutput` of Hugging Face.
+        source: Subject of the error messages.
+
+    Raises:
+        TypeError: There is no tensor.
+        ValueError: The tensor is not 2-D.
+    """
+    features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     if not isinstance(features, Tensor):
         raise type_error(
-            "The trunk must return a tensor (b, f)",
-            type(features).__name__,
-            "Wrap it in a module that returns one tensor, such as `trunk(images).pooler_output`",
+            f"{source} must return a tensor (b, f)",
+            type(output).__name__,
+            "Wrap it in an nn.Module whose `forward` returns one tensor, for example "
+            "`self.trunk(images).last_hidden_state[:, 0]` or `self.trunk(images)[0]`",
         )
     if features.ndim != 2:  # noqa: PLR2004
+        name = "features" if features is output else "a `pooler_output`"
         has_tokens = features.ndim == 3  # noqa: PLR2004
         raise value_error(
-            "The trunk must return features of shape (b, f)",
+            f"{source} must return {name} of shape (b, f)",
             f"shape {tuple(features.shape)}",
             "Select one token or average them" if has_tokens else "End it in nn.AdaptiveAvgPool2d(1) and nn.Flatten()",
         )
+    return features
 
 
 def check_scalar(name: str, loss: object) -> None:
@@ -148,10 +161,13 @@ def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: The labels are not one-dimensional, or are not `n`.
+        ValueError: There are no labels and `n` is not 0, or the labels are not one-dimensional, or are not `n`.
     """
     found = labels if isinstance(labels, Tensor) else _as_array(labels, name)
-    if not _is_integer(found):
+    is_empty = found.ndim > 0 and len(found) == 0
+    if is_empty and n != 0:
+        raise value_error(f"`{name}` must hold at least one label", "none", "Pass one label per item")
+    if not (is_empty or _is_integer(found)):  # NumPy makes an empty list floating-point
         raise type_error(f"`{name}` must be integers", found.dtype, "Convert them to int64")
     if isinstance(found, np.ndarray):
         found = torch.from_numpy(found.astype(np.int64))  # a copy, which has no negative strides and is writable

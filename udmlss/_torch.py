@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from udmlss._checks import value_error
+from udmlss._checks import type_error, value_error
 from udmlss.types import Precision
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of images that a model can compute with
@@ -86,3 +86,19 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     with restore_modes(module):
         module.eval()
         yield
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """Return the trunk of an `EmbeddingModel`, compiled or not.
+
+    Raises:
+        TypeError: The model has no trunk.
+    """
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, nn.Module):
+        raise type_error(
+            "`model` must have a `trunk` that computes features",
+            type(model).__name__,
+            "Wrap it: EmbeddingModel(trunk, embedder)",
+        )
+    return trunk

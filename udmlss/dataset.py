@@ -1,14 +1,16 @@
 """Images with their indices, and the image in an item of a dataset."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from operator import index as as_index
-from typing import Any
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from udmlss._checks import type_error, value_error
 from udmlss.types import Images
@@ -31,7 +33,7 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: There are no images.
-        TypeError: `images` is not a map-style dataset. An item does not hold an image tensor, which is found when the
+        TypeError: `images` is not a map-style dataset, or is a `Subset` by a mask instead of indices. An item does not hold an image tensor, which is found when the
             item is loaded.
 
     Example:
@@ -44,6 +46,7 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Images, image_key: str | None = None) -> None:
         _check_map_style(images)
+        _check_indices(images)
         if len(images) == 0:
             raise value_error("`images` must hold at least one image", "none", "Check the folder or the split")
         self.images: Images = images
@@ -55,7 +58,7 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[Float[Tensor, "c h w"], int]:
         index = as_index(index)  # Some datasets accept no integers but those of Python
         try:
             return _image_of(_load_item(self.images, index), index, self.image_key), index
@@ -96,10 +99,28 @@ def _check_map_style(images: object) -> None:
         )
 
 
+def _check_indices(images: object) -> None:
+    """Raise TypeError if a `Subset` has a mask, whose values would be taken for the indices 0 and 1."""
+    if type(images) is ConcatDataset:
+        for dataset in images.datasets:
+            _check_indices(dataset)
+    elif type(images) is Subset:
+        _check_indices(images.dataset)
+        first = next(iter(images.indices), None)
+        if isinstance(first, bool | np.bool_) or (isinstance(first, Tensor) and first.dtype == torch.bool):
+            remedy = "Pass the indices at which it is true, for example `mask.nonzero().flatten()`"
+            raise type_error("`Subset` must have indices", "a mask of booleans", remedy)
+
+
 def _load_item(images: Any, index: int) -> object:  # noqa: ANN401 (the dataset of a `Subset` need not have a length)
-    """Return an item of a dataset, which gets its index as an integer of Python also from a `Subset`."""
-    while type(images) is Subset:
-        images, index = images.dataset, as_index(images.indices[index])
+    """Return an item of a dataset, which gets its index as an integer of Python also in a `Subset`."""
+    if type(images) is Subset:
+        return _load_item(images.dataset, as_index(images.indices[index]))
+    if type(images) is ConcatDataset:
+        index = range(len(images))[index]
+        number = bisect_right(images.cumulative_sizes, index)
+        n_before = images.cumulative_sizes[number - 1] if number else 0
+        return _load_item(images.datasets[number], index - n_before)
     return images[index]
 
 
@@ -111,7 +132,9 @@ def _image_of(item: object, index: int, image_key: str | None) -> Tensor:
     key = "" if image_key is None else f" under the key {image_key!r}"
     remedy = "Give the dataset a transform that ends in a float tensor, such as torchvision's ToTensor"
     if any(isinstance(each, Tensor) and each.shape[:1] == (1,) for each in _candidates(item, image_key)):
-        remedy = "Remove the first dimension of the tensor: `image[0]`"
+        remedy = "Remove the first dimension of the tensor, for example by `image[0]`"
+    elif isinstance(item, Mapping) and image_key is None and "pixel_values" in item:
+        remedy = 'Return one tensor: `processor(image, return_tensors="pt")["pixel_values"][0]`'
     elif isinstance(item, Mapping):
         remedy += ", or name the key of the image: IndexedImages(images, image_key=...)"
     raise type_error(

@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_choice, check_features, check_integer, value_error
+from udmlss._checks import as_features, check_choice, check_integer, value_error
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
-from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, trunk_of
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
 from udmlss.image_loader import ImageLoader
-from udmlss.models.embedding_model import trunk_of
 from udmlss.types import Images, Output, Precision
 
 _FEATURES_AT_ONCE = 8192
@@ -197,7 +196,7 @@ def _embed_batches(
     progress: bool,
 ) -> None:
     """Embed the images of these indices and append the rows of each batch."""
-    forward = trunk_of(model) if output == "features" else model
+    forward, source = (trunk_of(model), "The trunk") if output == "features" else (model, "The model")
     size = int(options.batch_size)
     batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     loaded = loader.batches(images, batches, (seed,))
@@ -205,8 +204,7 @@ def _embed_batches(
     with evaluation_mode(model), torch.no_grad():
         for batch, _ in tqdm(loaded, "embedding", len(batches), unit="batch", leave=False, disable=not progress):
             with autocast(model, options.precision):
-                rows = forward(to_device(batch, model))
-            check_features(rows)
+                rows = as_features(forward(to_device(batch, model)), source)
             if len(rows) != len(batch):
                 found, remedy = f"{len(rows)} for {len(batch)} images", "Pool the outputs of each image"
                 raise value_error("The model must return one row per image", found, remedy)

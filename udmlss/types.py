@@ -143,7 +143,7 @@ def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
         if not isinstance(value, Tensor):
             remedy = "Use PseudoLabels.from_labels for other types"
             raise type_error(f"`{name}` must be a tensor of integers", type(value).__name__, remedy)
-        as_labels(value, name=name)
+        as_labels(value, value.numel(), name)
     counted = labels[labels >= 0].bincount()
     if len(labels) and int(labels.min()) < -1:
         raise value_error("`labels` must be -1 or above", int(labels.min()), "Use PseudoLabels.from_labels")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import layouts
@@ -32,13 +33,13 @@ def results(finished):
     return {method: json.loads((finished / f"{method}-0.json").read_text()) for method in methods.METHODS}
 
 
-def test_table_has_two_rows_per_method(finished):
+def test_table_has_four_rows_per_method(finished):
     lines = (finished / "table.md").read_text().splitlines()
     shown = [line.split(" | ")[:3] for line in lines if line.startswith("| ")][2:]
     seeds = {method: "2" if method in {"frozen", "udml"} else "1" for method in methods.METHODS}
-    outputs = ["features", "embeddings"]
+    outputs = ["features", "embeddings", "features with neighbors", "embeddings with neighbors"]
     expected = [[f"| {method}", output, seeds[method]] for method in methods.METHODS for output in outputs]
-    expected[1][1] = "embeddings, untrained"
+    expected[1][1], expected[3][1] = "embeddings, untrained", "embeddings with neighbors, untrained"
     assert shown == expected
 
 
@@ -55,9 +56,12 @@ def test_run_holds_settings_versions_scores_and_history(results):
     for method, run in results.items():
         assert load_settings(run["settings"]).steps == 2
         assert run["versions"]["torch"] == torch.__version__.split("+")[0]
-        assert run["scores"].keys() == run["label_free"].keys() == {"features", "embeddings"}
+        outputs = {"features", "embeddings"}
+        assert run["label_free"].keys() == outputs
+        assert run["scores"].keys() == outputs | {f"{output} with neighbors" for output in outputs}
+        assert run["n_classes"] == 4
         steps = [report["step"] for report in run["history"]]
-        assert steps == ([] if method in {"frozen", *methods.WITHOUT_CLUSTERS} else [1, 2])
+        assert steps == ([] if method in {*methods.UNTRAINED, *methods.WITHOUT_CLUSTERS} else [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,22 @@ def test_all_methods_differ(results):
     assert len(set(others)) == len(others)
 
 
-def test_default_methods_include_baselines_the_recipe_and_the_upper_bound():
-    assert methods.COMPARED == ("frozen", "instance", "udml", "udml-ss", "recommended", "supervised")
+def test_numbers_of_clusters_are_that_of_the_settings_or_multiples_of_the_classes(results):
+    counts = {method: run["history"][0]["n_clusters"] for method, run in results.items() if run["history"]}
+    assert counts["udml"] == counts["recommended"] == 6
+    assert {method: counts[f"{method}-true-k"] for method in ("udml", "udml-ss", "recommended")} == {
+        "udml": 4,
+        "udml-ss": 4,
+        "recommended": 4,
+    }
+    assert counts["recommended-twice-k"] == 8
+    assert counts["supervised"] == counts["supervised-default"] == 4
+
+
+def test_only_the_embedder_distinguishes_the_untrained_models(results):
+    frozen, initialized = (results[method]["scores"] for method in methods.UNTRAINED)
+    assert frozen["features"] == initialized["features"]
+    assert frozen["embeddings"] != initialized["embeddings"]
 
 
 def test_existing_runs_are_not_repeated(finished, flowers, options, monkeypatch):
@@ -134,6 +152,23 @@ def test_interrupted_training_saves_no_run(flowers, options, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
     assert names(tmp_path) == ["frozen-0.json"]
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_own_pictures_are_the_training_and_the_test_images(flowers, validate, settings_of):
+    data = setups.open_data(settings_of("--protocol", "own", *["--validate"] * validate), flowers)
+    assert data.test is data.plain
+    assert data.test_labels is data.labels
+    assert len(data.train) == len(data.plain) == len(data.labels) == (24 if validate else 48)
+    assert data.labels.unique().tolist() == list(range(4 if validate else 8))
+    names = [dict.fromkeys(label for _, label in images) for images in (data.train, data.plain)]
+    assert [len(found) for found in names] == [4 if validate else 8] * 2
+
+
+def test_own_pictures_in_the_layout_of_cub_have_one_class_per_number(tmp_path):
+    root = layouts.cub200(tmp_path / "birds", class_of=(1, 2, 1, 2))
+    data = setups.open_data(replace(preset("birds"), protocol="own"), root)
+    assert sorted(data.labels.tolist()) == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("validate", [False, True])

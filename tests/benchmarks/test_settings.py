@@ -11,12 +11,31 @@ def parse(*arguments):
     return settings.parse(settings.build_parser(None), arguments)
 
 
-@pytest.mark.parametrize("data", ["glyphs", "cub100", "elsewhere/flowers"])
+@pytest.mark.parametrize("data", ["glyphs", *settings.PHOTO_SETS, "elsewhere/flowers"])
 def test_settings_without_options_are_the_preset(data):
     args, found = parse("--data", data)
     name = Path(data).name
     assert found == settings.preset(name) == replace(found, data=name)
     assert args.out.parts[-3:] == ("benchmarks", "results", name)
+
+
+def test_root_holds_the_named_datasets_and_a_folder_is_its_own_root():
+    assert parse("--data", "logos", "--root", "sets")[0].root == Path("sets/logos")
+    assert parse("--data", "elsewhere/flowers", "--root", "sets")[0].root == Path("elsewhere/flowers").resolve()
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [
+        (["--protocol", "own"], "-own"),
+        (["--validate"], "-validate"),
+        (["--validate", "--protocol", "own"], "-own-validate"),
+    ],
+)
+def test_each_protocol_and_split_has_its_folder_of_runs(options, suffix):
+    args, found = parse("--data", "logos", *options)
+    assert args.out.name == f"logos{suffix}"
+    assert settings.options_of(found) == options
 
 
 def test_options_change_settings_and_can_be_written_from_them():

@@ -27,8 +27,9 @@ def cache(tmp_path_factory):
 def test_the_programs_of_a_page_run_in_order(name, tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    namespace = {"__name__": "__main__"}
-    for block in blocks_of(PAGES[name]):
+    namespace, blocks = {"__name__": "__main__"}, blocks_of(PAGES[name])
+    assert len(blocks) == len(re.findall("```python(?! no-run)", PAGES[name]))  # the pattern finds every program
+    for block in blocks:
         exec(compile(block, str(DOCS / name), "exec"), namespace)  # noqa: S102 (our own files)
 
 

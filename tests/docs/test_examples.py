@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import layouts
 import pytest
 import torch
 from PIL import Image
@@ -44,22 +45,14 @@ def run(monkeypatch, tmp_path, capsys, whole_glyphs):
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
     """A folder in the layout of CUB_200_2011: 8 classes of 8 images, each class with a color."""
-    root = tmp_path_factory.mktemp("birds") / "CUB_200_2011"
-    lists = {"classes.txt": [], "images.txt": [], "image_class_labels.txt": []}
+    class_of = torch.arange(1, 9).repeat_interleave(8).tolist()
+    root = layouts.cub200(tmp_path_factory.mktemp("birds") / "CUB_200_2011", class_of)
     generator = torch.Generator().manual_seed(0)
-    for number in range(1, 9):
-        name = f"{number:03}.Bird"
-        (root / "images" / name).mkdir(parents=True)
-        lists["classes.txt"].append(f"{number} {name}")
+    for folder in sorted((root / "images").iterdir()):
         color = torch.rand(3, 1, 1, generator=generator)
-        for image in range(8):
-            image_id = len(lists["images.txt"]) + 1
+        for path in sorted(folder.iterdir()):
             pixels = (color * 200 + torch.rand(3, 40, 48, generator=generator) * 55).byte().permute(1, 2, 0)
-            Image.fromarray(pixels.numpy()).save(root / "images" / name / f"{image}.jpg")
-            lists["images.txt"].append(f"{image_id} {name}/{image}.jpg")
-            lists["image_class_labels.txt"].append(f"{image_id} {number}")
-    for file, lines in lists.items():
-        (root / file).write_text("\n".join(lines) + "\n")
+            Image.fromarray(pixels.numpy()).save(path)
     return root
 
 

@@ -1,5 +1,7 @@
 """Other forms of the arguments of `fit`: bare losses and clusterers, lists, arrays, NumPy numbers, compiled models."""
 
+from types import SimpleNamespace
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -7,8 +9,18 @@ import torch
 from pytorch_metric_learning import losses
 from short_training import IMAGES, Augmented, criterion, make_model, make_pretrained_model, short_fit, weights
 from sklearn.cluster import AgglomerativeClustering
+from torch import nn
 
-from udmlss import BestWeights, ClusterPseudoLabeler, PseudoLabels, RotationPretextHead, WeightAverage, parameter_groups
+from udmlss import (
+    BestWeights,
+    ClusterPseudoLabeler,
+    PseudoLabels,
+    RotationPretextHead,
+    WeightAverage,
+    embed,
+    parameter_groups,
+)
+from udmlss.losses import SelfSupervisedRanking
 
 
 def trained_weights(images=IMAGES, **changes):
@@ -75,6 +87,27 @@ def test_numpy_numbers_give_the_same_run_as_python_numbers():
     converted = {name: np.int64(value) for name, value in integers.items()}
     converted |= {name: np.float32(value) for name, value in numbers.items()}
     assert torch.equal(trained_weights(**converted), expected)
+
+
+class PoolerOutput(nn.Sequential):
+    """A trunk that returns an object with several outputs, as models of Hugging Face do."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        return SimpleNamespace(last_hidden_state=features.unflatten(1, (4, -1)), pooler_output=features)
+
+
+@pytest.mark.parametrize("freeze_batch_norm", [True, False])
+def test_a_trunk_can_return_its_features_as_pooler_output(freeze_batch_norm):
+    model, expected = make_pretrained_model(), make_pretrained_model()
+    model.trunk = PoolerOutput(*model.trunk)
+    for each in (model, expected):
+        torch.manual_seed(1)
+        head, auxiliary = RotationPretextHead(256), SelfSupervisedRanking(256)
+        settings = {"rotation_head": head, "auxiliary": auxiliary, "freeze_batch_norm": freeze_batch_norm}
+        short_fit(each, **settings)
+    assert torch.equal(weights(model), weights(expected))
+    assert torch.equal(embed(model, IMAGES, output="features"), embed(expected, IMAGES, output="features"))
 
 
 @pytest.mark.parametrize("key", ["image", "pixel_values"])

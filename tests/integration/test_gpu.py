@@ -73,7 +73,7 @@ def build(device="cpu", seed=0):
     return EmbeddingModel(trunk, nn.Linear(32, 8)).to(device)
 
 
-def close(found, expected):
+def assert_near(found, expected):
     torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-3, atol=1e-4)
 
 
@@ -115,13 +115,7 @@ def test_clusters_are_as_compact_as_those_on_the_cpu(gpu, k):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"warm_start": False},
-        {"average_neighbors": 3},
-        {"n_clusters": None, "clusterer": KMeans(8)},
-    ],
+    "settings", [{}, {"warm_start": False}, {"average_neighbors": 3}, {"n_clusters": None, "clusterer": KMeans(8)}]
 )
 def test_a_labeler_clusters_on_the_gpu_and_returns_labels_on_the_cpu(gpu, settings):
     labeler = ClusterPseudoLabeler(**({"n_clusters": 8} | settings), device=gpu)
@@ -146,7 +140,7 @@ def test_label_free_scores_equal_those_on_the_cpu(gpu):
 def test_embeddings_are_returned_on_the_cpu_and_equal_those_computed_there(gpu, output, memory_format):
     found = embed(build(gpu).to(memory_format=memory_format), IMAGES, batch_size=20, output=output)
     assert found.device.type == "cpu"
-    close(found, embed(build(), IMAGES, batch_size=20, output=output))
+    assert_near(found, embed(build(), IMAGES, batch_size=20, output=output))
 
 
 def test_neighbor_pairs_and_initial_embedders_are_computed_on_the_gpu(gpu):
@@ -174,7 +168,7 @@ def test_metric_losses_and_their_gradients_equal_those_on_the_cpu(gpu, name):
         loss.backward()
         found.append((loss.detach(), rows.grad))
     for on_cpu, on_gpu in zip(*found, strict=True):
-        close(on_gpu, on_cpu)
+        assert_near(on_gpu, on_cpu)
 
 
 def center_softmax(device):
@@ -281,4 +275,4 @@ def test_a_run_that_is_resumed_on_the_gpu_equals_the_uninterrupted_one(gpu, tmp_
     resumed, _ = short_fit(gpu, Checkpoint(tmp_path, resume=True), weights_seed=1, **SETTINGS[name])
     for module, expected in zip(resumed, whole, strict=True):
         for name_, value in expected.state_dict().items():
-            close(module.state_dict()[name_], value)
+            assert_near(module.state_dict()[name_], value)

@@ -1,5 +1,6 @@
 """`fit` on two and on three ranks, all of whose trainings run in one start of three processes."""
 
+import differing_ranks
 import processes
 import pytest
 import torch
@@ -126,3 +127,48 @@ def test_sigterm_to_one_rank_saves_and_ends_all_ranks(three_ranks):
         kind, text, _ = outcome["SIGTERM"]
         assert (kind, text) == (SystemExit, "143")
         assert_same(outcome["resumed after SIGTERM"], outcome["uninterrupted"], "weights", "model")
+
+
+REMEDIES = {"settings": "Pass the same arguments", "images": "Open the same files", "weights": "Call `data_parallel`"}
+DIFFERENCES = {name: (name, "settings") for name in differing_ranks.SETTINGS}
+DIFFERENCES |= {name: (name, "images") for name in differing_ranks.DATASETS}
+DIFFERENCES |= {
+    "training images": ("checksum of images", "images"),
+    "resume": ("Checkpoint.resume False on rank 0 and True on", "settings"),
+    "seed of a loop": ("seed 1 on rank 0 and 2 on", "settings"),
+    "weights of a loop": ("checksum of the weights model.embedder.weight", "weights"),
+    "round of a loop": ("number of the round 0 on rank 0 and 1 on", "settings"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_difference_between_ranks_is_an_error_on_all_ranks(ranks, name):
+    errors = [outcome["differences"][name] for outcome in ranks]
+    named, kind = DIFFERENCES[name]
+    assert errors == [(ValueError, errors[0][1])] * len(ranks)
+    assert f"{named} " in errors[0][1]
+    assert f" on rank {len(ranks) - 1}" in errors[0][1]
+    assert REMEDIES[kind] in errors[0][1]
+
+
+def test_an_invalid_argument_of_one_rank_ends_all_ranks(ranks):
+    *others, last = [outcome["differences"]["invalid seed"] for outcome in ranks]
+    assert last == (ValueError, "`seed` must be at least 0, got -1. Raise it.")
+    assert others == [(RuntimeError, f"rank {len(others)} failed with ValueError: {last[1]}")] * len(others)
+
+
+def test_ranks_compare_themselves_in_one_exchange(ranks):
+    for outcome in ranks:
+        assert outcome["differences"]["exchanges"] == [1, 1]
+
+
+def test_ranks_may_differ_in_weights_folders_workers_and_functions_as_callbacks(ranks):
+    first, *others = [outcome["allowed differences"] for outcome in ranks]
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
+
+
+def test_a_parameter_without_effect_does_not_change(ranks):
+    alone = program.train(criterion=program.with_unused_parameters)
+    for outcome in (alone, *(outcome["unused parameter"] for outcome in ranks)):
+        assert [value.unique().tolist() for value in outcome["model"][-2:]] == [[1.0], [1.0]]

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
+import differing_ranks
 import torch
 from interrupted_training import ChangingClusters, Noisy, build
 from pytorch_metric_learning import losses
@@ -28,11 +29,11 @@ N = 49  # is not divisible by the number of ranks
 
 
 class FailingImages(Noisy):
-    """Images that raise an error on rank 1 once some were loaded."""
+    """Images that raise an error on rank 1 once some were loaded, after those that are checked before training."""
 
     def __init__(self, error):
         super().__init__(N)
-        self.error, self.n_loads = error, 30
+        self.error, self.n_loads = error, 62
 
     def __getitem__(self, index):
         self.n_loads -= rank() == 1
@@ -63,6 +64,14 @@ class FirstStepOnly(nn.Module):
         self.calls += 1
         loss = losses.MultiSimilarityLoss(2, 40, 0.5)(embeddings, labels)
         return self.scale * loss if self.calls == 1 else loss
+
+
+def with_unused_parameters(model):
+    """Give a model parameters that are used in no step, and return a loss with one that is used in the first only."""
+    model.embedder.unused = nn.Linear(2, 2)
+    for parameter in model.embedder.unused.parameters():
+        nn.init.ones_(parameter)
+    return UDMLSSLoss(FirstStepOnly())
 
 
 class OnRankOne:
@@ -182,10 +191,12 @@ def all_outcomes(folder):
         "calls": len(calls),
         "printed": printed.getvalue(),
         "resumed": train(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
-        "unused parameter": train(criterion=UDMLSSLoss(FirstStepOnly())),
+        "unused parameter": train(criterion=with_unused_parameters),
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),
+        "differences": differing_ranks.all_errors(folder),
+        "allowed differences": differing_ranks.trained_weights(folder),
     }
 
 

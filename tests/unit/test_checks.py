@@ -1,14 +1,16 @@
+from collections import OrderedDict
+
 import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 from udmlss._checks import (
+    as_features,
     as_labels,
     check_choice,
     check_distinct,
     check_embeddings,
-    check_features,
     check_integer,
     check_number,
     type_error,
@@ -90,17 +92,42 @@ def test_check_choice_rejects_other_values():
     ("shape", "remedy"),
     [((2,), r"nn\.Flatten\(\)"), ((2, 3, 4), "Select one token or average"), ((2, 3, 4, 5), r"nn\.Flatten\(\)")],
 )
-def test_check_features_rejects_other_shapes(shape, remedy):
-    check_features(torch.zeros(2, 3))
+def test_features_of_other_shapes_are_errors(shape, remedy):
+    features = torch.zeros(2, 3)
+    assert as_features(features) is features
     with pytest.raises(ValueError, match=rf"The trunk must return features of shape \(b, f\), got shape .*{remedy}"):
-        check_features(torch.zeros(shape))
+        as_features(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("found", [(torch.zeros(2, 3),), {"pooler_output": torch.zeros(2, 3)}, None])
-def test_check_features_rejects_other_types(found):
-    sentence = rf"The trunk must return a tensor \(b, f\), got {type(found).__name__}\. Wrap it in .*pooler_output`\."
+class ModelOutput(OrderedDict):
+    """An output of a model of Hugging Face: a dictionary whose values are attributes; None is no key."""
+
+    def __init__(self, **values):
+        super().__init__((key, value) for key, value in values.items() if value is not None)
+        vars(self).update(values)
+
+
+def test_features_of_a_model_of_hugging_face_are_its_pooler_output():
+    features = torch.zeros(2, 3)
+    assert as_features(ModelOutput(last_hidden_state=torch.zeros(2, 5, 3), pooler_output=features)) is features
+    with pytest.raises(ValueError, match=r"a `pooler_output` of shape \(b, f\), got shape \(2, 3, 1, 1\)\. End it"):
+        as_features(ModelOutput(pooler_output=torch.zeros(2, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (torch.zeros(2, 3),),
+        {"pooler_output": torch.zeros(2, 3)},
+        ModelOutput(last_hidden_state=torch.zeros(2, 5, 3), pooler_output=None),
+        ModelOutput(logits=torch.zeros(2, 3)),
+        None,
+    ],
+)
+def test_other_outputs_of_a_trunk_are_errors_with_a_remedy(found):
+    sentence = rf"The model must return a tensor \(b, f\), got {type(found).__name__}\. Wrap it in an nn\.Module whose"
     with pytest.raises(TypeError, match=sentence):
-        check_features(found)
+        as_features(found, "The model")
 
 
 def test_check_embeddings_accepts_finite_tensors_of_any_floating_type():
@@ -184,3 +211,10 @@ def test_as_labels_accepts_tensors_arrays_and_sequences_of_any_integer_type():
 def test_as_labels_rejects_other_values(found, kind, sentence):
     with pytest.raises(kind, match=sentence):
         as_labels(found, 3, "classes")
+
+
+@pytest.mark.parametrize("found", [[], (), np.array([]), torch.tensor([]), torch.zeros(0, dtype=torch.int64)])
+def test_no_labels_are_an_error_unless_none_are_needed(found):
+    with pytest.raises(ValueError, match=r"`classes` must hold at least one label, got none\. Pass one label per item"):
+        as_labels(found, name="classes")
+    assert torch.equal(as_labels(found, 0), torch.zeros(0, dtype=torch.int64))

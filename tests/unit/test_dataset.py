@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from udmlss.dataset import IndexedImages, stack_images
 
@@ -101,15 +101,45 @@ def test_a_named_key_and_a_dataset_that_is_strict_about_indices(index):
     assert (found, type(found)) == (4, int)
 
 
-@pytest.mark.parametrize("convert", [list, tuple, np.array, torch.tensor, lambda indices: torch.tensor(indices).int()])
-@pytest.mark.parametrize("nested", [False, True])
-def test_dataset_in_a_subset_gets_indices_of_python(convert, nested):
-    images = Subset(Strict(), convert([4, 2, 0]))
-    if nested:
-        images = Subset(images, convert([0, 1]))
-    image, index = IndexedImages(images, image_key="photo")[np.int64(1)]
-    assert torch.equal(image, IMAGES[2])
-    assert (index, type(index)) == (1, int)
+CONTAINERS = [list, tuple, np.array, torch.tensor, lambda indices: torch.tensor(indices).int()]
+
+
+@pytest.mark.parametrize("convert", CONTAINERS)
+def test_dataset_in_subsets_and_concatenations_gets_indices_of_python(convert):
+    part = Subset(Strict(), convert([4, 2, 0]))
+    both = ConcatDataset([part, Strict(), ConcatDataset([Subset(part, convert([1, 2]))])])
+    for images, expected in {
+        part: [4, 2, 0],
+        Subset(part, convert([0, 1])): [4, 2],
+        both: [4, 2, 0, 0, 1, 2, 3, 4, 2, 0],
+        Subset(both, convert([9, 8, 1])): [0, 2, 2],
+    }.items():
+        indexed = IndexedImages(images, image_key="photo")
+        for number, item in enumerate(expected):
+            image, index = indexed[np.int64(number)]
+            assert torch.equal(image, IMAGES[item])
+            assert (index, type(index)) == (number, int)
+            assert torch.equal(indexed[number - len(expected)][0], IMAGES[item])
+        with pytest.raises(IndexError):
+            indexed[len(expected)]
+
+
+@pytest.mark.parametrize("convert", CONTAINERS)
+def test_a_data_loader_of_a_subset_of_indexed_images(convert):
+    images = Subset(IndexedImages(Strict(), image_key="photo"), convert([4, 2, 0]))
+    loaded, indices = next(iter(DataLoader(images, batch_size=3, collate_fn=stack_images)))
+    assert torch.equal(loaded, IMAGES[[4, 2, 0]])
+    assert indices.tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
+@pytest.mark.parametrize("wrap", [lambda part: part, lambda part: ConcatDataset([IMAGES, part])])
+def test_a_mask_as_indices_of_a_subset_is_an_error(convert, wrap):
+    images = wrap(Subset(IMAGES, convert([False, True, True, False, True])))
+    with pytest.raises(
+        TypeError, match=r"`Subset` must have indices, got a mask of booleans\. Pass the indices at whi"
+    ):
+        IndexedImages(images)
 
 
 class Shuffled(Subset):
@@ -206,10 +236,33 @@ def test_an_error_about_a_dictionary_names_the_remedy_and_at_most_eight_fields()
     assert str(caught.value).count("field") == 8
 
 
-@pytest.mark.parametrize("item", [torch.zeros(1, 3, 4, 4), {"pixel_values": torch.zeros(1, 3, 4, 4)}])
+class BatchFeature(UserDict):
+    """The result of an image processor of Hugging Face, whose fields are attributes as well."""
+
+    def __getattr__(self, name):
+        try:
+            return self.data[name]
+        except KeyError:
+            raise AttributeError from None
+
+
+@pytest.mark.parametrize("wrap", [lambda image: image, lambda image: BatchFeature(pixel_values=image)])
+def test_an_image_processor_may_return_one_image(wrap):
+    assert torch.equal(IndexedImages([wrap(IMAGES[3])])[0][0], IMAGES[3])
+
+
+@pytest.mark.parametrize("pixels", [[np.zeros((3, 4, 4))], np.zeros((1, 3, 4, 4), np.float32)])
+def test_an_error_about_arrays_of_an_image_processor_names_the_remedy(pixels):
+    remedy = r'Return one tensor: `processor\(image, return_tensors="pt"\)\["pixel_values"\]\[0\]`\.'
+    with pytest.raises(TypeError, match=rf"got a dictionary of 'pixel_values': \w+ in item 0\. {remedy}"):
+        IndexedImages([BatchFeature(pixel_values=pixels)])[0]
+
+
+@pytest.mark.parametrize("item", [torch.zeros(1, 3, 4, 4), BatchFeature(pixel_values=torch.zeros(1, 3, 4, 4))])
 def test_an_error_about_a_batch_of_one_image_names_the_remedy(item):
     with pytest.raises(
-        TypeError, match=r"\(1, 3, 4, 4\) in item 0\. Remove the first dimension of the tensor: `image\[0"
+        TypeError,
+        match=r"\(1, 3, 4, 4\) in item 0\. Remove the first dimension of the tensor, for example by `image\[0\]`",
     ):
         IndexedImages([item])[0]
 

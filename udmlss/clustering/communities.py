@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
+from udmlss.clustering.list_length import LENGTHS, choose_list_length
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import search
@@ -15,17 +16,24 @@ from udmlss.neighbors.search import search
 class Communities:
     """Communities of the shared-neighbor graph by the two-level map equation, as a clusterer with `fit_predict`.
 
-    The number of clusters follows from the embeddings. It falls as `n_neighbors` rises: a third of the number of images
-    that you expect in a class is a value to start with.
+    Each image has a list of its nearest neighbors. The number of clusters follows from the embeddings and from the
+    length of the lists: longer lists find fewer and larger clusters. Without arguments the length is chosen from the
+    embeddings.
 
     Args:
-        n_neighbors: Number of nearest neighbors in the list of each image, at least 2 and below the number of images.
+        n_neighbors: Length of the lists, at least 2 and below the number of images. None derives it from
+            `images_per_cluster`, or chooses it from the embeddings.
+        images_per_cluster: About how many images there are of one thing, at least 2 and at most half of the number of
+            images. The lists get a third of this length plus 2, at most 64. None does not use it.
         min_cluster_size: Images of communities with fewer images get the label -1: unassigned.
         seed: Seed of the order in which images move between communities.
 
+    Attributes:
+        n_neighbors_: Length of the lists in the last `fit_predict`.
+
     Raises:
-        ValueError: A number is out of its range. In `fit_predict`: embeddings are not finite, are all equal, or are
-            not more than `n_neighbors`.
+        ValueError: A number is out of its range, or both `n_neighbors` and `images_per_cluster` are given. In
+            `fit_predict`: embeddings are not finite, are all equal, or are not more than `n_neighbors`.
 
     Example:
         >>> rows = torch.eye(3).repeat_interleave(6, dim=0) + 0.1 * torch.rand(18, 3)
@@ -40,29 +48,61 @@ class Communities:
         The paper clusters a graph of similarities above a threshold by the same equation.
     """
 
-    def __init__(self, n_neighbors: int = 20, *, min_cluster_size: int = 2, seed: int = 0) -> None:
-        check_integer("n_neighbors", n_neighbors, 2)
+    n_neighbors_: int
+
+    def __init__(
+        self,
+        n_neighbors: int | None = None,
+        *,
+        images_per_cluster: int | None = None,
+        min_cluster_size: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if n_neighbors is not None and images_per_cluster is not None:
+            rule = "At most one of `n_neighbors` and `images_per_cluster` must be given"
+            raise value_error(rule, "both", "Pass `images_per_cluster`, from which the number of neighbors follows")
+        if n_neighbors is not None:
+            check_integer("n_neighbors", n_neighbors, 2)
+        if images_per_cluster is not None:
+            check_integer("images_per_cluster", images_per_cluster, 2)
         check_integer("min_cluster_size", min_cluster_size, 1)
         check_integer("seed", seed, 0)
-        self.n_neighbors = int(n_neighbors)
+        self.n_neighbors = None if n_neighbors is None else int(n_neighbors)
+        self.images_per_cluster = None if images_per_cluster is None else int(images_per_cluster)
         self.min_cluster_size = int(min_cluster_size)
         self.seed = int(seed)
 
     def __repr__(self) -> str:
-        return f"Communities(n_neighbors={self.n_neighbors}, min_cluster_size={self.min_cluster_size})"
+        names = ("n_neighbors", "images_per_cluster", "min_cluster_size")
+        given = ", ".join(f"{name}={getattr(self, name)}" for name in names if getattr(self, name) is not None)
+        return f"Communities({given})"
 
     def fit_predict(self, X: Float[Tensor, "n d"] | NDArray[np.floating]) -> NDArray[np.int64]:  # noqa: N803 (scikit-learn's name)
         """Return the community of each row (n,), or -1 for rows of communities that are too small."""
         rows = torch.as_tensor(X)
         column_range = check_embeddings(rows, "X")
-        if self.n_neighbors >= len(rows):
-            rule = f"`n_neighbors={self.n_neighbors}` must be below the number of rows"
-            raise value_error(rule, len(rows), "Lower it, or add images")
+        self.check_size(len(rows))
         check_distinct(column_range, len(rows))
-        return self.labels_from_neighbors(search(rows, self.n_neighbors)[1])
+        self.n_neighbors_ = self._list_length() or choose_list_length(rows, seed=self.seed)
+        return self.labels_from_neighbors(search(rows, self.n_neighbors_)[1])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
         """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""
         found = map_equation_communities(shared_neighbor_graph(indices), seed=self.seed)
         sizes = np.bincount(found)
         return np.where(sizes[found] >= self.min_cluster_size, found, -1)
+
+    def check_size(self, n: int) -> None:
+        """Raise ValueError if n images are too few for the settings."""
+        if self.images_per_cluster is not None and self.images_per_cluster > n // 2:
+            rule = f"`images_per_cluster={self.images_per_cluster}` must be at most half of the number of images"
+            raise value_error(rule, f"{n} images", "Lower it, or add images")
+        length = self._list_length() or LENGTHS[0]
+        if length >= n:
+            name = "The number of neighbors" if self.n_neighbors is None else "`n_neighbors`"
+            raise value_error(f"{name}, {length}, must be below the number of images", n, "Lower it, or add images")
+
+    def _list_length(self) -> int | None:
+        if self.images_per_cluster is not None:
+            return min(self.images_per_cluster // 3 + 2, LENGTHS[-1])
+        return self.n_neighbors

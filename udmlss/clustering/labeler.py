@@ -1,6 +1,7 @@
 """Pseudo-labels from clusters of embeddings."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from udmlss._checks import as_labels, check_distinct, check_embeddings, check_integer, type_error, value_error
 from udmlss._chunks import ColumnRange, group_means
+from udmlss.clustering.communities import Communities
 from udmlss.clustering.kmeans import check_count, cluster_rows
 from udmlss.clustering.matching import agreement, match_ids
 from udmlss.neighbors.search import averages_with_neighbors, check_n_neighbors
@@ -33,16 +35,19 @@ ClusterFunction = Callable[[Tensor], Labels | PseudoLabels]
 class ClusterPseudoLabeler:
     """Pseudo-labels from clusters of the embeddings, once per round.
 
-    Clusters retain their ids from round to round: each gets the id of the previous cluster that it shares most images
-    with. From the second round on, k-means starts from the means that the previous clusters have in the new
+    `ClusterPseudoLabeler()` needs no number of clusters, `ClusterPseudoLabeler(100)` runs k-means with 100. Clusters
+    retain their ids from round to round: each gets the id of the previous cluster that it shares most images with. From
+    the second round on, k-means starts from the means that the previous clusters have in the new
     embeddings. If the number of images changes, ids are not matched in that round.
 
     Args:
         n_clusters: Number of clusters k of k-means, at least 2. Alternatively the clusterer itself, as in
-            `ClusterPseudoLabeler(HDBSCAN())`.
-        clusterer: Clusterer that is used instead of k-means: an object with scikit-learn's `fit_predict`, of which a
-            fresh copy receives a NumPy array (n, d) in every round, or a function from a tensor (n, d) to labels (n,).
-            Labels are integers in any order; a negative label means that the image is unassigned. None runs k-means.
+            `ClusterPseudoLabeler(HDBSCAN())`. None finds `Communities`, whose number follows from the embeddings.
+        images_per_cluster: About how many images there are of one thing, for the communities. None chooses from the
+            embeddings of the first round how fine the communities are.
+        clusterer: Clusterer that is used instead: an object with scikit-learn's `fit_predict`, of which a fresh copy
+            receives a NumPy array (n, d) in every round, or a function from a tensor (n, d) to labels (n,). Labels are
+            integers in any order; a negative label means that the image is unassigned.
         max_iter: Maximum number of iterations of k-means in a round.
         warm_start: Whether k-means starts from the clusters of the previous round. False starts from scratch.
         average_neighbors: Number of nearest neighbors that each embedding is averaged with before clustering, with
@@ -54,7 +59,8 @@ class ClusterPseudoLabeler:
             outside of `fit`.
 
     Raises:
-        ValueError: Neither or both of `n_clusters` and `clusterer` are given, or a number is out of its range.
+        ValueError: Several of `n_clusters`, `images_per_cluster` and `clusterer` are given, or a number is out of its
+            range.
         TypeError: `clusterer` is neither a function nor an object with `fit_predict`.
 
     References:
@@ -75,6 +81,7 @@ class ClusterPseudoLabeler:
         self,
         n_clusters: int | Clusterer | ClusterFunction | None = None,
         *,
+        images_per_cluster: int | None = None,
         clusterer: Clusterer | ClusterFunction | None = None,
         max_iter: int = 25,
         warm_start: bool = True,
@@ -82,7 +89,7 @@ class ClusterPseudoLabeler:
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        self.n_clusters, self.clusterer = _n_clusters_or_clusterer(n_clusters, clusterer)
+        self.n_clusters, self.clusterer = _n_clusters_or_clusterer(n_clusters, images_per_cluster, clusterer)
         check_integer("max_iter", max_iter, 1)
         if average_neighbors is not None:
             check_integer("average_neighbors", average_neighbors, 1)
@@ -96,6 +103,7 @@ class ClusterPseudoLabeler:
         self._default_seed = 0
         self._round = 0
         self._previous: PseudoLabels | None = None
+        self._n_neighbors: int | None = None  # of communities, chosen in the first round
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_clusters or self.clusterer!r})"
@@ -116,7 +124,7 @@ class ClusterPseudoLabeler:
                 `average_neighbors` requires; or there are fewer than two clusters.
         """
         column_range = check_embeddings(embeddings)
-        self._check_numbers(len(embeddings))
+        self.check_size(len(embeddings))
         if len(embeddings) > 1:
             check_distinct(column_range, len(embeddings))
         embeddings = embeddings.detach() if self.device is None else embeddings.detach().to(self.device)
@@ -142,17 +150,21 @@ class ClusterPseudoLabeler:
         self._default_seed = seed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of rounds and the clusters of the last one."""
-        return {"round": self._round, "previous": None if self._previous is None else dict(vars(self._previous))}
+        """Return the number of rounds, the clusters of the last one, and the number of neighbors of communities."""
+        previous = None if self._previous is None else dict(vars(self._previous))
+        return {"round": self._round, "previous": previous, "n_neighbors": self._n_neighbors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the number of rounds and the clusters of the last one."""
-        self._round = state["round"]
+        """Restore what `state_dict` returned."""
+        self._round, self._n_neighbors = state["round"], state.get("n_neighbors")
         self._previous = None if state["previous"] is None else PseudoLabels(**state["previous"])
 
-    def _check_numbers(self, n: int) -> None:
+    def check_size(self, n: int) -> None:
+        """Raise ValueError if n images are too few for the settings."""
         if self.n_clusters is not None:
             check_count(self.n_clusters, n)
+        if isinstance(self.clusterer, Communities):
+            self.clusterer.check_size(n)
         if self.average_neighbors is not None:
             check_n_neighbors(self.average_neighbors, n)
 
@@ -163,6 +175,8 @@ class ClusterPseudoLabeler:
             embeddings = averages_with_neighbors(embeddings, self.average_neighbors)
             column_range = ColumnRange.of(embeddings)
             check_distinct(column_range, len(embeddings))
+        if isinstance(self.clusterer, Communities):
+            return torch.from_numpy(self._communities(self.clusterer, embeddings))
         if self.n_clusters is None:
             return self._labels_of_clusterer(embeddings)
         start = self._start(embeddings, column_range, previous) if self.warm_start else None
@@ -174,6 +188,15 @@ class ClusterPseudoLabeler:
             max_iter=self.max_iter,
             seed=(self._default_seed if self.seed is None else self.seed) + self._round,
         )
+
+    def _communities(self, settings: Communities, embeddings: Float[Tensor, "n d"]) -> NDArray[np.int64]:
+        """Find communities, from lists whose length is chosen in the first round and then retained."""
+        communities = copy(settings)
+        if self._n_neighbors is not None and self._n_neighbors < len(embeddings):
+            communities.n_neighbors, communities.images_per_cluster = self._n_neighbors, None
+        found = communities.fit_predict(embeddings)
+        self._n_neighbors = communities.n_neighbors_
+        return found
 
     def _labels_of_clusterer(self, embeddings: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
         if _has_fit_predict(self.clusterer):
@@ -242,23 +265,27 @@ class _LabelerAdapter:
         return found if is_pseudo_labels else PseudoLabels.from_labels(labels, embeddings)
 
 
-def _n_clusters_or_clusterer(n_clusters: Any, clusterer: Any) -> tuple[int | None, Any]:  # noqa: ANN401
+def _n_clusters_or_clusterer(n_clusters: Any, images_per_cluster: Any, clusterer: Any) -> tuple[int | None, Any]:  # noqa: ANN401
     """Return the number of clusters of k-means and None, or None and the clusterer."""
-    if (n_clusters is None) == (clusterer is None):
+    settings = {"n_clusters": n_clusters, "images_per_cluster": images_per_cluster, "clusterer": clusterer}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if len(given) > 1:
         raise value_error(
-            "Either `n_clusters` or `clusterer` must be given",
-            "neither" if clusterer is None else "both",
+            "At most one of `n_clusters`, `images_per_cluster` and `clusterer` must be given",
+            " and ".join(f"`{name}`" for name in given),
             "ClusterPseudoLabeler(100) runs k-means, ClusterPseudoLabeler(HDBSCAN()) another clusterer",
         )
-    given = n_clusters if clusterer is None else clusterer
-    if not isinstance(given, type) and (_has_fit_predict(given) or callable(given)):
-        return None, given
-    if clusterer is None and not isinstance(given, type):
-        check_integer("n_clusters", given, 2)
-        return int(n_clusters), None
+    if n_clusters is None and clusterer is None:
+        return None, Communities(images_per_cluster=images_per_cluster)
+    one = n_clusters if clusterer is None else clusterer
+    if not isinstance(one, type) and (_has_fit_predict(one) or callable(one)):
+        return None, one
+    if clusterer is None and not isinstance(one, type):
+        check_integer("n_clusters", one, 2)
+        return int(one), None
     raise type_error(
         "`clusterer` must be an object with scikit-learn's `fit_predict`, or a function of embeddings",
-        f"{given!r}",
+        f"{one!r}",
         "Pass an instance, such as HDBSCAN(min_cluster_size=5, copy=True)",
     )
 

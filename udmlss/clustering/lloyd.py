@@ -68,10 +68,12 @@ def lloyd(
     """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
 
     Each iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
-    at least half of the centers no longer move, a point is compared with the centers that moved, and with all centers
-    only if bounds of its distances do not exclude them. The result is that of comparing each point with all centers.
-    An empty cluster takes over half of one of the largest clusters, or, with `ScaledPoints`, one of the points that
-    are farthest from their centers.
+    at least half of the centers no longer move, a point is compared with the centers that moved. It is compared with
+    all centers only if a lower bound of its distances to the others shows that one of them may be nearer. The result is
+    the same as if each point were always compared with all centers.
+
+    An empty cluster takes over half of one of the largest clusters, or, with `ScaledPoints`, one of the points that are
+    farthest from their centers.
 
     Args:
         points: Points of any floating type, in memory, on a GPU or mapped from a file; or `ScaledPoints`, which are

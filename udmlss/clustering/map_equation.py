@@ -49,16 +49,9 @@ def map_equation_communities(weights: csr_array, *, seed: int = 0) -> Indices:
     return communities
 
 
-def modularity(weights: csr_array, communities: Indices) -> float:
-    """Return the modularity of communities: the weight inside them, minus its expectation in a random graph.
-
-    References:
-        Finding and evaluating community structure in networks. Newman, Girvan. 2004.
-        https://doi.org/10.1103/PhysRevE.69.026113
-    """
-    network = _Network.from_matrix(weights)
-    partition = _Partition.of(network, communities)
-    return float(1 - partition.leaving.sum() - (partition.flow**2).sum())
+def compression(weights: csr_array, communities: Indices) -> float:
+    """Return by how much communities shorten the description of a random walk, in nats per step."""
+    return -_Partition.of(_Network.from_matrix(weights), communities).code_length()
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,15 @@ class _Network:
         owners = np.repeat(np.arange(len(nodes)), counts)
         offsets = self.starts[nodes] - (np.cumsum(counts) - counts)
         return owners, np.arange(counts.sum()) + offsets[owners]
+
+    def weights_to_communities(self, nodes: Indices, communities: Indices) -> tuple[Indices, Indices, Floats]:
+        """Return the positions in `nodes`, the communities of their neighbors, and the weights of the edges there."""
+        owners, edges = self.edges_of(nodes)
+        starts = np.searchsorted(owners, np.arange(len(nodes) + 1))
+        targets = communities[self.neighbors[edges]]
+        matrix = csr_array((self.weights[edges], targets, starts), shape=(len(nodes), self.n_nodes))
+        matrix.sum_duplicates()
+        return np.repeat(np.arange(len(nodes)), np.diff(matrix.indptr)), matrix.indices.astype(np.int64), matrix.data
 
     def merged(self, communities: Indices) -> "_Network":
         """Return the network whose nodes are the communities."""
@@ -189,22 +191,18 @@ def _move_batch(network: _Network, partition: _Partition, nodes: Indices) -> Ind
 
 def _best_moves(network: _Network, partition: _Partition, nodes: Indices) -> tuple[Indices, Indices, Floats]:
     """Return the nodes that have a move which shortens the code, its target, and the change of the code length."""
-    n = network.n_nodes
-    owners, edges = network.edges_of(nodes)
-    pairs, inverse = np.unique(owners * n + partition.communities[network.neighbors[edges]], return_inverse=True)
-    weights = _sum_by(inverse, network.weights[edges], len(pairs))
-    owners, targets = pairs // n, pairs % n
-    origins = partition.communities[nodes]
-    stays = targets == origins[owners]
+    owners, targets, weights = network.weights_to_communities(nodes, partition.communities)
+    stays = targets == partition.communities[nodes[owners]]
     weight_inside = np.zeros(len(nodes))
     weight_inside[owners[stays]] = weights[stays]
     owners, targets, weights = owners[~stays], targets[~stays], weights[~stays]
     changes = _changes(network, partition, nodes[owners], targets, (weight_inside[owners], weights))
-    order = np.lexsort((changes, owners))
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = np.diff(owners[order]) > 0
-    best = order[is_first]
-    best = best[changes[best] < -_LEAST_GAIN]
+    if not len(owners):
+        return owners, targets, changes
+    is_first = np.diff(owners, prepend=-1) > 0
+    least = np.minimum.reduceat(changes, np.flatnonzero(is_first))[np.cumsum(is_first) - 1]
+    best = np.flatnonzero((changes == least) & (changes < -_LEAST_GAIN))
+    best = best[np.diff(owners[best], prepend=-1) > 0]  # the first of several moves with the same change
     return nodes[owners[best]], targets[best], changes[best]
 
 

@@ -51,7 +51,7 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
     if k > _MAX_CLUSTERS:
         rule, remedy = f"`labels` must be below {_MAX_CLUSTERS}", "Renumber clusters by PseudoLabels.from_labels"
         raise value_error(rule, k - 1, remedy)
-    previous = torch.where(previous < k, previous, -1)  # there is no new cluster that could have a larger id
+    previous = torch.where(previous < k, previous, -1)  # new ids are below k, so no cluster can have a larger one
     k_previous = int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
     match = _match_dense if k * k_previous <= _MAX_TABLE_SIZE else _match_sparse

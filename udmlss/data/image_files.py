@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from udmlss._checks import as_labels, check_choice, check_number, value_error
-from udmlss.data.image_reader import as_color, describe_error, read_image
+from udmlss._checks import as_labels, check_choice, value_error
+from udmlss.data.image_reader import as_color, as_value_range, describe_error, read_image
 from udmlss.types import Labels
 
 _WHITE = (255, 255, 255)
@@ -91,7 +91,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.classes: list[str] = list(classes)
         self.transform = transform
         self.background = as_color(background)
-        self.value_range = _as_value_range(value_range)
+        self.value_range = as_value_range(value_range)
         self.skipped: tuple[DamagedImage, ...] = ()
         invalid = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
         if len(invalid):
@@ -161,9 +161,7 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
 
 
 def label_images(
-    images: Sequence[tuple[Path, _Class]],
-    names: Mapping[_Class, str],
-    transform: Callable[[Any], Any] | None,
+    images: Sequence[tuple[Path, _Class]], names: Mapping[_Class, str], transform: Callable[[Any], Any] | None
 ) -> ImageFiles:
     """Return a dataset of images whose classes are numbered in the order of `names`.
 
@@ -211,21 +209,6 @@ class _Paths(Sequence[Path]):
 
     def __repr__(self) -> str:
         return repr(list(self))
-
-
-def _as_value_range(value_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    if value_range is None:
-        return None
-    if len(value_range) != 2:  # noqa: PLR2004
-        raise value_error(
-            "`value_range` must be a pair of numbers", value_range, "Pass the values of black and of white"
-        )
-    low, high = value_range
-    check_number("value_range[0]", low)
-    check_number("value_range[1]", high)
-    if not low < high:
-        raise value_error("`value_range` must be ascending", value_range, "Pass the values of black and of white")
-    return float(low), float(high)
 
 
 def _summarize(damaged: Sequence[DamagedImage]) -> str:

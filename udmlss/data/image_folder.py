@@ -8,49 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 from warnings import warn
 
-from udmlss._checks import value_error
+from udmlss._checks import check_choice, value_error
 from udmlss.data.image_files import ImageFiles
+from udmlss.data.image_reader import as_color, as_value_range
 
 _SUFFIXES = {
-    ".avif",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".mpo",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tga",
-    ".tif",
-    ".tiff",
-    ".webp",
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 _UNSUPPORTED_SUFFIXES = {
-    ".arw",
-    ".cr2",
-    ".cr3",
-    ".dcm",
-    ".dng",
-    ".exr",
-    ".hdr",
-    ".heic",
-    ".heif",
-    ".hif",
-    ".jxl",
-    ".nef",
-    ".orf",
-    ".psd",
-    ".raf",
-    ".raw",
-    ".rw2",
-    ".svg",
+    *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif"),
+    *(".hif", ".jxl", ".nef", ".orf", ".psd", ".raf", ".raw", ".rw2", ".svg"),
 }
 _MODEL_SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 _MAX_NAMES = 5  # in a warning
@@ -92,12 +60,14 @@ def image_folder(
         The images sorted by class, then by path. Without classes all labels are -1, and `classes` is empty.
 
     Raises:
-        ValueError: There are no images, there are both images and folders of images, or a class has no images.
+        ValueError: There are no images, there are both images and folders of images, or a class has no images. A
+            setting is out of range, which is found before the folder is read.
         OSError: A folder cannot be read.
 
     Example:
         >>> images = image_folder("~/photos", transform=transform)  # doctest: +SKIP
     """
+    as_color(background), as_value_range(value_range), check_choice("on_error", on_error, ("raise", "skip"))
     root = Path(root).expanduser()
     patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
     folders, files = _list_folder(root, patterns) if root.is_dir() else ([], [])

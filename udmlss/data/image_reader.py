@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from operator import index as as_index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udmlss._checks import value_error
+from udmlss._checks import check_number, value_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the last two
 _MAX_VALUE = 255
-# Pillow returns 8 bits per channel, but the transparent color as it is stored.
+# Pillow scales the pixels to 8 bits per channel, but not the transparent color.
 _SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
@@ -71,12 +71,38 @@ def as_color(background: str | Sequence[int]) -> Color:
     """
     color: Sequence[int] = ()
     with suppress(ValueError, TypeError):
-        color = _named_color(background) if isinstance(background, str) else [as_index(value) for value in background]
+        color = _named_color(background) if isinstance(background, str) else [*map(_as_integer, background)]
     if len(color) != 3 or not all(0 <= value <= _MAX_VALUE for value in color):  # noqa: PLR2004
         rule = "`background` must be a color: a name such as 'white', or three integers in 0..255"
         raise value_error(rule, repr(background), "Pass, for example, (255, 255, 255)")
     red, green, blue = color
     return red, green, blue
+
+
+def as_value_range(value_range: Sequence[float] | None) -> ValueRange | None:
+    """Return the values of black and of white, or None.
+
+    Raises:
+        ValueError: `value_range` is not a pair of finite numbers, or not ascending.
+        TypeError: `value_range` does not hold numbers.
+    """
+    if value_range is None:
+        return None
+    remedy = "Pass the values of black and of white"
+    if not isinstance(value_range, Sequence) or len(value_range) != 2:  # noqa: PLR2004
+        raise value_error("`value_range` must be a pair of numbers", repr(value_range), remedy)
+    low, high = value_range
+    check_number("value_range[0]", low)
+    check_number("value_range[1]", high)
+    if not low < high:
+        raise value_error("`value_range` must be ascending", value_range, remedy)
+    return float(low), float(high)
+
+
+def _as_integer(value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return as_index(value)
 
 
 def _named_color(name: str) -> Sequence[int]:

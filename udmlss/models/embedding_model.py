@@ -1,19 +1,29 @@
 """A trunk and an embedder as one model."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Subset
 
-from udmlss._checks import check_features, type_error
-from udmlss._torch import to_dtype
+from udmlss._checks import as_features, check_integer, type_error
+from udmlss._torch import device_of, to_dtype
+from udmlss.dataset import IndexedImages
+from udmlss.inference import InferenceOptions, embed
+from udmlss.models.pca import embedder_from_features
+from udmlss.types import Images, Precision
+
+_EMBEDDING_SIZE = 512  # the published dimension
 
 
 class EmbeddingModel(nn.Module):
     """A trunk that computes features from images, and an embedder that computes unit-length embeddings from features.
 
     Args:
-        trunk: Module from images (b, c, h, w) to features (b, f): a backbone without its classifier.
+        trunk: Module from images (b, c, h, w) to features (b, f): a backbone without its classifier. If it returns an
+            object with several outputs, as models of Hugging Face do, its `pooler_output` is used.
         embedder: Module from features (b, f) to embeddings (b, d) of any length, often `nn.Linear(f, 512)`.
 
     Example:
@@ -32,9 +42,9 @@ class EmbeddingModel(nn.Module):
 
         Raises:
             ValueError: The trunk's features are not of shape (b, f).
-            TypeError: The trunk does not return a tensor.
+            TypeError: The trunk or the embedder does not return a tensor.
         """
-        return self.embed_features(self.trunk(images))
+        return self.embed_features(as_features(self.trunk(images)))
 
     def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Return the unit-length embeddings of the trunk's features, in float32 or float64.
@@ -43,24 +53,59 @@ class EmbeddingModel(nn.Module):
 
         Raises:
             ValueError: The features are not of shape (b, f).
-            TypeError: The features are not a tensor.
+            TypeError: The features are not a tensor, or the embedder does not return one.
         """
-        check_features(features)
-        embeddings = self.embedder(to_dtype(features, self.embedder))
+        embeddings = self.embedder(to_dtype(as_features(features), self.embedder))
+        if not isinstance(embeddings, Tensor):
+            remedy = "Wrap it in an nn.Module whose `forward` returns one tensor"
+            raise type_error("The embedder must return a tensor (b, d)", type(embeddings).__name__, remedy)
         return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
 
+    @classmethod
+    def from_trunk(
+        cls,
+        trunk: nn.Module,
+        images: Images,
+        embedding_size: int | None = None,
+        *,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        precision: Precision = "float32",
+        progress: bool = True,
+    ) -> "EmbeddingModel":
+        """Build a model of a pretrained trunk, with an embedder that is initialized from the features of images.
 
-def trunk_of(model: nn.Module) -> nn.Module:
-    """Return the trunk of an `EmbeddingModel`, compiled or not.
+        All images are embedded once, and the embedder is that of `embedder_from_features`. Some ten thousand images
+        are enough: pass a `torch.utils.data.Subset` of more.
 
-    Raises:
-        TypeError: The model has no trunk.
-    """
-    trunk = getattr(model, "trunk", None)
-    if not isinstance(trunk, nn.Module):
-        raise type_error(
-            "`model` must have a `trunk` that computes features",
-            type(model).__name__,
-            "Wrap it: EmbeddingModel(trunk, embedder)",
-        )
-    return trunk
+        Args:
+            trunk: Pretrained module from images (b, c, h, w) to features (b, f): a backbone without its classifier.
+            images: Images with test-time transforms, such as the training images: any dataset that `embed` accepts.
+            embedding_size: Dimension d of the embeddings, at most f. None means 512, or f if f is smaller.
+            batch_size: Number of images per forward pass.
+            num_workers: Number of processes that load images. 0 loads them in the main process.
+            precision: "bfloat16" embeds in mixed precision.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The model, on the device of the trunk.
+
+        Raises:
+            ValueError: There are no images, their features are all equal or not finite, or a setting is out of range.
+            TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
+
+        Example:
+            >>> images = torch.rand(20, 3, 8, 8)
+            >>> model = EmbeddingModel.from_trunk(nn.Flatten(), images, 64, progress=False)
+            >>> model(images).shape
+            torch.Size([20, 64])
+        """
+        InferenceOptions(num_workers, precision, batch_size)  # checks the settings
+        embed_part = partial(embed, cls(trunk, nn.Identity()), output="features", precision=precision)
+        if embedding_size is not None:
+            check_integer("embedding_size", embedding_size, 1)
+            first = embed_part(Subset(IndexedImages(images), [0]))  # a larger size than f is an error before the work
+            check_integer("embedding_size", embedding_size, 1, first.shape[1])
+        features = embed_part(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        size = min(_EMBEDDING_SIZE, features.shape[1]) if embedding_size is None else embedding_size
+        return cls(trunk, embedder_from_features(features, size).to(device_of(trunk)))

@@ -5,27 +5,40 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_embeddings, check_integer
-from udmlss._chunks import row_slices
+from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number
+from udmlss._chunks import row_slices, with_float64
 
 
-def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) -> nn.Linear:
-    """Compute the linear embedder that best preserves the cosine similarities between features.
+def embedder_from_features(
+    features: Float[Tensor, "n f"], embedding_size: int, *, center: bool = True, power: float = 0.5
+) -> nn.Linear:
+    """Compute an initial linear embedder from a pretrained trunk's features.
 
-    The embedder projects unit-length features onto their first principal directions, without centering. A randomly
-    initialized embedder discards part of what a pretrained trunk has learned, and training it with the learning rate
-    of new layers discards more. Train this embedder with the learning rate of the trunk.
+    The embedder projects features onto their principal directions. It subtracts the mean, which all features have in
+    common and which therefore does not distinguish images, and divides each direction by a power of its variance, so
+    that the few directions of largest variance do not decide alone which images are similar. Before the division, each
+    variance is averaged with the mean of all variances, which bounds the influence of directions in which the features
+    hardly differ.
+
+    A randomly initialized embedder discards part of what a pretrained trunk has learned, and training it with the
+    learning rate of new layers discards more. Train this embedder with the learning rate of the trunk.
 
     Args:
-        features: The trunk's features (n, f) of the training images, of any length, in memory or mapped from a file.
+        features: The trunk's features (n, f) of the training images, in memory or mapped from a file.
         embedding_size: Dimension d of the embeddings, at most f.
+        center: Whether to subtract the mean of the features. False projects features of unit length; with `power=0`
+            this is the linear embedder that best preserves their cosine similarities.
+        power: Power of the standard deviations by which the directions are divided: 0 does not divide, 1 whitens, and
+            the default of 0.5 is between the two.
 
     Returns:
-        A linear layer from features (b, f) to embeddings (b, d), with orthonormal rows and a bias of zero, on the
-        device of the features.
+        A linear layer from features (b, f) to embeddings (b, d), on the device of the features. Its rows are
+        orthogonal. With `power=0` they have length 1; otherwise they are scaled so that the embeddings vary about
+        as much as the features do.
 
     Raises:
-        ValueError: `embedding_size` is not in 1..f, or the features are not a finite 2-D tensor.
+        ValueError: `embedding_size` is not in 1..f, `power` is not in 0..1, the features are not a finite 2-D tensor,
+            or are all equal with `center=True`.
 
     Example:
         >>> trunk = nn.Flatten()
@@ -37,25 +50,57 @@ def embedder_from_features(features: Float[Tensor, "n f"], embedding_size: int) 
     References:
         The approximation of one matrix by another of lower rank. Eckart, Young. 1936.
         https://doi.org/10.1007/BF02288367
+
+        Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening. Jegou, Chum. 2012.
+        https://doi.org/10.1007/978-3-642-33709-3_55
+
+        A well-conditioned estimator for large-dimensional covariance matrices. Ledoit, Wolf. 2004.
+        https://doi.org/10.1016/S0047-259X(03)00096-4. The paper estimates the weight of the mean variance, which is
+        one half here.
     """
-    check_embeddings(features, "features")
+    column_range = check_embeddings(features, "features")
     size = features.shape[1]
     check_integer("embedding_size", embedding_size, 1, size)
-    unit = (functional.normalize(features[rows].detach().double()) for rows in row_slices(features))
-    products = sum((rows.T @ rows for rows in unit), start=features.new_zeros(size, size, dtype=torch.float64))
-    directions = _eigenvectors(products).flip(1)  # eigh sorts eigenvalues in ascending order
+    check_number("power", power, 0, 1)
+    rows = with_float64(features.detach())
+    mean = None
+    if center:
+        check_distinct(column_range, len(features))
+        mean = torch.stack([rows[part].double().sum(dim=0) for part in row_slices(rows)]).sum(dim=0) / len(rows)
+    variances, directions = _eigen(_second_moments(rows, mean))
+    largest = slice(size - int(embedding_size), None)
+    scales = _scales(variances[largest].clamp(min=0), variances.mean(), float(power))
+    weight = (directions[:, largest] * scales).T.flip(0)
     embedder = nn.Linear(size, embedding_size, device=features.device)
     with torch.no_grad():
-        embedder.weight.copy_(directions[:, :embedding_size].T)
-        embedder.bias.zero_()
+        embedder.weight.copy_(weight.float())
+        embedder.bias.copy_(torch.zeros(embedding_size) if mean is None else -(weight @ mean).float())
     return embedder
 
 
-def _eigenvectors(products: Float64[Tensor, "f f"]) -> Float64[Tensor, "f f"]:
-    """Return the eigenvectors of a symmetric matrix in ascending order of eigenvalues."""
+def _second_moments(rows: Float[Tensor, "n f"], mean: Float64[Tensor, " f"] | None) -> Float64[Tensor, "f f"]:
+    """Return the covariance of rows with this mean, or the mean product of rows of unit length if it is None."""
+    size = rows.shape[1]
+    total = rows.new_zeros(size, size, dtype=torch.float64)
+    for part in row_slices(rows):
+        chunk = rows[part].double()
+        chunk = functional.normalize(chunk) if mean is None else chunk - mean
+        total += chunk.T @ chunk
+    return total / len(rows)
+
+
+def _eigen(moments: Float64[Tensor, "f f"]) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
+    """Return the eigenvalues and eigenvectors of a symmetric matrix in ascending order of eigenvalues."""
     try:
-        vectors: Tensor = torch.linalg.eigh(products).eigenvectors
+        values, vectors = torch.linalg.eigh(moments)
     except RuntimeError:  # LAPACK may not converge on matrices of very low rank
-        shift = 1e-12 * products.diagonal().mean() * torch.eye(len(products)).to(products)
-        vectors = torch.linalg.eigh(products + shift).eigenvectors
-    return vectors
+        shift = 1e-12 * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
+        values, vectors = torch.linalg.eigh(moments + shift)
+    return values, vectors
+
+
+def _scales(variances: Float64[Tensor, " d"], mean: Float64[Tensor, ""], power: float) -> Float64[Tensor, " d"]:
+    """Return the factors of directions with these variances, for the mean variance of all directions."""
+    smoothed = variances / mean.clamp(min=torch.finfo(torch.float64).tiny) + 1
+    scales = smoothed.pow(-power / 2)
+    return scales * (smoothed.sum() / (smoothed * scales.square()).sum()).sqrt()

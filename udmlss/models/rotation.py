@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from udmlss._checks import check_integer, value_error
-from udmlss._torch import to_dtype
-from udmlss.models.embedding_model import trunk_of
+from udmlss._checks import as_features, check_integer, value_error
+from udmlss._torch import to_dtype, trunk_of
 
 _ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
@@ -129,6 +128,6 @@ class RotationPretextHead(nn.Module):
         sampled = torch.randperm(len(images))[: self.max_images].to(images.device)
         rotated, rotations = rotate_four_ways(images[sampled])
         if features is None:
-            return self(trunk(rotated)), rotations
-        others = trunk(rotated[len(sampled) :])
+            return self(as_features(trunk(rotated))), rotations
+        others = as_features(trunk(rotated[len(sampled) :]))
         return self(torch.cat([features[sampled], others])), rotations

@@ -2,10 +2,11 @@
 
 import numpy as np
 from jaxtyping import Int64
-from scipy.sparse import csr_array, vstack
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, triu
 from torch import Tensor
 
-_ROWS = 20_000  # rows of a sparse product that are computed at once
+_EDGES = 2**18  # edges whose lists are compared at once
 
 
 def shared_neighbor_graph(indices: Int64[Tensor, "n k"]) -> csr_array:
@@ -36,21 +37,18 @@ def shared_neighbor_graph(indices: Int64[Tensor, "n k"]) -> csr_array:
         https://doi.org/10.1109/T-C.1973.223640
     """
     n, k = indices.shape
-    lists = np.concatenate([np.arange(n)[:, None], indices.numpy(force=True)], axis=1)
-    starts = np.arange(n + 1) * (k + 1)
-    member = csr_array((np.ones(n * (k + 1), dtype=np.float32), lists.ravel(), starts), shape=(n, n))
-    edges = _without_diagonal(((member + member.T) > 0).astype(np.float32).tocsr())
-    transposed = member.T.tocsr()
-    parts = [
-        (member[begin : begin + _ROWS] @ transposed).multiply(edges[begin : begin + _ROWS]).tocsr()
-        for begin in range(0, n, _ROWS)
-    ]
-    weights = csr_array(vstack(parts))
-    weights.data = (weights.data / (2 * (k + 1) - weights.data)).astype(np.float64)
-    return weights
+    neighbors = indices.numpy(force=True)
+    member = csr_array((np.ones(n * k, dtype=np.int8), neighbors.ravel(), np.arange(n + 1) * k), shape=(n, n))
+    edges = triu(member + member.T, k=1, format="coo")
+    rows, columns = edges.coords
+    lists = np.concatenate([np.arange(n)[:, None], neighbors], axis=1).astype(np.int32)
+    parts = [slice(begin, begin + _EDGES) for begin in range(0, len(rows), _EDGES)]
+    shared = np.concatenate([_n_shared(lists[rows[part]], lists[columns[part]]) for part in parts])
+    weights = csr_array((shared / (2 * (k + 1) - shared), (rows, columns)), shape=(n, n))
+    return (weights + weights.T).tocsr()
 
 
-def _without_diagonal(matrix: csr_array) -> csr_array:
-    matrix.setdiag(0)
-    matrix.eliminate_zeros()
-    return matrix
+def _n_shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the number of items that two lists in the same row (m, k) share."""
+    both = np.sort(np.concatenate([one, other], axis=1), axis=1)
+    return np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1)

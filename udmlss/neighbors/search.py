@@ -85,13 +85,13 @@ def search_in_chunks(
     n_nearest = k + (queries is None)  # an item is its own nearest neighbor
     step = max(1, min(_QUERIES_PER_CHUNK, _NEIGHBORS_PER_CHUNK // k))
     with full_precision(items.device):
-        gallery = _unit_length(items) if len(parts) == 1 else None  # normalize once if there is a single part
+        gallery = unit_length(items) if len(parts) == 1 else None  # normalize once if there is a single part
     for begin in range(0, len(all_queries), step):
         chunk = slice(begin, min(begin + step, len(all_queries)))
         with full_precision(items.device):
-            directions, best = _unit_length(all_queries[chunk]), None
+            directions, best = unit_length(all_queries[chunk]), None
             for part in parts:
-                rows = _unit_length(items[part]) if gallery is None else gallery
+                rows = unit_length(items[part]) if gallery is None else gallery
                 best = _merge(best, directions, rows, part.start, n_nearest + EXTRA_CANDIDATES)
             if best is None:
                 continue
@@ -148,7 +148,7 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
 
 def averages_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
     """Return what `average_with_neighbors` returns, for checked arguments."""
-    directions = _unit_length(with_float64(embeddings.detach()))
+    directions = unit_length(with_float64(embeddings.detach()))
     _, indices = search(directions, n_neighbors)
     averages = torch.empty_like(directions)
     for rows in row_slices(directions):
@@ -201,7 +201,8 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
     return torch.where(take_neighbor.to(features.device), indices[:, 0], own)
 
 
-def _unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
+def unit_length(rows: Float[Tensor, "c d"]) -> Float32[Tensor, "c d"]:
+    """Normalize rows of any floating type and of any length in float32; rows of zeros stay zeros."""
     directions = functional.normalize(rows.float())
     # the squares of large or small numbers overflow or underflow in float32
     failed = ((directions.norm(dim=1) - 1).abs() < _LARGEST_DEVIATION).logical_not().nonzero().flatten()

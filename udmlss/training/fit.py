@@ -1,7 +1,7 @@
 """The training loop."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import cache
 from os import PathLike
 
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from udmlss._checks import check_choice, check_number
 from udmlss._generators import fork_generators
+from udmlss._threads import one_training_per_process
 from udmlss._torch import device_of, restore_modes
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, is_rank_zero, rank
 from udmlss.losses import UDMLSSLoss
@@ -19,7 +20,7 @@ from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.rotation import RotationPretextHead
 from udmlss.results import FitResult, LabelFreeScores, StepReport, StopReason
 from udmlss.training.callbacks.dispatch import Callbacks
-from udmlss.training.identity import identify
+from udmlss.training.identity import check_ranks, describe_rank, identify
 from udmlss.training.optim import build_optimizer
 from udmlss.training.rounds import ClusterOn, Rounds
 from udmlss.training.run import Run
@@ -104,11 +105,13 @@ def fit(
         The history, the last clusters, and why training ended.
 
     Raises:
-        ValueError: Before training: settings that contradict each other or the images. In a later round: all
-            embeddings are equal, or there are fewer clusters than a batch needs.
+        ValueError: Before training: settings that contradict each other or the images, or settings or images that
+            differ between ranks. In a later round: all embeddings are equal, or there are fewer clusters than a batch
+            needs.
         TypeError: An argument or an item of `images` of a wrong type.
         FloatingPointError: The loss or the gradient is not finite. The model is as before that step.
         OSError: A checkpoint cannot be written.
+        RuntimeError: Another thread of this process is training, or another rank raised an error.
 
     Example:
         >>> from pytorch_metric_learning import losses
@@ -130,40 +133,46 @@ def fit(
         are augmented. Here `cluster_images` avoids the former, and a rotation after a flip distinguishes 90 from 270
         degrees.
     """
-    check_auxiliary(auxiliary)
-    check_choice("precision", precision, ("float32", "bfloat16"))
-    if clip_norm is not None:
-        check_number("clip_norm", clip_norm, above=0)
-    hooks = Callbacks(callbacks)
-    rounds = Rounds(
-        model,
-        images,
-        labeler,
-        cluster_images=cluster_images,
-        clusters_per_batch=clusters_per_batch,
-        samples_per_cluster=samples_per_cluster,
-        views=views,
-        max_steps=max_steps,
-        relabel_every=relabel_every,
-        cluster_on=cluster_on,
-        label_free=label_free or hooks.need_label_free,
-        num_workers=num_workers,
-        precision=precision,
-        embeddings_folder=embeddings_folder,
-        seed=seed,
-    )
-    modules = _modules(model, criterion, rotation_head, auxiliary, rounds.seed)
-    check_trainable(model)
-    optimizer = build_optimizer(optimizer, modules, trunk_lr=trunk_lr, lr=lr)
-    check_optimizer(optimizer, scheduler, modules)
-    run = Run(rounds, modules, optimizer, scheduler, hooks.ordered, show_progress=progress and is_rank_zero())
-    frozen = frozen_batch_norm(model) if freeze_batch_norm else nullcontext()
-    generators = fork_generators(rounds.seed + rank(), device_of(model))
-    with generators, frozen, restore_modes(*modules.values()), rounds.loader.keep_workers():
+    with ExitStack() as stack:
         with SynchronizedErrors():
+            stack.enter_context(one_training_per_process())
+            check_auxiliary(auxiliary)
+            check_choice("precision", precision, ("float32", "bfloat16"))
+            if clip_norm is not None:
+                check_number("clip_norm", clip_norm, above=0)
+            hooks = Callbacks(callbacks)
+            rounds = Rounds(
+                model,
+                images,
+                labeler,
+                cluster_images=cluster_images,
+                clusters_per_batch=clusters_per_batch,
+                samples_per_cluster=samples_per_cluster,
+                views=views,
+                max_steps=max_steps,
+                relabel_every=relabel_every,
+                cluster_on=cluster_on,
+                label_free=label_free or hooks.need_label_free,
+                num_workers=num_workers,
+                precision=precision,
+                embeddings_folder=embeddings_folder,
+                seed=seed,
+            )
+            modules = _modules(model, criterion, rotation_head, auxiliary, rounds.seed)
+            check_trainable(model)
+            optimizer = build_optimizer(optimizer, modules, trunk_lr=trunk_lr, lr=lr)
+            check_optimizer(optimizer, scheduler, modules)
+            run = Run(rounds, modules, optimizer, scheduler, hooks.ordered, show_progress=progress and is_rank_zero())
+            stack.enter_context(fork_generators(rounds.seed + rank(), device_of(model)))
+            if freeze_batch_norm:
+                stack.enter_context(frozen_batch_norm(model))
+            stack.enter_context(restore_modes(*modules.values()))
+            stack.enter_context(rounds.loader.keep_workers())
             check_images(run)
             settings = {"freeze_batch_norm": freeze_batch_norm, "clip_norm": clip_norm}
             run.identity = identify(rounds, modules, optimizer, scheduler, callbacks=hooks.ordered, settings=settings)
+            description = run.identity | describe_rank(run)
+        check_ranks(description)
         for module in modules.values():
             module.train()
         step = TrainingStep(run, freeze_batch_norm=freeze_batch_norm, precision=precision, clip_norm=clip_norm)

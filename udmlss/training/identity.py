@@ -1,10 +1,10 @@
-"""The parts, settings and images of a run, which a checkpoint must share with the run that resumes from it."""
+"""The parts, settings and images of a run, which all its ranks and the checkpoints that it resumes from must share."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from math import isclose
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from udmlss._checks import value_error
-from udmlss.distributed import world_size
-from udmlss.training.rounds import Rounds
+from udmlss._checksums import checksum, checksums
+from udmlss.dataset import IndexedImages
+from udmlss.distributed import all_gather_objects, world_size
 from udmlss.types import Stateful
+
+if TYPE_CHECKING:
+    from udmlss.training.rounds import Rounds
+    from udmlss.training.run import Run
 
 _COMPARED_IMAGES = 16
 _GRID = 4  # images are compared as averages of 4 x 4 parts, which decoders of other machines hardly change
@@ -23,10 +28,11 @@ _TOLERANCE = 0.02  # largest difference of two averages, in standard deviations 
 _DEPTH = 3  # of objects that are settings of objects, such as a clusterer of a labeler
 _LISTED_DIFFERENCES = 3
 _IMAGES = "content of the images"
+_CHECKSUM, _WEIGHTS = "checksum of ", "checksum of the weights "
 
 
 def identify(
-    rounds: Rounds,
+    rounds: "Rounds",
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
     scheduler: object,
@@ -47,15 +53,62 @@ def identify(
     Returns:
         Numbers, strings and sequences of them by name, and averages of some images.
     """
-    found: dict[str, Any] = {**rounds.settings, **settings, "number of processes": world_size()}
-    found |= describe("labeler", rounds.labeler) | ({} if scheduler is None else describe("scheduler", scheduler))
+    found = {**_describe_rounds(rounds), **settings, "number of processes": world_size()}
+    found |= {} if scheduler is None else describe("scheduler", scheduler)
     found |= {"optimizer": type(optimizer).__name__} | optimizer_settings(optimizer)
     found["callbacks"] = ", ".join(_name_of(callback) for callback in callbacks if isinstance(callback, Stateful))
     for name, module in modules.items():
         if name != "model":
             for path, part in module.named_modules(prefix=name):
                 found |= describe(path, part)
-    return found | _shapes(modules) | {"number of images": len(rounds.cluster_images), _IMAGES: _averages(rounds)}
+    return found | _shapes(modules)
+
+
+def describe_rank(run: "Run") -> dict[str, Any]:
+    """Describe what all ranks of a run must share in addition to its identity; nothing in a single process.
+
+    Functions as callbacks are not described, because rank 0 alone calls them. Neither are settings that may differ,
+    such as `num_workers`.
+    """
+    if world_size() == 1:
+        return {}
+    found = _describe_data(run.rounds) | _describe_callbacks(run.callbacks) | _describe_layers(run.model)
+    for name, module in run.modules.items():
+        found |= _describe_parameters(name, module)
+    for number, group in enumerate(run.optimizer.param_groups):
+        found[f"number of parameters in optimizer.{group.get('name', number)}"] = len(group["params"])
+    return found
+
+
+def describe_loop(rounds: "Rounds") -> dict[str, Any]:
+    """Describe what all ranks that iterate over rounds must share; nothing in a single process."""
+    if world_size() == 1:
+        return {}
+    model = rounds.model
+    found = _describe_rounds(rounds) | rounds.position | _shapes({"model": model}) | _describe_layers(model)
+    found |= _describe_parameters("model", model) | _describe_data(rounds)
+    for name, parameter in model.named_parameters():
+        if type(parameter) is nn.Parameter:  # parameters of other types may hold other weights on each rank
+            found[f"{_WEIGHTS}model.{name}"] = checksum(parameter.reshape(1, -1))
+    return found
+
+
+def check_ranks(found: Mapping[str, Any]) -> None:
+    """Raise the same ValueError on every rank if a rank has another description than rank 0.
+
+    The descriptions are exchanged in one collective operation, and no rank may omit the call.
+    """
+    first, *others = all_gather_objects(found)
+    for rank, other in enumerate(others, start=1):
+        pairs = {
+            name: pair
+            for name, pair in differences(first, other).items()
+            if not (name.startswith(_CHECKSUM) and None in pair)  # for example of a cache that one rank has filled
+        }
+        if pairs:
+            rule = "All ranks must train with the same settings and with all images in the same order"
+            listed = list_differences(pairs, f"{{}} on rank 0 and {{}} on rank {rank}")
+            raise value_error(rule, listed, _remedy(next(iter(pairs))))
 
 
 def describe(name: str, part: object, depth: int = _DEPTH) -> dict[str, Any]:
@@ -104,9 +157,9 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[s
     return {name: pair for name, pair in pairs.items() if not _equal(*pair)}
 
 
-def list_differences(pairs: Mapping[str, tuple[Any, Any]]) -> str:
+def list_differences(pairs: Mapping[str, tuple[Any, Any]], form: str = "{} instead of {}") -> str:
     """Return the first differences as text."""
-    texts = [f"{name} {_text(found)} instead of {_text(expected)}" for name, (found, expected) in pairs.items()]
+    texts = [f"{name} {form.format(_text(one), _text(other))}" for name, (one, other) in pairs.items()]
     more = len(texts) - _LISTED_DIFFERENCES
     return ", ".join(texts[:_LISTED_DIFFERENCES]) + (f", and {more} more differences" if more > 0 else "")
 
@@ -126,7 +179,8 @@ def _constructor_arguments(part: object) -> list[str]:
         if inspect.isfunction(constructor):
             names |= dict.fromkeys(inspect.signature(constructor).parameters)
     # losses of PML call the number of classes `num_classes` or `K`, and it follows the number of clusters
-    return [name for name in names if name not in {"self", "device", "num_workers", "optimizer", "num_classes", "K"}]
+    left_out = {"self", "device", "num_workers", "optimizer", "rank", "local_rank", "num_classes", "K"}
+    return [name for name in names if name not in left_out]
 
 
 def _is_plain(value: object) -> bool:
@@ -143,6 +197,15 @@ def _equal(one: object, other: object) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     return type(one) is type(other) and one == other
+
+
+def _remedy(name: str) -> str:
+    """Return what to do if ranks differ in an entry of their descriptions."""
+    if name.startswith(_WEIGHTS):
+        return "Call `data_parallel` on the modules before the loop over `Rounds`, or seed them alike on every rank"
+    if name.startswith((_CHECKSUM, "content of ", "number of images")):
+        return "Open the same files on every rank, for example sorted by path; each rank takes its part of the images"
+    return "Pass the same arguments on every rank, which samples its own batches also with the same seed"
 
 
 def _text(value: object) -> str:
@@ -167,17 +230,61 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     }
 
 
-def _averages(rounds: Rounds) -> Tensor | str:
+def _describe_rounds(rounds: "Rounds") -> dict[str, Any]:
+    found = {**rounds.settings, "number of images": len(rounds.cluster_images)}
+    return found | describe("labeler", rounds.labeler) | {_IMAGES: _averages(rounds, rounds.cluster_images)}
+
+
+def _describe_data(rounds: "Rounds") -> dict[str, Any]:
+    """Return the length of the training, and checksums of the files or the images."""
+    found: dict[str, Any] = {"max_steps": rounds.n_steps, "label_free": rounds.label_free}
+    datasets = {"images": rounds.images}
+    if rounds.images is not rounds.cluster_images:
+        datasets["cluster_images"] = rounds.cluster_images
+        found["content of the training images"] = _averages(rounds, rounds.images)
+    for name, dataset in datasets.items():
+        found |= {_CHECKSUM + key: value for key, value in checksums(name, dataset.images).items()}
+    return found
+
+
+def _describe_callbacks(callbacks: Sequence[object]) -> dict[str, Any]:
+    """Return the types of callbacks that are not functions, and the settings of those of this library."""
+    events = ("start", "step", "round", "end")
+    objects = [each for each in callbacks if any(hasattr(each, f"on_{event}") for event in events)]
+    found: dict[str, Any] = {"callbacks": ", ".join(type(each).__name__ for each in objects)}
+    for each in objects:
+        if type(each).__module__.startswith("udmlss."):  # others may hold settings of one rank, such as a folder
+            found |= describe(type(each).__name__, each, depth=1)
+    return found
+
+
+def _describe_parameters(name: str, module: nn.Module) -> dict[str, Any]:
+    """Return the type of every parameter, and whether it is trained."""
+    return {
+        f"{name}.{key}": f"{str(value.dtype).removeprefix('torch.')}, {'trained' if value.requires_grad else 'frozen'}"
+        for key, value in module.named_parameters()
+    }
+
+
+def _describe_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the type of every part of a model, and the settings of torch's layers, such as the rate of dropout."""
+    found: dict[str, Any] = {}
+    for path, part in model.named_modules(prefix="model"):
+        is_of_torch = type(part).__module__.startswith("torch.nn.")
+        found |= describe(path, part, depth=0) if is_of_torch else {path: type(part).__name__}
+    return found
+
+
+def _averages(rounds: "Rounds", images: IndexedImages) -> Tensor | str:
     """Return averages of parts of some images, or a fixed text if loading an image twice gives different images."""
-    first, second = _load_averages(rounds), _load_averages(rounds)
+    first, second = _load_averages(rounds, images), _load_averages(rounds, images)
     return first if _show_same_images(first, second) else "random in each loading"
 
 
-def _load_averages(rounds: Rounds) -> Float[Tensor, " m"]:
-    n_images = len(rounds.cluster_images)
-    indices = [number * n_images // _COMPARED_IMAGES for number in range(_COMPARED_IMAGES)]
-    images = rounds.loader.items(rounds.cluster_images, indices)
-    return torch.cat([adaptive_avg_pool2d(image.float(), _GRID).flatten() for image in images])
+def _load_averages(rounds: "Rounds", images: IndexedImages) -> Float[Tensor, " m"]:
+    indices = [number * len(images) // _COMPARED_IMAGES for number in range(_COMPARED_IMAGES)]
+    loaded = rounds.loader.items(images, indices)
+    return torch.cat([adaptive_avg_pool2d(image.float().cpu(), _GRID).flatten() for image in loaded])
 
 
 def _show_same_images(one: Float[Tensor, " m"], other: Float[Tensor, " n"]) -> bool:

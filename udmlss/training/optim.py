@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from udmlss._checks import check_number, value_error
-from udmlss.models.embedding_model import trunk_of
+from udmlss._torch import trunk_of
 
 TRUNK_LR, LR, PROXY_LR = 1e-4, 1e-3, 1e-2
 

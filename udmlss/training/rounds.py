@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
+from udmlss._threads import one_training_per_process
 from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import as_labeler
 from udmlss.dataset import IndexedImages
@@ -19,6 +20,7 @@ from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_ran
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
 from udmlss.results import LabelFreeScores
+from udmlss.training.identity import check_ranks, describe_loop
 from udmlss.training.round import Round
 from udmlss.training.validation import (
     check_embeddings_folder,
@@ -75,9 +77,11 @@ class Rounds:
         start_scores: Label-free scores before training; None if `label_free` is False or before the first round.
 
     Raises:
-        ValueError: Settings that contradict each other or the images. In a later round: all embeddings are equal, or
-            there are fewer clusters than a batch needs, or no batch of the round before was sampled.
+        ValueError: Settings that contradict each other or the images. When the iteration starts: settings, images or
+            weights differ between ranks. In a later round: all embeddings are equal, or there are fewer clusters than
+            a batch needs, or no batch of the round before was sampled.
         TypeError: An argument of a wrong type.
+        RuntimeError: When the iteration starts: another thread of this process is training.
 
     Example:
         >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 16))
@@ -141,17 +145,26 @@ class Rounds:
     @property
     def settings(self) -> dict[str, object]:
         """The settings that decide the result, for checkpoints to compare."""
-        names = ("clusters_per_batch", "samples_per_cluster", "views", "steps_per_round", "cluster_on", "seed")
-        return {name: getattr(self, name) for name in names} | {"precision": self.options.precision}
+        names = ("clusters_per_batch", "samples_per_cluster", "views", "cluster_on", "seed")
+        others = {"relabel_every": self.steps_per_round, "precision": self.options.precision}
+        return {name: getattr(self, name) for name in names} | others
+
+    @property
+    def position(self) -> dict[str, object]:
+        """The number of the round and of its batches that were yielded, for ranks to compare."""
+        batches_done = 0 if self._round is None else self._round.batches_done
+        return {"number of the round": self._number, "batches done in the round": batches_done}
 
     def __iter__(self) -> Iterator[Round]:
-        with self.loader.keep_workers():
+        with one_training_per_process(), self.loader.keep_workers():
             yield from self._rounds()
 
     def _rounds(self) -> Iterator[Round]:
         if not self.are_images_checked:
             with SynchronizedErrors():
                 check_model_and_images(self)
+                description = describe_loop(self)
+            check_ranks(description)
         while self._round is not None or self._steps_before < self.n_steps:
             if self._round is None:
                 pseudo_labels = self._cluster(self._snapshot or self._first_snapshot())

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from udmlss._checks import check_scalar
+from udmlss._checks import as_features, check_scalar
 from udmlss._torch import autocast
 from udmlss.distributed import data_parallel, gather, mean_over_ranks, world_size
 from udmlss.results import StepReport
@@ -127,7 +127,7 @@ class _Losses(nn.Module):
         if not self.reuse_features:
             embeddings = self.model(images)
             return embeddings, self.rotation_head.predict_rotations(self.model, images)
-        features = self.model.trunk(images)
+        features = as_features(self.model.trunk(images))
         embeddings = self.model.embed_features(features)
         return embeddings, self.rotation_head.predict_rotations(self.model, images, features)
 

@@ -16,16 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from udmlss._checks import check_features, check_integer, check_scalar, type_error, value_error
+from udmlss._checks import as_features, check_integer, check_scalar, type_error, value_error
 from udmlss._generators import fork_generators
-from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device
+from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, to_dtype
 from udmlss.clustering import ClusterPseudoLabeler
-from udmlss.clustering.kmeans import check_count
 from udmlss.dataset import IndexedImages
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.models.embedding_model import EmbeddingModel
 from udmlss.models.rotation import RotationPretextHead, check_square
-from udmlss.neighbors.search import check_n_neighbors
 from udmlss.sampler import check_views
 from udmlss.training.optim import left_out_parameters
 from udmlss.types import Epochs, Labeler
@@ -67,10 +65,8 @@ def check_sizes(labeler: Labeler, n_images: int, clusters_per_batch: int, sample
     check_integer("clusters_per_batch", clusters_per_batch, 2)
     check_views(views, samples_per_cluster)
     n_clusters = fixed_n_clusters(labeler)
-    if n_clusters is not None:
-        check_count(n_clusters, n_images)
-    if isinstance(labeler, ClusterPseudoLabeler) and labeler.average_neighbors is not None:
-        check_n_neighbors(labeler.average_neighbors, n_images)
+    if isinstance(labeler, ClusterPseudoLabeler):
+        labeler.check_size(n_images)
     if n_clusters is not None and n_clusters < clusters_per_batch:
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters",
@@ -263,11 +259,12 @@ def _embed(
     """Return the features and embeddings of images, or raise an error that names what does not fit."""
     shape = f"images of shape {tuple(images.shape[1:])} in `{name}`"
     with _explain_error("The trunk must accept the images", shape, "Resize or convert them in the transform"):
-        features = model.trunk(to_device(images, model))
-    check_features(features)
+        output = model.trunk(to_device(images, model))
+    features = as_features(output)
     shape, remedy = f"features of shape {tuple(features.shape)}", f"Build it for {features.shape[1]} features"
     with _explain_error("The embedder must accept the features of the trunk", shape, remedy):
-        embeddings: Tensor = model.embed_features(features)
+        model.embedder(to_dtype(features, model.embedder))
+    embeddings = model.embed_features(features)
     if embeddings.ndim != 2 or len(embeddings) != len(images):  # noqa: PLR2004
         rule, found = "The model must return embeddings of shape (b, d)", f"shape {tuple(embeddings.shape)}"
         raise value_error(rule, f"{found} for {len(images)} images", "Pool or flatten its output to one row per image")

@@ -43,10 +43,52 @@ def test_the_labeler_accepts_communities_and_matches_their_ids():
     ("rows", "message"),
     [
         (torch.ones(30, 4), "Embeddings must differ"),
-        (torch.randn(5, 4), "`n_neighbors=8` must be below the number of rows, got 5"),
+        (torch.randn(5, 4), "`n_neighbors`, 8, must be below the number of images, got 5"),
         (torch.full((30, 4), torch.nan), "`X` must be finite"),
     ],
 )
 def test_unusable_rows_are_an_error(rows, message):
     with pytest.raises(ValueError, match=message):
         Communities(n_neighbors=8).fit_predict(np.asarray(rows))
+
+
+@pytest.mark.parametrize("n_images", [6, 12, 24])
+def test_without_settings_groups_are_found_whatever_their_size(n_images):
+    rows, groups = groups_of([n_images] * 12, spread=0.08)
+    communities = Communities()
+    found = communities.fit_predict(rows)
+    assert adjusted_rand_score(groups, found) > 0.95
+    assert n_images / 2 <= communities.n_neighbors_ <= n_images
+
+
+def test_the_length_of_the_lists_follows_from_the_images_of_one_thing():
+    communities = Communities(images_per_cluster=12)
+    communities.fit_predict(groups_of([12] * 6)[0])
+    assert communities.n_neighbors_ == 6
+    many = Communities(images_per_cluster=500)
+    many.fit_predict(torch.randn(1000, 8))
+    assert many.n_neighbors_ == 64
+
+
+def test_the_labeler_without_settings_retains_the_length_of_the_first_round():
+    rows, groups = groups_of([12] * 12, spread=0.08)
+    labeler, resumed = ClusterPseudoLabeler(), ClusterPseudoLabeler()
+    first = labeler.label(rows)
+    assert adjusted_rand_score(groups, first.labels) > 0.95
+    length = labeler.state_dict()["n_neighbors"]
+    resumed.load_state_dict(labeler.state_dict())
+    other = groups_of([36] * 4, spread=0.08)[0]
+    fresh = Communities()
+    fresh.fit_predict(other)
+    assert fresh.n_neighbors_ != length
+    assert torch.equal(resumed.label(other).labels, labeler.label(other).labels)
+    assert labeler.state_dict()["n_neighbors"] == resumed.state_dict()["n_neighbors"] == length
+
+
+def test_settings_that_contradict_each_other_or_the_images_are_an_error():
+    with pytest.raises(ValueError, match="At most one of `n_neighbors` and `images_per_cluster` must be given, got bo"):
+        Communities(3, images_per_cluster=4)
+    with pytest.raises(ValueError, match="`images_per_cluster=4` must be at most half of the number of images, got 7"):
+        Communities(images_per_cluster=4).fit_predict(torch.randn(7, 3))
+    with pytest.raises(ValueError, match="The number of neighbors, 2, must be below the number of images, got 2"):
+        Communities().fit_predict(torch.randn(2, 3))

@@ -181,12 +181,12 @@ def test_a_round_that_failed_does_not_change_the_state():
     ("settings", "kind", "sentence"),
     [
         (
-            {},
+            {"n_clusters": 3, "clusterer": DBSCAN()},
             ValueError,
-            r"Either `n_clusters` or `clusterer` must be given, got neither\. ClusterPseudoLabeler\(100\)",
+            r"At most one of .* must be given, got `n_clusters` and `clusterer`\. ClusterPseudoLabeler\(100\)",
         ),
-        ({"n_clusters": 3, "clusterer": DBSCAN()}, ValueError, r"Either .* must be given, got both\."),
-        ({"n_clusters": DBSCAN(), "clusterer": DBSCAN()}, ValueError, r"Either .* must be given, got both\."),
+        ({"n_clusters": 3, "images_per_cluster": 4}, ValueError, r"got `n_clusters` and `images_per_cluster`\."),
+        ({"images_per_cluster": 1}, ValueError, r"`images_per_cluster` must be at least 2, got 1\. Raise it\."),
         ({"n_clusters": 1}, ValueError, r"`n_clusters` must be at least 2, got 1\. Raise it\."),
         ({"n_clusters": 2.5}, TypeError, r"`n_clusters` must be an integer, got 2\.5 of type float\."),
         ({"n_clusters": True}, TypeError, r"`n_clusters` must be an integer, got True of type bool\."),

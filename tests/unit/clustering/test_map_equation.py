@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import adjusted_rand_score
 
-from udmlss.clustering.map_equation import map_equation_communities, modularity
+from udmlss.clustering.map_equation import compression, map_equation_communities
 
 
 def random_graph(groups, inside, between, seed=0):
@@ -58,10 +58,8 @@ def test_nodes_without_edges_are_communities_of_their_own():
     assert map_equation_communities(weights).tolist() == [0, 0, 1, 2]
 
 
-def test_modularity_is_weight_inside_minus_its_expectation():
+def test_compression_is_the_length_of_the_description_with_one_community_minus_that_with_the_given_ones():
     weights = random_graph(np.arange(20) % 2, 0.5, 0.2)
     communities = np.arange(20) % 2
-    dense = weights.toarray() / weights.sum()
-    same = communities[:, None] == communities[None]
-    expected = dense[same].sum() - np.outer(dense.sum(1), dense.sum(1))[same].sum()
-    assert modularity(weights, communities) == pytest.approx(expected)
+    expected = code_length(weights, np.zeros(20, dtype=int)) - code_length(weights, communities)
+    assert compression(weights, communities) == pytest.approx(expected)

@@ -122,7 +122,7 @@ def test_paths_are_a_sequence_of_one_object(tmp_path):
     assert ImageFiles([], torch.empty(0, dtype=torch.int64), []).paths == []
 
 
-def test_a_million_paths_are_pickled_as_one_block():
-    many = ImageFiles(["folder/image.png"] * 100_000, [-1] * 100_000, []).paths
-    assert len(pickle.dumps(many)) < 100_000 * (len("folder/image.png") + 9)
-    assert sys.getsizeof(many._bytes) < 100_000 * 20
+def test_many_paths_are_pickled_as_one_block():
+    many = ImageFiles(["folder/image.png"] * 20_000, [-1] * 20_000, []).paths
+    assert len(pickle.dumps(many)) < 20_000 * (len("folder/image.png") + 9)
+    assert sys.getsizeof(many._bytes) < 20_000 * 20

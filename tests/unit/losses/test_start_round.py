@@ -76,12 +76,6 @@ def test_rejects_embeddings_of_another_dimension(name):
         UDMLSSLoss(make(name)).start_round(with_centers(K, dimension=7))
 
 
-def test_rejects_another_number_of_clusters_than_margins():
-    criterion = UDMLSSLoss(losses.MarginLoss(learn_beta=True, num_classes=K))
-    with pytest.raises(ValueError, match=r"MarginLoss has parameters for 4 clusters .* got 5"):
-        criterion.start_round(with_centers(5))
-
-
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*PROXY_LOSSES, "MarginLoss")])
 def test_losses_without_proxies_accept_any_number_of_clusters(name):
     pseudo_labels = with_centers(5)
@@ -148,5 +142,8 @@ def test_does_not_change_parameters_of_a_custom_module():
     assert torch.equal(criterion.metric_loss.proxies, before)
 
 
-def test_a_callable_accepts_a_new_round():
-    UDMLSSLoss(lambda rows, _labels: rows.sum()).start_round(with_centers(3))
+def test_a_new_round_does_not_change_a_callable():
+    criterion, (embeddings, pseudo_labels) = UDMLSSLoss(lambda rows, _labels: rows.sum()), separated_clusters()
+    before = criterion(embeddings, pseudo_labels.labels)
+    criterion.start_round(pseudo_labels)
+    assert criterion(embeddings, pseudo_labels.labels) == before

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from udmlss import EmbeddingModel
-from udmlss.models.embedding_model import trunk_of
+from udmlss import EmbeddingModel, embedder_from_features
+from udmlss._torch import trunk_of
 
 IMAGES = torch.rand(11, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -36,3 +36,42 @@ def test_the_trunk_of_a_model():
     assert trunk_of(model) is model.trunk
     with pytest.raises(TypeError, match="`model` must have a `trunk` that computes features, got Flatten"):
         trunk_of(nn.Flatten())
+
+
+def test_model_of_a_trunk_has_the_embedder_of_its_features():
+    trunk = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 24)).train()
+    statistics = trunk[1].running_mean.clone()
+    model = EmbeddingModel.from_trunk(trunk, IMAGES, 5, batch_size=4, progress=False)
+    assert model.trunk is trunk
+    assert trunk.training
+    assert torch.equal(trunk[1].running_mean, statistics)
+    with torch.no_grad():
+        expected = embedder_from_features(trunk.eval()(IMAGES), 5)(trunk(IMAGES))
+        torch.testing.assert_close(model(IMAGES), nn.functional.normalize(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("n_features", "expected"), [(24, 24), (600, 512)])
+def test_default_embedding_size_is_512_or_that_of_the_features(n_features, expected):
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(192, n_features))
+    assert EmbeddingModel.from_trunk(trunk, IMAGES, progress=False).embedder.out_features == expected
+
+
+def test_embedding_size_above_that_of_the_features_is_an_error_before_all_images_are_loaded():
+    loaded = []
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitem__(self, index):
+            loaded.append(index)
+            return IMAGES[index]
+
+    with pytest.raises(ValueError, match=r"`embedding_size` must lie in 1\.\.192, got 256"):
+        EmbeddingModel.from_trunk(nn.Flatten(), Images(), 256)
+    assert set(loaded) == {0}
+
+
+def test_model_of_a_trunk_needs_images_that_differ():
+    with pytest.raises(ValueError, match="must differ, got 4 equal rows"):
+        EmbeddingModel.from_trunk(nn.Flatten(), torch.ones(4, 3, 2, 2), progress=False)

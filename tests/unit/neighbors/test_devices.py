@@ -6,9 +6,19 @@ import pytest
 import torch
 from kmeans_data import data_set
 from pretended_gpu import OnGPU, pretended_gpu
+from torch.nn import functional
 
-from udmlss import ClusterPseudoLabeler, _chunks, evaluate_embeddings, label_free_scores, metrics, pair_with_neighbors
+from udmlss import (
+    ClusterPseudoLabeler,
+    _chunks,
+    embedder_from_features,
+    evaluate_embeddings,
+    label_free_scores,
+    metrics,
+    pair_with_neighbors,
+)
 from udmlss.clustering import cluster_means, k_means, kmeans
+from udmlss.model_selection import effective_rank
 from udmlss.neighbors import average_with_neighbors, nearest
 
 FUNCTIONS = {
@@ -19,12 +29,22 @@ FUNCTIONS = {
     "retrieval": lambda rows, labels: metrics.retrieval(rows, labels, queries=rows[:9], query_labels=labels[:9]),
     "scores": evaluate_embeddings,
     "label-free scores": lambda rows, _: label_free_scores(rows, rows[:9].cpu(), range(9)),
+    "effective rank": lambda rows, _: torch.tensor(effective_rank(torch.cat([rows, rows[:9]]))),
+    "label-free scores of few rows": lambda rows, _: label_free_scores(rows[:7], rows[:3].cpu(), range(3)),
+    "embedder": lambda rows, _: inner_products(rows),
     "k_means": lambda rows, _: k_means(rows, 8),
     "k_means with initial centers": lambda rows, _: k_means(rows, 8, start=rows[:5]),
     "means": lambda rows, labels: cluster_means(rows, labels.clamp(min=0), 9),
     "clusters": lambda rows, _: ClusterPseudoLabeler(8, average_neighbors=2).label(rows).labels,
     "more clusters than rows": lambda rows, _: k_means(torch.cat([rows[:20], rows[:20]]), 15, max_iter=0),
 }
+
+
+def inner_products(rows):
+    """Return the inner products of the embeddings that an embedder computes from the rows."""
+    weight = embedder_from_features(rows, rows.shape[1] // 2).weight.detach().cpu()
+    embeddings = functional.normalize(rows.cpu()) @ weight.T
+    return embeddings @ embeddings.T
 
 
 def check_type(tensor, wrapped):

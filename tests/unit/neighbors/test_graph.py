@@ -6,7 +6,7 @@ from udmlss.neighbors.graph import shared_neighbor_graph
 
 
 def test_weights_are_the_jaccard_index_of_the_lists_of_neighbors(monkeypatch):
-    monkeypatch.setattr("udmlss.neighbors.graph._ROWS", 7)
+    monkeypatch.setattr("udmlss.neighbors.graph._EDGES", 7)
     _, indices = nearest(torch.randn(40, 5), 6)
     lists = [{i, *row} for i, row in enumerate(indices.tolist())]
     expected = np.zeros((40, 40))

@@ -1,11 +1,12 @@
-"""The progress bar of `fit` and what `fit` prints."""
+"""The progress bar of `fit`, what `fit` prints, and trainings within a training."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from short_training import IMAGES, LABELS, make_model, short_fit
+from short_training import IMAGES, LABELS, make_model, short_fit, weights
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -70,3 +71,27 @@ def test_result_of_many_rounds_has_a_short_repr():
     assert repr(result).startswith("FitResult(120 rounds, 6 steps, stop_reason='max_steps', weights_step=6)\n")
     assert "score=" in repr(result.history[0])
     assert len(repr(result.pseudo_labels)) < 120
+
+
+def test_a_training_in_another_thread_is_an_error_and_one_within_a_callback_is_not():
+    errors = []
+
+    def callback(_report):
+        model = make_model()
+        with ThreadPoolExecutor(1) as pool:
+            errors.append(pool.submit(short_fit, model).exception())
+        short_fit(model)
+        assert_same(model, alone)
+
+    alone, outer = make_model(), make_model()
+    short_fit(alone)
+    short_fit(outer, callbacks=callback)
+    assert_same(outer, alone)
+    for error in errors:
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("Only one thread of a process may train at a time, got ")
+    assert errors
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=0)

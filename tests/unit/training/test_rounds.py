@@ -1,6 +1,7 @@
 """A loop over `Rounds` ends with the weights of `fit`; `Rounds` resumes and validates its arguments."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -259,3 +260,14 @@ def test_rounds_do_not_change_the_global_random_state():
     batches_of(rounds)
     rounds.score()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rounds_in_another_thread_raise_an_error_while_a_loop_runs():
+    first, second = parts(), parts()
+    for _ in first.rounds:
+        next(iter(second.rounds))  # in the same thread
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="Only one thread"):
+            pool.submit(lambda: next(iter(second.rounds))).result()
+        break
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: next(iter(second.rounds)).number).result() == 0

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, value_error
+from udmlss._checks import value_error
 from udmlss.data.image_files import ImageFiles, label_images
 from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
@@ -20,10 +20,7 @@ CUB200 = PublishedDataset(
 
 
 def cub200(
-    root: str | PathLike[str],
-    split: Literal["train", "test"],
-    *,
-    transform: Callable[[Any], Any] | None = None,
+    root: str | PathLike[str], split: Literal["train", "test"], *, transform: Callable[[Any], Any] | None = None
 ) -> ImageFiles:
     """Open a split of CUB-200-2011, or of any folder in its layout.
 
@@ -49,8 +46,7 @@ def cub200(
     References:
         The Caltech-UCSD Birds-200-2011 Dataset. Wah et al. 2011. https://www.vision.caltech.edu/datasets/cub_200_2011
     """
-    check_choice("split", split, ("train", "test"))
-    *lists, folder = CUB200.find_parts(root)
+    *lists, folder = CUB200.find_parts(root, split)
     names, files, class_of = map(_read_list, lists)
     check_unique([*files.values()], lists[1])
     if files.keys() != class_of.keys() or not set(class_of.values()) <= names.keys():

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from udmlss._checks import check_choice, value_error
+from udmlss._checks import value_error
 from udmlss.data.image_files import ImageFiles, label_images
 from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
@@ -14,11 +14,7 @@ INSHOP = PublishedDataset(
     folder="In-shop Clothes Retrieval Benchmark",
     parts=(("Eval/list_eval_partition.txt", "list_eval_partition.txt"), ("Img/img/", "img/")),
     archives=("Img/img.zip", "img.zip"),
-    splits={
-        "train": SplitSize(25882, 3997),
-        "query": SplitSize(14218, 3985),
-        "gallery": SplitSize(12612, 3985),
-    },
+    splits={"train": SplitSize(25882, 3997), "query": SplitSize(14218, 3985), "gallery": SplitSize(12612, 3985)},
 )
 _COLUMNS = "image_name item_id evaluation_status"
 
@@ -55,8 +51,7 @@ def inshop(
         DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations. Liu et al. 2016.
         https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html
     """
-    check_choice("split", split, ("train", "query", "gallery"))
-    path, folder = INSHOP.find_parts(root)
+    path, folder = INSHOP.find_parts(root, split)
     rows = _read_list(path)
     with_same_labels = ("train",) if split == "train" else ("query", "gallery")
     images = [(folder.parent / file, item) for file, item, row_split in rows if row_split == split]

@@ -9,19 +9,14 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from udmlss._checks import value_error
+from udmlss._checks import check_choice, value_error
 
 _MAX_NAMES = 8  # in an error message
 
 
 @dataclass(frozen=True)
 class SplitSize:
-    """Size of a split.
-
-    Attributes:
-        n_images: Number of images.
-        n_classes: Number of classes.
-    """
+    """Numbers of images and of classes in a split."""
 
     n_images: int
     n_classes: int
@@ -55,12 +50,13 @@ class PublishedDataset:
         """Return the path of the archive of images below `root`, or None if it does not exist."""
         return _first_existing(root, self.archives)
 
-    def find_parts(self, root: str | PathLike[str]) -> list[Path]:
+    def find_parts(self, root: str | PathLike[str], split: str) -> list[Path]:
         """Return the path of each part, below `root` or below the dataset's folder in `root`.
 
         Raises:
-            ValueError: A part does not exist.
+            ValueError: The dataset does not have this split, or a part does not exist.
         """
+        check_choice("split", split, tuple(self.splits))
         root = Path(root).expanduser()
         inner = root / self.folder
         for folder in (root, inner):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Literal
 
-from udmlss._checks import check_choice
 from udmlss.data.image_files import ImageFiles, label_images
 from udmlss.data.published.layout import PublishedDataset, SplitSize, check_files, check_unique, read_rows
 
@@ -20,10 +19,7 @@ _COLUMNS = "image_id class_id super_class_id path"
 
 
 def sop(
-    root: str | PathLike[str],
-    split: Literal["train", "test"],
-    *,
-    transform: Callable[[Any], Any] | None = None,
+    root: str | PathLike[str], split: Literal["train", "test"], *, transform: Callable[[Any], Any] | None = None
 ) -> ImageFiles:
     """Open a split of Stanford Online Products.
 
@@ -50,8 +46,7 @@ def sop(
     References:
         Deep Metric Learning via Lifted Structured Feature Embedding. Song et al. 2016. https://arxiv.org/abs/1511.06452
     """
-    check_choice("split", split, ("train", "test"))
-    train, test = SOP.find_parts(root)
+    train, test = SOP.find_parts(root, split)
     path = train if split == "train" else test
     rows = read_rows(path, r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", _COLUMNS, header=1)
     check_unique([file for *_, file in rows], path)

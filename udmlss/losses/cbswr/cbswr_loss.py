@@ -40,8 +40,7 @@ class CBSwRLoss(nn.Module):
     The published settings are batches of 64 images with two views each, K = 32 in the paper and 100 in the released
     training, SGD with a learning rate of 1e-3, a temperature of 0.1, and weights of 0.9, 0.3 and 0.001. The head and
     the decoder are used only in training. Their parameters belong to the criterion, so pass
-    `[*model.parameters(), *criterion.parameters()]` to the optimizer. Its weight decay is the l2 term of the clustering
-    loss.
+    `[*model.parameters(), *criterion.parameters()]` to the optimizer, whose weight decay is the l2 term of the loss.
 
     Args:
         head: Head that maps embeddings to the logits of K clusters.
@@ -85,12 +84,10 @@ class CBSwRLoss(nn.Module):
         check_number("metric_weight", metric_weight, 0)
         check_number("information_weight", information_weight, 0)
         check_number("reconstruction_weight", reconstruction_weight, 0)
-        self.head = head
-        self.decoder = decoder
+        self.head, self.decoder = head, decoder
         self.metric_loss = CenterSoftmaxLoss() if metric_loss is None else metric_loss
         self.information_loss = InformationLoss()
-        self.metric_weight = float(metric_weight)
-        self.information_weight = float(information_weight)
+        self.metric_weight, self.information_weight = float(metric_weight), float(information_weight)
         self.reconstruction_weight = float(reconstruction_weight)
 
     def forward(
@@ -100,7 +97,7 @@ class CBSwRLoss(nn.Module):
         images: Float[Tensor, "b c h w"],
         embed_maps: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, ""]:
-        """Compute the total loss; `terms` also returns its parts.
+        """Compute the scalar loss; `terms` also returns its parts.
 
         Args:
             maps: Feature maps (b, f, y, x) of the first views.
@@ -108,9 +105,6 @@ class CBSwRLoss(nn.Module):
                 under `torch.no_grad()`.
             images: First views (b, c, h, w) as the model receives them, which are the targets of the decoder.
             embed_maps: Function that maps feature maps to embeddings: the model's pooling and its embedder.
-
-        Returns:
-            The scalar loss.
 
         Raises:
             ValueError: There are fewer images than clusters of the head, or the shapes do not match.
@@ -125,7 +119,10 @@ class CBSwRLoss(nn.Module):
         embed_maps: Callable[[Tensor], Tensor],
     ) -> CBSwRTerms:
         """Compute the total loss and its parts. The arguments are those of `forward`."""
-        _check_batch_size(len(maps), self.head.n_clusters)
+        if len(maps) < self.head.n_clusters:
+            rule = f"A batch must have at least {self.head.n_clusters} images, one per cluster of the head"
+            remedy = "Use larger batches, drop the last batch if it is smaller, or build the head with fewer clusters"
+            raise value_error(rule, len(maps), remedy)
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         embeddings = embed_maps(maps)
         logits = self.head(embeddings)
@@ -138,18 +135,5 @@ class CBSwRLoss(nn.Module):
         reconstruction = metric.new_zeros(())
         if self.decoder is not None:
             reconstruction = reconstruction_loss(self.decoder(centers), images, clusters)
-        total = (
-            self.metric_weight * metric
-            + self.information_weight * information
-            + self.reconstruction_weight * reconstruction
-        )
-        return CBSwRTerms(total, metric, information, reconstruction)
-
-
-def _check_batch_size(n_images: int, n_clusters: int) -> None:
-    if n_clusters > n_images:
-        raise value_error(
-            f"A batch must have at least {n_clusters} images, one per cluster of the head",
-            n_images,
-            "Use larger batches, drop the last batch if it is smaller, or build the head with fewer clusters",
-        )
+        total = self.metric_weight * metric + self.information_weight * information
+        return CBSwRTerms(total + self.reconstruction_weight * reconstruction, metric, information, reconstruction)

@@ -35,10 +35,9 @@ class CenterSoftmaxLoss(nn.Module):
         torch.Size([])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. The released code divides the positive by the sum over other clusters
-        alone, so that its "probability" can exceed 1; here the positive is part of the sum. The paper uses the sum over
-        images, this loss their mean.
+        The paper of `CBSwRLoss` (https://arxiv.org/abs/2009.04091) uses the sum over images, this loss their mean. The
+        released code divides the positive by the sum over other clusters alone, so that its "probability" can exceed 1;
+        here the positive is part of the sum.
     """
 
     def __init__(self, temperature: float = 0.1, *, negative_weight: float = 1.0) -> None:
@@ -55,7 +54,7 @@ class CenterSoftmaxLoss(nn.Module):
         clusters: Labels,
         centers: Float[Tensor, "k d"],
     ) -> Float[Tensor, ""]:
-        """Compute the loss.
+        """Compute the scalar loss.
 
         Args:
             embeddings: Embeddings (b, d) of the batch. Their length does not matter.
@@ -63,16 +62,16 @@ class CenterSoftmaxLoss(nn.Module):
             clusters: Cluster of each image, in 0..k-1.
             centers: Embeddings (k, d) of the cluster centers. Rows of clusters without images are ignored.
 
-        Returns:
-            The scalar loss.
-
         Raises:
             TypeError: The clusters are not integers.
             ValueError: The shapes do not match, a cluster does not have a center, or the embeddings are not finite.
         """
         _check_shapes(embeddings, second_embeddings, centers)
         clusters = as_labels(clusters, len(embeddings), "clusters")
-        _check_range(clusters, len(centers))
+        smallest, largest = int(clusters.min()), int(clusters.max())
+        if smallest < 0 or largest >= len(centers):
+            rule, remedy = f"`clusters` must lie in 0..{len(centers) - 1}", "Pass one center for each cluster"
+            raise value_error(rule, f"{smallest} to {largest}", remedy)
         is_negative = other_clusters(clusters.to(embeddings.device), len(centers))
         # Centers of clusters without images are set to zero because they may be NaN, the mean of an empty set.
         used_centers = centers.masked_fill(~is_negative.any(dim=0).unsqueeze(1), 0)
@@ -98,8 +97,8 @@ def center_softmax(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     r"""Compute $-\log p^+$ and $-\sum_j \log(1 - p^-_j)$ of the softmax over one positive and k negatives.
 
-    A negative is excluded by a logit of minus infinity. The results are accurate even if a probability rounds to 1.
-    Only the largest negative can have one, and its $1 - p$ is computed as the sum of all other probabilities.
+    A negative is excluded by a logit of minus infinity. The results are accurate even if the probability of a negative
+    rounds to 1. Only that of the largest can, so its $1 - p$ is computed as the sum of all other probabilities.
     """
     logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
     log_sum = logits.logsumexp(dim=1)
@@ -113,17 +112,6 @@ def center_softmax(
 def _check_shapes(embeddings: Tensor, second_embeddings: Tensor, centers: Tensor) -> None:
     check_embeddings(embeddings)
     if embeddings.shape != second_embeddings.shape or embeddings.shape[1:] != centers.shape[1:]:
-        shapes = [tuple(rows.shape) for rows in (embeddings, second_embeddings, centers)]
-        raise value_error(
-            "`embeddings` and `second_embeddings` must have the same shape (b, d), and `centers` the shape (k, d)",
-            ", ".join(map(str, shapes)),
-            "Embed all three with one model",
-        )
-
-
-def _check_range(clusters: Int64[Tensor, " b"], k: int) -> None:
-    smallest, largest = int(clusters.min()), int(clusters.max())
-    if not 0 <= smallest <= largest < k:
-        raise value_error(
-            f"`clusters` must lie in 0..{k - 1}", f"{smallest} to {largest}", "Pass one center for each cluster"
-        )
+        rule = "`embeddings` and `second_embeddings` must have the same shape (b, d), and `centers` the shape (k, d)"
+        shapes = ", ".join(str(tuple(rows.shape)) for rows in (embeddings, second_embeddings, centers))
+        raise value_error(rule, shapes, "Embed all three with one model")

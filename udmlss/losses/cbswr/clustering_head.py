@@ -30,9 +30,8 @@ class ClusteringHead(nn.Module):
         torch.Size([64, 32])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. The released code normalizes the logits of an image to unit length,
-        which limits the largest probability to e / (e + K - 1), 0.03 for K = 100; this head does not.
+        The paper of `CBSwRLoss` (https://arxiv.org/abs/2009.04091). Its released code normalizes the logits of an image
+        to unit length, which limits the largest probability to e / (e + K - 1), 0.03 for K = 100; this head does not.
     """
 
     def __init__(self, embedding_size: int, n_clusters: int = 32, *, dropout: float = 0.6) -> None:
@@ -59,9 +58,9 @@ class InformationLoss(nn.Module):
     $$L = -\mu \, \frac{H(Y) - H(Y | X)}{\log K}$$
 
     where $H(Y)$ is the entropy of the mean assignment over the batch and $H(Y | X)$ the mean entropy of the assignment
-    of each image, both in nats. The mutual information $-L / \mu$ thus lies in 0..1. The l2 term of regularized
-    information maximization is the weight decay of the optimizer for the parameters of the head. The loss runs outside
-    autocast, in float32, or in float64 for float64 logits.
+    of each image, both in nats. The mutual information $-L / \mu$ thus lies in 0..1. Regularized information
+    maximization also has an l2 term, which is the weight decay that the optimizer applies to the parameters of the
+    head. The loss runs outside autocast, in float32, or in float64 for float64 logits.
 
     Args:
         weight: Weight mu, at least 0. The default is the released value.
@@ -87,23 +86,17 @@ class InformationLoss(nn.Module):
         self.weight = float(weight)
 
     def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-        """Compute the loss.
+        """Compute the scalar loss.
 
         Args:
             logits: Logits (b, k) of a clustering head for the images of a batch.
-
-        Returns:
-            The scalar loss.
 
         Raises:
             ValueError: There are fewer than 2 clusters.
         """
         if logits.shape[1] < 2:  # noqa: PLR2004 (log K would be zero)
-            raise value_error(
-                "`logits` must have at least 2 columns, one per cluster",
-                logits.shape[1],
-                "Raise `n_clusters` of the head",
-            )
+            rule = "`logits` must have at least 2 columns, one per cluster"
+            raise value_error(rule, logits.shape[1], "Raise `n_clusters` of the head")
         with torch.autocast(logits.device.type, enabled=False):
             return -self.weight * mutual_information(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 

@@ -11,6 +11,7 @@ from udmlss._checks import as_labels, check_integer, value_error
 from udmlss.types import Labels
 
 _MAX_STAGES, _MIN_CHANNELS = 16, 16
+_REMEDY = "Build it with Decoder(maps.shape[1:], images.shape[1:])"
 
 
 def center_maps(maps: Float[Tensor, "b f y x"], clusters: Labels) -> Float[Tensor, "k f y x"]:
@@ -61,9 +62,8 @@ class Decoder(nn.Module):
         torch.Size([2, 3, 32, 32])
 
     References:
-        Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
-        2020. https://arxiv.org/abs/2009.04091. The released decoder ends in a sigmoid, although its targets have
-        negative values. The numbers of channels are those of this library.
+        The paper of `CBSwRLoss` (https://arxiv.org/abs/2009.04091). The released decoder ends in a sigmoid, although
+        its targets have negative values. The numbers of channels are those of this library.
     """
 
     def __init__(self, map_shape: Sequence[int], image_shape: Sequence[int]) -> None:
@@ -86,11 +86,8 @@ class Decoder(nn.Module):
             ValueError: The maps are not of shape `map_shape`.
         """
         if maps.shape[1:] != self.map_shape:
-            raise value_error(
-                f"The decoder was built for maps of shape {self.map_shape}",
-                tuple(maps.shape[1:]),
-                "Build it with Decoder(maps.shape[1:], images.shape[1:])",
-            )
+            rule = f"The decoder was built for maps of shape {self.map_shape}"
+            raise value_error(rule, tuple(maps.shape[1:]), _REMEDY)
         images: Tensor = self.layers(maps)
         return images
 
@@ -102,7 +99,7 @@ def reconstruction_loss(
 
     $$L = \frac{1}{b c h w} \sum_i \| D(r_{y_i}) - x_i \|^2$$
 
-    The paper (Nguyen et al. 2020, https://arxiv.org/abs/2009.04091) does not divide by the c h w numbers of an image.
+    The paper of `CBSwRLoss` does not divide by the c h w numbers of an image.
 
     Args:
         decoded: Decoded image (k, c, h, w) of each cluster.
@@ -123,20 +120,16 @@ def reconstruction_loss(
     """
     clusters = as_labels(clusters, len(images), "clusters")
     if decoded.shape[1:] != images.shape[1:]:
-        raise value_error(
-            "The decoder must return images of the shape of `images`",
-            f"{tuple(decoded.shape[1:])} and {tuple(images.shape[1:])}",
-            "Build it with Decoder(maps.shape[1:], images.shape[1:])",
-        )
+        found = f"{tuple(decoded.shape[1:])} and {tuple(images.shape[1:])}"
+        raise value_error("The decoder must return images of the shape of `images`", found, _REMEDY)
     dtype = torch.promote_types(decoded.dtype, torch.float32)
     return functional.mse_loss(decoded.to(dtype)[clusters.to(decoded.device)], images.to(dtype))
 
 
 def _check_shape(name: str, shape: Sequence[int]) -> None:
     if len(shape) != 3:  # noqa: PLR2004
-        raise value_error(
-            f"`{name}` must have three numbers", tuple(shape), "Pass the shape of one item, as x.shape[1:]"
-        )
+        rule, remedy = f"`{name}` must have three numbers", "Pass the shape of one item, as x.shape[1:]"
+        raise value_error(rule, tuple(shape), remedy)
     for size in shape:
         check_integer(name, size, 1)
 

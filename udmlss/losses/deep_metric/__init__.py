@@ -1,7 +1,8 @@
 r"""Pair and triplet losses of Deep_Metric, built from parts of pytorch-metric-learning (PML).
 
 Each function returns a module `(embeddings, labels) -> scalar` for `UDMLSSLoss`. A loss that needs a miner contains it,
-so `UDMLSSLoss` needs no `miner`. All losses normalize the embeddings to unit length.
+so `UDMLSSLoss` needs no `miner`. All losses normalize the embeddings to unit length. The defaults are the released
+values, unless a parameter says otherwise.
 
 In the equations, $S_{ij}$ is the cosine similarity of two embeddings. The positives $P_i$ of anchor $i$ are the other
 embeddings of its cluster, and its negatives $N_i$ are the embeddings of other clusters. Losses of cosine similarities

@@ -25,19 +25,18 @@ class ClusterNCALoss(nn.Module):
 
     for embeddings $z$ at unit length, the mean $c_g$ of the $n_g$ embeddings of group g, and the groups $G_i$ of the
     anchor's cluster. With the weight, the distance to the anchor's own group is that to the mean of its other members.
-    A group of one embedding is not a center for this embedding, and the loss of an anchor without a center in its own
-    cluster is zero. The gradient flows through the centers.
+    The center of a group of one embedding is not used for this embedding, and the loss of an anchor without a center in
+    its own cluster is zero. The gradient flows through the centers.
 
-    The groups are found by k-means on each embedding, concatenated with the one-hot vector of its cluster. Groups of
-    several clusters are split by cluster. The k-means of scikit-learn is used, on the CPU.
+    The groups are those of scikit-learn's k-means, which runs on the CPU and receives each embedding concatenated with
+    the one-hot vector of its cluster. A group with embeddings of several clusters is split into one group per cluster.
 
     Args:
         n_clusters: Number of groups for k-means, at least 1. If there are fewer distinct embeddings, their number is
-            used. The default is the released value for batches of 80 to 128 images.
-        scale: Scale alpha of squared distances, above 0. The default is the released value.
-        label_weight: Length of the one-hot vectors, at least 0. The default is the released value.
-        seed: Seed of k-means, at least 0, which is the same in every batch. None uses the seed of `fit`, or 0 without
-            `fit`.
+            used. The defaults are the released values, of which this one is for batches of 80 to 128 images.
+        scale: Scale alpha of squared distances, above 0.
+        label_weight: Length of the one-hot vectors, at least 0.
+        seed: Seed of k-means, at least 0, which is the same in every batch. None uses the seed of `fit`, or 0.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -75,19 +74,15 @@ class ClusterNCALoss(nn.Module):
     def forward(
         self, embeddings: Float[Tensor, "b d"], labels: Labels, indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
-        """Compute the loss.
+        """Compute the sum over anchors, divided by the number of embeddings.
 
         Args:
             embeddings: Embeddings (b, d) of the batch.
             labels: Cluster of each embedding.
-            indices_tuple: Must be None. Losses of PML accept mined pairs here; this loss does not.
-
-        Returns:
-            The sum over anchors, divided by the number of embeddings.
+            indices_tuple: Must be None, because this loss does not use mined pairs.
 
         Raises:
-            ValueError: The embeddings are not finite, the labels are not one per embedding, or `indices_tuple` is not
-                None.
+            ValueError: The embeddings are not finite, the labels are not one per embedding, or pairs were mined.
         """
         indices_tuple_not_supported(indices_tuple)
         check_embeddings(embeddings)
@@ -106,8 +101,8 @@ def k_means_groups(
     k-means receives the distinct rows in sorted order, with their counts as weights, so that the order and the
     repetition of rows do not change the groups.
     """
-    one_hot = label_weight * functional.one_hot(labels)
-    rows = torch.cat([embeddings.detach().double(), one_hot], dim=1).numpy(force=True)
+    one_hot = label_weight * functional.one_hot(labels.cpu())
+    rows = torch.cat([embeddings.detach().cpu().double(), one_hot], dim=1).numpy()
     points, row_to_point, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     k_means = KMeans(min(n_clusters, len(points)), n_init=1, random_state=seed % 2**32)  # the range of scikit-learn
     with warnings.catch_warnings():

@@ -48,18 +48,20 @@ def all_pairs(_embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> I
 
 
 class AnchorLoss(nn.Module):
-    """Mean over all embeddings of a loss of each anchor's cosine similarities.
+    """Mean, over all embeddings, of a loss of the cosine similarities between an anchor and the batch.
 
     Args:
         anchor_losses: Function of the similarities (b, b) and of the masks (b, b) of the positives and the negatives of
             each row that returns the losses (b,) of the anchors.
         miner: Function of embeddings and labels that returns pairs (anchors, positives, anchors, negatives).
+        settings: Further arguments of `anchor_losses`.
     """
 
-    def __init__(self, anchor_losses: Callable[[Tensor, Tensor, Tensor], Tensor], miner: Miner) -> None:
+    def __init__(self, anchor_losses: Callable[..., Tensor], miner: Miner, **settings: float) -> None:
         super().__init__()
         self.anchor_losses = anchor_losses
         self.miner = miner
+        self.settings = settings
         self.distance = CosineSimilarity()
 
     def forward(
@@ -70,7 +72,7 @@ class AnchorLoss(nn.Module):
         anchors, positives, negative_anchors, negatives = self.miner(embeddings, labels)
         positive = _pair_mask(anchors, positives, len(labels))
         negative = _pair_mask(negative_anchors, negatives, len(labels))
-        return self.anchor_losses(self.distance(embeddings), positive, negative).mean()
+        return self.anchor_losses(self.distance(embeddings), positive, negative, **self.settings).mean()
 
 
 def _pair_mask(anchors: Int64[Tensor, " p"], others: Int64[Tensor, " p"], n: int) -> Bool[Tensor, "n n"]:
@@ -87,7 +89,7 @@ class SeededMiner(nn.Module):
     Args:
         miner: Any miner of pytorch-metric-learning.
         seed: Seed of the random numbers, at least 0. The number of calls so far is part of the state dict. None uses
-            the seed of `fit`, or 0 without `fit`.
+            the seed of `fit`, or 0.
     """
 
     def __init__(self, miner: nn.Module, *, seed: int | None = None) -> None:

@@ -18,9 +18,8 @@ class NearestPositiveLoss(nn.Module):
     d_i=\min_{j\in P_i}\lVert z_i-z_j\rVert,\quad N_i'=\{k\in N_i:\lVert z_i-z_k\rVert<d_i+m\}$$
 
     for embeddings $z$ at unit length, the positives $P_i$ in the anchor's cluster and the negatives $N_i$ in other
-    clusters. A cluster may have several parts, because positives other than the closest one have no effect. A hinge is
-    not needed, because the selected negatives make every term positive. The loss of an anchor without positives is
-    zero.
+    clusters. A cluster may have several parts, because positives other than the closest one have no effect. No hinge is
+    needed, because the selected negatives make every term positive. The loss of an anchor without positives is zero.
 
     Args:
         margin: Margin m of Euclidean distances, at least 0. The default is the value of the first release; a later one
@@ -48,19 +47,7 @@ class NearestPositiveLoss(nn.Module):
     def forward(
         self, embeddings: Float[Tensor, "b d"], labels: Labels, indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
-        """Compute the loss.
-
-        Args:
-            embeddings: Embeddings (b, d) of the batch.
-            labels: Cluster of each embedding.
-            indices_tuple: Must be None. Losses of PML accept mined pairs here; this loss does not.
-
-        Returns:
-            The sum over anchors, divided by the number of embeddings.
-
-        Raises:
-            ValueError: `indices_tuple` is not None, or the labels are not one per embedding.
-        """
+        """Compute the loss. The arguments and errors are those of `ClusterNCALoss.forward`."""
         indices_tuple_not_supported(indices_tuple)
         labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         distance = self.distance(embeddings)

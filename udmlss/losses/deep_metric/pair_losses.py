@@ -1,7 +1,5 @@
 """Pair losses of Deep_Metric on cosine similarities."""
 
-from functools import partial
-
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss, MultiSimilarityLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner, PairMarginMiner
@@ -20,10 +18,7 @@ def contrastive(*, threshold: float = 0.5) -> nn.Module:
     $$\frac1n\sum_i\Big[\sum_{j\in P_i}(1-S_{ij})+\sum_{j\in N_i,\,S_{ij}>t}S_{ij}\Big]$$
 
     Args:
-        threshold: Cosine similarity t, at least 0. The default is the released value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        threshold: Cosine similarity t, at least 0.
 
     Raises:
         ValueError: `threshold` is negative.
@@ -54,12 +49,9 @@ def binomial_deviance(*, positive_scale: float = 2, negative_scale: float = 40, 
     PML does not have this loss; its distance and pairs are used.
 
     Args:
-        positive_scale: Scale beta, above 0. The default is the released value.
-        negative_scale: Scale alpha, above 0. The default is the released value.
-        base: Cosine similarity lambda, in -1..1. The default is the released value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        positive_scale: Scale beta, above 0.
+        negative_scale: Scale alpha, above 0.
+        base: Cosine similarity lambda, in -1..1.
 
     Raises:
         ValueError: A scale is not above 0, or `base` is outside -1..1.
@@ -73,15 +65,9 @@ def binomial_deviance(*, positive_scale: float = 2, negative_scale: float = 40, 
         >>> deep_metric.binomial_deviance()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         tensor(1.3133)
     """
-    _check_scales(positive_scale, negative_scale)
+    scales = _check_scales(positive_scale, negative_scale)
     check_number("base", base, -1, 1)
-    anchor_losses = partial(
-        _binomial_deviance,
-        positive_scale=float(positive_scale),
-        negative_scale=float(negative_scale),
-        base=float(base),
-    )
-    return AnchorLoss(anchor_losses, all_pairs)
+    return AnchorLoss(_binomial_deviance, all_pairs, **scales, base=float(base))
 
 
 def lifted_structure(*, positive_scale: float = 2, negative_scale: float = 40, mined: bool = False) -> nn.Module:
@@ -94,13 +80,9 @@ def lifted_structure(*, positive_scale: float = 2, negative_scale: float = 40, m
     loss of each anchor at 0, so only its distance, pairs, miner and log-sum-exp are used.
 
     Args:
-        positive_scale: Scale beta, above 0. The default is the released value.
-        negative_scale: Scale alpha, above 0. The default is the released value.
-        mined: Whether to use only the pairs that the miner of `multi_similarity` selects. The default is the released
-            value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        positive_scale: Scale beta, above 0.
+        negative_scale: Scale alpha, above 0.
+        mined: Whether to use only the pairs that the miner of `multi_similarity` selects.
 
     Raises:
         ValueError: A scale is not above 0.
@@ -114,11 +96,8 @@ def lifted_structure(*, positive_scale: float = 2, negative_scale: float = 40, m
         >>> deep_metric.lifted_structure()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         tensor(0.0347)
     """
-    _check_scales(positive_scale, negative_scale)
-    anchor_losses = partial(
-        _lifted_structure, positive_scale=float(positive_scale), negative_scale=float(negative_scale)
-    )
-    return AnchorLoss(anchor_losses, MultiSimilarityMiner(0.1) if mined else all_pairs)
+    scales = _check_scales(positive_scale, negative_scale)
+    return AnchorLoss(_lifted_structure, MultiSimilarityMiner(0.1) if mined else all_pairs, **scales)
 
 
 def multi_similarity(
@@ -133,13 +112,10 @@ def multi_similarity(
     similar than the least similar positive minus epsilon.
 
     Args:
-        positive_scale: Scale beta, above 0, which PML calls alpha. The default is the released value.
-        negative_scale: Scale alpha, above 0, which PML calls beta. The default is the released value.
-        base: Cosine similarity lambda, in -1..1. The default is the released value.
+        positive_scale: Scale beta, above 0, which PML calls alpha.
+        negative_scale: Scale alpha, above 0, which PML calls beta.
+        base: Cosine similarity lambda, in -1..1.
         epsilon: Tolerance of the miner, at least 0. The default is the published value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
 
     Raises:
         ValueError: A scale is not above 0, `base` is outside -1..1, or `epsilon` is negative.
@@ -153,10 +129,10 @@ def multi_similarity(
         >>> deep_metric.multi_similarity()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         tensor(0.6566)
     """
-    _check_scales(positive_scale, negative_scale)
+    scales = _check_scales(positive_scale, negative_scale)
     check_number("base", base, -1, 1)
     check_number("epsilon", epsilon, 0)
-    loss = MultiSimilarityLoss(alpha=float(positive_scale), beta=float(negative_scale), base=float(base))
+    loss = MultiSimilarityLoss(alpha=scales["positive_scale"], beta=scales["negative_scale"], base=float(base))
     return MinedLoss(loss, MultiSimilarityMiner(float(epsilon)))
 
 
@@ -168,10 +144,7 @@ def hard_mining(*, epsilon: float = 0.1) -> nn.Module:
     PML's `ContrastiveLoss` would clip similarities below 0, so only its distance and miner are used.
 
     Args:
-        epsilon: Tolerance of the miner, at least 0. The default is the released value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        epsilon: Tolerance of the miner, at least 0.
 
     Raises:
         ValueError: `epsilon` is negative.
@@ -197,11 +170,8 @@ def nca(*, scale: float = 16, n_nearest: int = 32) -> nn.Module:
     distance, pairs and log-sum-exp are used.
 
     Args:
-        scale: Scale alpha, above 0. The default is the released value.
-        n_nearest: Number K, at least 1. From n - 1 on, the whole batch is used. The default is the released value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        scale: Scale alpha, above 0.
+        n_nearest: Number K, at least 1. From n - 1 on, the whole batch is used.
 
     Raises:
         ValueError: `scale` is not above 0, or `n_nearest` is below 1.
@@ -218,12 +188,13 @@ def nca(*, scale: float = 16, n_nearest: int = 32) -> nn.Module:
     """
     check_number("scale", scale, above=0)
     check_integer("n_nearest", n_nearest, 1)
-    return AnchorLoss(partial(_nca, scale=float(scale), n_nearest=int(n_nearest)), all_pairs)
+    return AnchorLoss(_nca, all_pairs, scale=float(scale), n_nearest=int(n_nearest))
 
 
-def _check_scales(positive_scale: float, negative_scale: float) -> None:
+def _check_scales(positive_scale: float, negative_scale: float) -> dict[str, float]:
     check_number("positive_scale", positive_scale, above=0)
     check_number("negative_scale", negative_scale, above=0)
+    return {"positive_scale": float(positive_scale), "negative_scale": float(negative_scale)}
 
 
 def _binomial_deviance(

@@ -17,10 +17,7 @@ def batch_all(*, margin: float = 0.2) -> nn.Module:
     The mean includes triplets whose loss is zero. The loss needs memory of order n cubed.
 
     Args:
-        margin: Margin m of Euclidean distances, at least 0. The default is the released value.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
+        margin: Margin m of Euclidean distances, at least 0.
 
     Raises:
         ValueError: `margin` is negative.
@@ -51,15 +48,11 @@ def batch_hard(*, margin: float = 0.2) -> nn.Module:
         margin: Margin m of Euclidean distances, at least 0. The default is the value released for `batch_all`, because
             none was released for this loss.
 
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
-
     Raises:
         ValueError: `margin` is negative.
 
     References:
-        In Defense of the Triplet Loss for Person Re-Identification. Hermans, Beyer, Leibe. 2017.
-        https://arxiv.org/abs/1703.07737. The paper uses the sum over anchors.
+        The paper of `batch_all`, which uses the sum over anchors.
 
     Example:
         >>> from udmlss.losses import deep_metric
@@ -90,9 +83,6 @@ def distance_weighted_margin(
             value.
         seed: Seed of the sampled triplets, at least 0. The random numbers are the loss's own and continue from call to
             call. None uses the seed of `fit`, or 0 without `fit`.
-
-    Returns:
-        The loss, a module `(embeddings, labels) -> scalar`.
 
     Raises:
         ValueError: A setting is out of its range.

@@ -85,7 +85,7 @@ def positive_loss(similarities: Float[Tensor, "b n"], boundary: float, scale: fl
 
 
 def seeded_generator(seed: int | None) -> torch.Generator:
-    """Return a generator on the CPU with a seed; None stands for 0 until `set_default_seed` is called."""
+    """Return a generator on the CPU with a seed; None means 0 until `set_default_seed` is called."""
     if seed is not None:
         check_integer("seed", seed, 0)
     return torch.Generator().manual_seed(0 if seed is None else int(seed))
@@ -94,7 +94,7 @@ def seeded_generator(seed: int | None) -> torch.Generator:
 def set_default_seed(generator: torch.Generator, seed: int) -> None:
     """Seed a generator unless it already has this seed, in which case it continues."""
     if generator.initial_seed() != seed:
-        generator.manual_seed(seed)
+        generator.manual_seed(int(seed))
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
@@ -116,8 +116,5 @@ def _soft_maximum(values: Float[Tensor, "b m"], scale: float) -> Float[Tensor, "
 
 def _check_similarities(similarities: Tensor) -> None:
     if similarities.ndim != 2:  # noqa: PLR2004
-        raise value_error(
-            "`similarities` must be a 2-D tensor (b, n)",
-            f"shape {tuple(similarities.shape)}",
-            "Pass one row per anchor and one column per view",
-        )
+        found, remedy = f"shape {tuple(similarities.shape)}", "Pass one row per anchor and one column per view"
+        raise value_error("`similarities` must be a 2-D tensor (b, n)", found, remedy)

@@ -8,15 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_features, check_integer, check_number, value_error
+from udmlss._checks import as_features, check_integer, check_number, value_error
 from udmlss._torch import to_dtype
-from udmlss.losses.ranking.functional import (
-    generator_on,
-    positive_loss,
-    rank_loss,
-    seeded_generator,
-    set_default_seed,
-)
+from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
 _MIN_VIEWS, _MAX_VIEWS = 2, 4  # one view has no order, and each view costs a forward pass through the trunk
 # The distortion at strength 1. Brightness and noise are in units of the image's standard deviation.
@@ -46,11 +40,10 @@ class SelfSupervisedRanking(nn.Module):
         scale: Scale s of both losses, above 0.
         positive_weight: Weight lambda of `positive_loss`, at least 0.
         weight: Weight w of the whole loss, at least 0.
-        max_images: Maximum number of images per batch, which are sampled at random. Each needs one forward pass through
-            the trunk for the image and one for each view.
+        max_images: Maximum number of images per batch, which are sampled at random. The trunk receives each of them and
+            all its views.
         probability: Probability in 0..1 that a call computes the loss. Other calls return zero, which saves time.
-        seed: Seed of the sampled images, crops and directions of change, at least 0. None uses the seed of `fit`, or 0
-            without `fit`.
+        seed: Seed of the sampled images, crops and directions of change, at least 0. None uses the seed of `fit`, or 0.
 
     Raises:
         ValueError: A setting is out of its range, or `strengths` do not increase.
@@ -95,16 +88,13 @@ class SelfSupervisedRanking(nn.Module):
         check_number("scale", scale, above=0)
         check_integer("max_images", max_images, 1)
         check_number("probability", probability, 0, 1)
-        self.in_features = int(in_features)
         self.strengths = tuple(map(float, strengths))
         self.margin, self.boundary, self.scale = float(margin), float(boundary), float(scale)
         self.positive_weight, self.weight = float(positive_weight), float(weight)
         self.max_images, self.probability = int(max_images), float(probability)
-        self.layers = nn.Sequential(
-            nn.Linear(self.in_features, int(hidden)), nn.ReLU(), nn.Linear(int(hidden), int(out_features))
-        )
-        self.seed = seed
-        self.generator = seeded_generator(seed)
+        self.in_features, hidden, out_features = int(in_features), int(hidden), int(out_features)
+        self.layers = nn.Sequential(nn.Linear(self.in_features, hidden), nn.ReLU(), nn.Linear(hidden, out_features))
+        self.seed, self.generator = seed, seeded_generator(seed)
 
     def set_default_seed(self, seed: int) -> None:
         """Set the seed that is used if `seed` is None."""
@@ -117,9 +107,6 @@ class SelfSupervisedRanking(nn.Module):
         Args:
             model: An `EmbeddingModel`, of which only the trunk is used.
             images: Images (b, c, h, w) on the device of the model.
-
-        Returns:
-            The scalar loss.
 
         Raises:
             ValueError: The trunk does not return features of shape (b, f).
@@ -138,8 +125,7 @@ class SelfSupervisedRanking(nn.Module):
         batch = torch.cat([images, *views])
         if images.is_contiguous(memory_format=torch.channels_last):
             batch = batch.contiguous(memory_format=torch.channels_last)
-        features = model.get_submodule("trunk")(batch)
-        check_features(features)
+        features = as_features(model.get_submodule("trunk")(batch))
         projections = self.layers(to_dtype(features, self)).unflatten(0, (-1, len(images)))
         projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
         return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
@@ -158,11 +144,16 @@ def distort(
     Returns:
         Views (n, b, c, h, w) in the order of the strengths.
 
+    Raises:
+        ValueError: A strength is not in 0..1.
+
     Example:
         >>> from udmlss.losses.ranking import distort
         >>> distort(torch.rand(2, 3, 8, 8), (0.2, 0.8), torch.Generator()).shape
         torch.Size([2, 2, 3, 8, 8])
     """
+    for strength in strengths:
+        check_number("strengths", strength, 0, 1)
     positions, colors = (_uniform((len(images), 2), images, generator) for _ in range(2))
     deviation, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
     contrast, brightness = (color.view(-1, 1, 1, 1) for color in colors.unbind(1))
@@ -193,8 +184,5 @@ def _check_strengths(strengths: Sequence[float]) -> None:
         check_number("strengths", strength)
     increasing = all(weaker < stronger for weaker, stronger in pairwise([0, *strengths]))
     if not (_MIN_VIEWS <= len(strengths) <= _MAX_VIEWS and increasing and strengths[-1] <= 1):
-        raise value_error(
-            f"`strengths` must be {_MIN_VIEWS} to {_MAX_VIEWS} increasing numbers above 0 and at most 1",
-            tuple(strengths),
-            "Pass (0.25, 0.5, 0.75), for example",
-        )
+        rule = f"`strengths` must be {_MIN_VIEWS} to {_MAX_VIEWS} increasing numbers above 0 and at most 1"
+        raise value_error(rule, tuple(strengths), "Pass (0.25, 0.5, 0.75), for example")

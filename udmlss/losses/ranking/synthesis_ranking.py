@@ -7,18 +7,12 @@ from torch.nn import functional
 
 from udmlss._checks import as_labels, check_integer, check_number, value_error
 from udmlss.losses.proxies import check_dimension
-from udmlss.losses.ranking.functional import (
-    generator_on,
-    positive_loss,
-    rank_loss,
-    seeded_generator,
-    set_default_seed,
-)
+from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 from udmlss.types import Labels
 
 
 class SynthesisRankingLoss(nn.Module):
-    r"""Ranking loss of synthetic embeddings, which become less similar to their embedding with the distance from it.
+    r"""Ranking loss of synthetic embeddings, whose similarity to their embedding should decrease with their distance.
 
     $$r_i^j = r_i + j \alpha \, u_i^j$$
 
@@ -35,24 +29,23 @@ class SynthesisRankingLoss(nn.Module):
 
     Args:
         embedding_size: Dimension d of the embeddings. Embeddings and centers are normalized first.
-        n_synthetic: Number N of synthetic embeddings per embedding, at least 2. The default is the released value.
-        radius: Distance alpha between consecutive synthetic embeddings and the embedding, above 0. The default, as
-            released, is the length of an embedding.
-        margin: Margin delta between two similarities, at least 0. The default is the released value.
-        scale: Scale s of the ranking loss, above 0. The default is the released value.
-        min_similarity: Smallest cosine similarity of an embedding to its center, in -1..1. The default is the released
-            value, which excludes few embeddings.
-        anchor_margin: Similarity m of synthetic embeddings and center from which the second term is small, in -1..1.
-            The default is that of Proxy Anchor.
-        anchor_scale: Scale t of the second term, above 0. The default is that of Proxy Anchor.
-        ranking_weight: Weight of the first term, at least 0. The default is the released value.
-        anchor_weight: Weight of the second term, at least 0. The default is the released value, for true labels. This
-            term pulls each embedding to its center, so 0 is safer if clusters are often wrong, for example in training
-            from scratch.
+        n_synthetic: Number N of synthetic embeddings per embedding, at least 2. The defaults are the released values.
+        radius: Distance alpha of the first synthetic embedding from the embedding, above 0. The j-th is at j times this
+            distance. The default is the length of an embedding.
+        margin: Margin delta between two similarities, at least 0.
+        scale: Scale s of the ranking loss, above 0.
+        min_similarity: Smallest cosine similarity of an embedding to its center, in -1..1. The default excludes few
+            embeddings.
+        anchor_margin: Similarity m of a synthetic embedding to the center above which the second term is small, in
+            -1..1. The default is that of Proxy Anchor, as that of `anchor_scale`.
+        anchor_scale: Scale t of the second term, above 0.
+        ranking_weight: Weight w_r of the first term, at least 0.
+        anchor_weight: Weight w_a of the second term, at least 0. The default is for true labels. This term pulls each
+            embedding to its center, so 0 is safer if clusters are often wrong, for example in training from scratch.
         relu: Whether the head ends in a ReLU, as in the released code. Without it, the similarities are cosines.
         proxies: Proxies (k, d) of another loss to use instead of centers, such as `ProxyAnchorLoss(k, d).proxies`. None
             uses the centers of each round.
-        seed: Seed of the directions, at least 0. None uses the seed of `fit`, or 0 without `fit`.
+        seed: Seed of the directions, at least 0. None uses the seed of `fit`, or 0.
 
     Raises:
         ValueError: A setting is out of its range, or `proxies` are of another dimension.
@@ -112,8 +105,7 @@ class SynthesisRankingLoss(nn.Module):
         self.layer = nn.Linear(self.embedding_size, self.embedding_size)
         nn.init.orthogonal_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
-        self.seed = seed
-        self.generator = seeded_generator(seed)
+        self.seed, self.generator = seed, seeded_generator(seed)
         if proxies is not None:
             check_dimension(self, self.embedding_size, proxies.shape[-1])
             self.proxies = proxies
@@ -132,15 +124,12 @@ class SynthesisRankingLoss(nn.Module):
         labels: Labels,
         indices_tuple: object = None,  # noqa: ARG002 (MultipleLosses passes it)
     ) -> Float[Tensor, ""]:
-        """Compute the loss.
+        """Compute the loss, which is zero with a gradient if all similarities are below `min_similarity`.
 
         Args:
             embeddings: Embeddings (b, d) of the batch.
             labels: Cluster of each embedding, which is the row of its center or proxy.
             indices_tuple: Mined pairs, which are ignored.
-
-        Returns:
-            The loss. If all similarities are below `min_similarity`, it is zero and has a gradient.
 
         Raises:
             TypeError: The labels are not integers.
@@ -179,11 +168,9 @@ class SynthesisRankingLoss(nn.Module):
         if self.proxies is None:
             raise _missing_centers("Call `start_round(pseudo_labels)` after every clustering, or pass `proxies`")
         if not ((labels >= 0) & (labels < len(self.proxies))).all():
-            raise value_error(
-                f"`labels` must lie in 0..{len(self.proxies) - 1}, one center for each",
-                f"{int(labels.min())} to {int(labels.max())}",
-                "Call `start_round(pseudo_labels)` after every clustering, and mask -1 as UDMLSSLoss does",
-            )
+            rule = f"`labels` must lie in 0..{len(self.proxies) - 1}, one center for each"
+            remedy = "Call `start_round(pseudo_labels)` after every clustering, and mask -1 as UDMLSSLoss does"
+            raise value_error(rule, f"{int(labels.min())} to {int(labels.max())}", remedy)
         return self.proxies[labels]
 
     def _synthesize(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:

@@ -18,9 +18,9 @@ def teacher_similarity(
     \hat c_{ij} = \operatorname*{mean}_{h \in H_i} c_{hj}, \quad
     c_{ij} = \frac{|R_i \cap R_j|}{|R_i|} \text{ if } j \in R_i, \text{ else } 0$$
 
-    for the teacher's embeddings $t$ at unit length. $R_i$ are the mutual neighbors of row i: it is one of their nearest
-    rows, and they are among its own. Views of the same image are ranked before all other rows. $H_i$ is the nearer half
-    of the neighbors of row i.
+    for the teacher's embeddings $t$ at unit length. The mutual neighbors $R_i$ of row i are those of its neighbors that
+    have row i as a neighbor, too. Views of the same image are nearer than all other rows. $H_i$ is the nearer half of
+    the neighbors of row i.
 
     Args:
         teacher_embeddings: The teacher's embeddings (b, w). Their scale does not matter.

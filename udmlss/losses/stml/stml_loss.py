@@ -21,9 +21,9 @@ class STMLLoss(nn.Module):
     embeddings. The second term pulls $f$ to $g$ and has no gradient with respect to $g$. The loss runs outside
     autocast, in float32, or in float64 for float64 embeddings.
 
-    The teacher is the moving average of the trunk and the second head. As published, batches have 24 images with 4
-    nearest neighbors each, and two views of each image. The wide head has 1024 dimensions, and the average has a decay
-    of 0.999.
+    The teacher is the moving average of the trunk and the second head. In the paper, a batch has 24 images with 4
+    nearest neighbors each, and two views of every image; the second head has 1024 dimensions, and the average has a
+    decay of 0.999.
 
     Args:
         sigma: Scale of squared distances in the teacher's similarity, above 0. The default is the published value.
@@ -60,7 +60,7 @@ class STMLLoss(nn.Module):
         teacher_embeddings: Float[Tensor, "b w"],
         image_indices: Labels,
     ) -> Float[Tensor, ""]:
-        """Compute the loss.
+        """Compute the scalar loss.
 
         Args:
             embeddings: The student's embeddings (b, d). Their scale does not matter.
@@ -68,19 +68,14 @@ class STMLLoss(nn.Module):
             teacher_embeddings: The teacher's wide embeddings (b, w) of the same views, which receive no gradient.
             image_indices: Index of the image that each row is a view of.
 
-        Returns:
-            The scalar loss.
-
         Raises:
             TypeError: `image_indices` are not integers.
             ValueError: The arguments differ in their number of rows, or embeddings are not finite.
         """
         if not len(embeddings) == len(wide_embeddings) == len(teacher_embeddings):
-            raise value_error(
-                "`embeddings`, `wide_embeddings` and `teacher_embeddings` must have the same number of rows",
-                f"{len(embeddings)}, {len(wide_embeddings)} and {len(teacher_embeddings)}",
-                "Pass the embeddings of one batch",
-            )
+            rule = "`embeddings`, `wide_embeddings` and `teacher_embeddings` must have the same number of rows"
+            found = f"{len(embeddings)}, {len(wide_embeddings)} and {len(teacher_embeddings)}"
+            raise value_error(rule, found, "Pass the embeddings of one batch")
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = teacher_similarity(
                 teacher_embeddings, image_indices, sigma=self.sigma, neighbors=self.neighbors

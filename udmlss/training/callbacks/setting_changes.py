@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from udmlss.training.run import Run
 
 _OTHER_SETTINGS = ("clip_norm", "precision")
-Changes = dict[str, tuple[Any, Any]]  # old and new value by name
+Changes = dict[str, tuple[Any, Any]]  # the old and the new value of each changed setting, by the name of the setting
 
 
 def load_with_changes(run: "Run", state: dict[str, Any], allowed: Collection[str]) -> None:

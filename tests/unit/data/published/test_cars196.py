@@ -1,6 +1,9 @@
+import random
+import sys
+
 import layouts
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from udmlss.data import cars196
 
@@ -19,12 +22,36 @@ def test_a_single_image_and_an_empty_split_are_read(tmp_path):
     assert len(cars196(root, "test")) == 0
 
 
-@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:200], lambda raw: b"<html>" * 99])
+def changed(content):
+    generator = random.Random(1)  # noqa: S311 (no secrets)
+    damaged = bytearray(content)
+    for _ in range(4):
+        damaged[generator.randrange(200, len(damaged))] ^= generator.randint(1, 255)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:200], lambda raw: b"<html>" * 99, changed])
 def test_rejects_damaged_annotations(tmp_path, damage):
     path = layouts.cars196(tmp_path) / "cars_annos.mat"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{path} must be the published MATLAB file .*, got .*\. Download it again"):
         cars196(tmp_path, "train")
+
+
+def test_annotations_that_end_the_process_of_their_reader_are_an_error(tmp_path, monkeypatch):
+    root = layouts.cars196(tmp_path)
+    module = sys.modules["udmlss.data.published.cars196"]
+    module._read_mat.cache_clear()
+    monkeypatch.setattr(module, "_PROGRAM", "import os; os.abort()")
+    with pytest.raises(ValueError, match=r"MATLAB file .*, got a file that ends its reader with status -6\. Download"):
+        cars196(root, "train")
+
+
+def test_text_that_is_not_ascii_is_read_from_a_file_without_compression(tmp_path):
+    root = layouts.cars196(tmp_path, class_of=(1, 2), names=("Caf\u00e9", "\u8f66"))
+    content = loadmat(root / "cars_annos.mat", variable_names=["annotations", "class_names"])
+    savemat(root / "cars_annos.mat", {name: content[name] for name in ("annotations", "class_names")})
+    assert cars196(root, "train").classes + cars196(root, "test").classes == ["Caf\u00e9", "\u8f66"]
 
 
 def test_rejects_another_matlab_file(tmp_path):

@@ -1,13 +1,12 @@
 """CenterSoftmaxLoss, compared with a loop over images and centers."""
 
 import math
-import time
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_checks import assert_finite, assert_ten_times_as_fast, train
 from torch.nn import functional
 
 from udmlss.losses import CenterSoftmaxLoss
@@ -38,12 +37,6 @@ def naive_loss(embeddings, second, clusters, centers, *, temperature=0.1, weight
     return total / len(embeddings)
 
 
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.parametrize(("b", "k", "d"), [(1, 1, 1), (2, 2, 1), (12, 4, 6), (5, 30, 3), (40, 3, 8)])
 @pytest.mark.parametrize(("temperature", "weight"), [(0.1, 1.0), (0.1, 0), (1.0, 0.1)])
 def test_equals_the_definition(b, k, d, temperature, weight):
@@ -71,12 +64,6 @@ def test_defaults_are_the_published_settings():
     assert (loss.temperature, loss.negative_weight) == (0.1, 1.0)
 
 
-def test_first_term_is_positive():
-    embeddings, _, clusters, centers = make_batch()
-    loss = CenterSoftmaxLoss(negative_weight=0)(embeddings, embeddings.detach(), clusters, centers)
-    assert loss > 0
-
-
 def test_first_term_is_the_cross_entropy_of_the_second_view():
     embeddings, second, _, centers = make_batch(K)
     clusters = torch.arange(K)
@@ -100,19 +87,14 @@ def test_second_views_and_centers_receive_no_gradient():
     assert centers.grad is None
 
 
-def test_is_invariant_to_the_order_of_images_and_the_numbers_of_clusters():
+def test_is_invariant_to_lengths_the_order_of_images_and_the_numbers_of_clusters():
     embeddings, second, clusters, centers = make_batch()
     loss = CenterSoftmaxLoss()(embeddings, second, clusters, centers)
     rows, numbers = torch.randperm(len(clusters)), torch.randperm(K)
     renumbered = torch.empty_like(centers)
     renumbered[numbers] = centers
     torch.testing.assert_close(CenterSoftmaxLoss()(embeddings[rows], second[rows], clusters[rows], centers), loss)
-    torch.testing.assert_close(CenterSoftmaxLoss()(embeddings, second, numbers[clusters].tolist(), renumbered), loss)
-
-
-def test_is_invariant_to_lengths():
-    embeddings, second, clusters, centers = make_batch()
-    loss = CenterSoftmaxLoss()(embeddings, second, clusters, centers)
+    torch.testing.assert_close(CenterSoftmaxLoss()(embeddings, second, numbers[clusters].int(), renumbered), loss)
     torch.testing.assert_close(CenterSoftmaxLoss()(1e4 * embeddings, 1e-4 * second, clusters, 3 * centers), loss)
 
 
@@ -145,10 +127,7 @@ def test_loss_and_gradient_of_degenerate_batches_are_finite(rows):
     if rows == "equal centers":
         centers = torch.ones_like(centers)
     embeddings = embeddings.detach().requires_grad_()
-    loss = CenterSoftmaxLoss()(embeddings, second, clusters, centers)
-    [gradient] = torch.autograd.grad(loss, embeddings)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
+    assert_finite(CenterSoftmaxLoss()(embeddings, second, clusters, centers), embeddings)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.01, 0.001])
@@ -172,20 +151,9 @@ def test_runs_in_float32_under_autocast(dtype):
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_accepts_int32_clusters():
-    embeddings, second, clusters, centers = make_batch()
-    expected = CenterSoftmaxLoss()(embeddings, second, clusters, centers)
-    assert CenterSoftmaxLoss()(embeddings, second, clusters.int(), centers) == expected
-
-
 def test_training_makes_the_second_view_the_most_similar():
     embeddings, second, clusters, centers = make_batch(16, k=8, d=16, dtype=torch.float32)
-    optimizer = torch.optim.Adam([embeddings], lr=0.05)
-    for _ in range(50):
-        loss = CenterSoftmaxLoss()(embeddings, second, clusters, centers)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(lambda: CenterSoftmaxLoss()(embeddings, second, clusters, centers), [embeddings], lr=0.05, steps=50)
     positive = functional.cosine_similarity(embeddings, second)
     others = functional.cosine_similarity(embeddings.unsqueeze(1), centers, dim=2)
     others[torch.arange(16), clusters] = -1
@@ -200,9 +168,7 @@ def test_rejects_shapes_that_do_not_match(shape, unchecked_types):
     embeddings, second, clusters, centers = make_batch()
     second = {"second": second[:-1], "one second": second[:1]}.get(shape, second)
     centers = centers[:, :-1] if shape == "centers" else centers
-    message = (
-        r"must have the same shape \(b, d\), and `centers` the shape \(k, d\), got \(12, 6\), .*\. Embed all three"
-    )
+    message = r"must have the same shape \(b, d\), and `centers` the shape \(k, d\), got \(12, 6\), .*\. Embed all"
     with pytest.raises(ValueError, match=message):
         CenterSoftmaxLoss()(embeddings, second, clusters, centers)
 
@@ -229,20 +195,6 @@ def test_rejects_embeddings_that_are_not_finite():
         CenterSoftmaxLoss()(embeddings * torch.nan, *others)
 
 
-def test_rejects_settings_out_of_range():
-    with pytest.raises(ValueError, match="`temperature` must be above 0, got 0"):
-        CenterSoftmaxLoss(0)
-    with pytest.raises(ValueError, match=r"`negative_weight` must be at least 0, got -1"):
-        CenterSoftmaxLoss(negative_weight=-1)
-
-
 def test_is_ten_times_as_fast_as_a_loop():
     batch = make_batch(128, 32, 512, dtype=torch.float32)
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        CenterSoftmaxLoss()(*batch)
-        times.append(time.process_time() - start)
-    start = time.process_time()
-    naive_loss(*batch)
-    assert time.process_time() - start > 10 * min(times)
+    assert_ten_times_as_fast(lambda: CenterSoftmaxLoss()(*batch), lambda: naive_loss(*batch))

@@ -1,12 +1,12 @@
 """ClusteringHead, and InformationLoss compared with a loop over images and clusters."""
 
 import math
-import time
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_checks import assert_finite, assert_ten_times_as_fast, train
 from torch import nn
 
 from udmlss.losses import ClusteringHead, InformationLoss
@@ -14,16 +14,10 @@ from udmlss.losses import ClusteringHead, InformationLoss
 
 def naive_loss(logits, weight=1.0):
     """Return the loss, computed image by image and cluster by cluster."""
-    rows = [softmax(row) for row in logits.tolist()]
+    rows = logits.softmax(dim=1).tolist()
     mean = [sum(row[j] for row in rows) / len(rows) for j in range(len(rows[0]))]
     conditional = sum(entropy(row) for row in rows) / len(rows)
     return -weight * (entropy(mean) - conditional) / math.log(len(mean))
-
-
-def softmax(row):
-    largest = max(row)
-    powers = [math.exp(value - largest) for value in row]
-    return [power / sum(powers) for power in powers]
 
 
 def entropy(probabilities):
@@ -63,14 +57,6 @@ def test_has_known_values_for_known_assignments(logits, expected):
     assert InformationLoss()(logits).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_is_invariant_to_the_order_of_images_and_clusters_and_to_repetition():
-    logits = torch.randn(12, 5, dtype=torch.float64)
-    loss = InformationLoss()(logits)
-    torch.testing.assert_close(InformationLoss()(logits[torch.randperm(12)]), loss)
-    torch.testing.assert_close(InformationLoss()(logits[:, torch.randperm(5)]), loss)
-    torch.testing.assert_close(InformationLoss()(logits.repeat(4, 1)), loss)
-
-
 def test_gradient_equals_finite_differences():
     logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(InformationLoss(2.0), (logits,))
@@ -88,37 +74,20 @@ def test_training_a_head_finds_two_separate_groups():
     groups = torch.arange(2).repeat(16)
     embeddings = torch.randn(2, 8)[groups] + 0.05 * torch.randn(32, 8)
     head = ClusteringHead(8, 2, dropout=0.1)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
-    for _ in range(50):
-        loss = InformationLoss()(head(embeddings))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(lambda: InformationLoss()(head(embeddings)), head.parameters(), lr=0.05, steps=50)
     found = head.eval()(embeddings).argmax(dim=1)
     assert torch.equal(found, groups) or torch.equal(found, 1 - groups)
 
 
 def test_rejects_logits_of_one_cluster():
-    with pytest.raises(
-        ValueError, match=r"`logits` must have at least 2 columns, one per cluster, got 1\. Raise `n_clusters`"
-    ):
+    message = r"`logits` must have at least 2 columns, one per cluster, got 1\. Raise `n_clusters`"
+    with pytest.raises(ValueError, match=message):
         InformationLoss()(torch.zeros(4, 1))
 
 
-def test_rejects_a_negative_weight():
-    with pytest.raises(ValueError, match=r"`weight` must be at least 0, got -1"):
-        InformationLoss(-1)
-
-
 def test_is_ten_times_as_fast_as_a_loop():
-    logits, times = torch.randn(256, 256), []
-    for _ in range(5):
-        start = time.process_time()
-        InformationLoss()(logits)
-        times.append(time.process_time() - start)
-    start = time.process_time()
-    naive_loss(logits)
-    assert time.process_time() - start > 10 * min(times)
+    logits = torch.randn(256, 256)
+    assert_ten_times_as_fast(lambda: InformationLoss()(logits), lambda: naive_loss(logits))
 
 
 # Head
@@ -148,20 +117,4 @@ def test_head_can_be_confident_with_many_clusters():
 
 def test_gradient_of_equal_embeddings_is_finite():
     embeddings = torch.ones(8, 6, requires_grad=True)
-    loss = InformationLoss()(ClusteringHead(6, 4)(embeddings))
-    loss.backward()
-    assert loss.isfinite()
-    assert embeddings.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"embedding_size": 0}, "`embedding_size` must be at least 1, got 0"),
-        ({"n_clusters": 1}, "`n_clusters` must be at least 2, got 1"),
-        ({"dropout": 1.5}, r"`dropout` must lie in 0\.\.1, got 1\.5"),
-    ],
-)
-def test_head_rejects_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ClusteringHead(**{"embedding_size": 6} | settings)
+    assert_finite(InformationLoss()(ClusteringHead(6, 4)(embeddings)), embeddings)

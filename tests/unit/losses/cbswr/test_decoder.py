@@ -1,12 +1,10 @@
 """Center maps and reconstruction loss, compared with loops over images, and the decoder."""
 
-import time
-
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_checks import assert_ten_times_as_fast, train
 
 from udmlss.losses import Decoder, center_maps, reconstruction_loss
 
@@ -17,18 +15,10 @@ def naive_center_maps(maps, clusters):
 
 
 def naive_error(decoded, images, clusters):
-    errors = []
-    for image, cluster in zip(images, clusters.tolist(), strict=True):
-        errors += [
-            (a - b) ** 2 for a, b in zip(decoded[cluster].flatten().tolist(), image.flatten().tolist(), strict=True)
-        ]
-    return sum(errors) / len(errors)
-
-
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    errors = [
+        ((decoded[cluster] - image) ** 2).mean() for image, cluster in zip(images, clusters.tolist(), strict=True)
+    ]
+    return float(sum(errors) / len(errors))
 
 
 # Center maps
@@ -49,11 +39,6 @@ def test_gradient_of_a_center_map_is_divided_equally_among_its_images():
     torch.testing.assert_close(maps.grad, expected)
 
 
-def test_center_maps_are_invariant_to_the_order_of_images():
-    maps, clusters, rows = torch.randn(8, 3, 2, 2), torch.randint(3, (8,)), torch.randperm(8)
-    torch.testing.assert_close(center_maps(maps[rows], clusters[rows]), center_maps(maps, clusters))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_center_maps_preserve_the_dtype_and_are_summed_in_float32_or_more(dtype):
     maps = torch.full((300, 1, 1, 1), 1.0).to(dtype)  # 256 + 1 is 256 in bfloat16
@@ -69,14 +54,8 @@ def test_center_maps_reject_clusters_that_are_not_one_per_map(unchecked_types):
 
 
 def test_center_maps_are_ten_times_as_fast_as_a_loop():
-    maps, clusters, times = torch.randn(512, 512, 1, 1), torch.randint(64, (512,)), []
-    for _ in range(5):
-        start = time.process_time()
-        center_maps(maps, clusters)
-        times.append(time.process_time() - start)
-    start = time.process_time()
-    naive_center_maps(maps, clusters)
-    assert time.process_time() - start > 10 * min(times)
+    maps, clusters = torch.randn(512, 512, 1, 1), torch.randint(64, (512,))
+    assert_ten_times_as_fast(lambda: center_maps(maps, clusters), lambda: naive_center_maps(maps, clusters))
 
 
 # Decoder
@@ -84,21 +63,10 @@ def test_center_maps_are_ten_times_as_fast_as_a_loop():
 
 @pytest.mark.parametrize(
     ("map_shape", "image_shape"),
-    [
-        ((128, 8, 8), (1, 32, 32)),
-        ((20, 7, 7), (3, 224, 224)),
-        ((4, 1, 1), (3, 2, 2)),
-        ((8, 3, 5), (3, 12, 20)),
-        ((8, 6, 6), (3, 6, 6)),
-    ],
+    [((20, 7, 7), (3, 224, 224)), ((4, 1, 1), (3, 2, 2)), ((8, 3, 5), (1, 12, 20)), ((8, 6, 6), (3, 6, 6))],
 )
 def test_decoder_returns_images_of_any_size_that_is_a_power_of_two_times_the_maps(map_shape, image_shape):
-    images = Decoder(map_shape, image_shape)(torch.randn(2, *map_shape))
-    assert images.shape == (2, *image_shape)
-
-
-def test_decoder_accepts_shapes_of_tensors():
-    maps, images = torch.randn(2, 8, 4, 4), torch.randn(2, 3, 16, 16)
+    maps, images = torch.randn(2, *map_shape), torch.empty(2, *image_shape)
     assert Decoder(maps.shape[1:], images.shape[1:])(maps).shape == images.shape
 
 
@@ -115,13 +83,10 @@ def test_decoder_halves_the_channels_down_to_16_and_ends_in_a_convolution():
 def test_decoder_learns_values_below_zero_and_above_one():
     maps, images = torch.randn(2, 16, 4, 4), torch.tensor([-2.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
     decoder, clusters = Decoder((16, 4, 4), (1, 8, 8)), torch.arange(2)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
-    for _ in range(100):
-        loss = reconstruction_loss(decoder(maps), images, clusters)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
+    values = train(
+        lambda: reconstruction_loss(decoder(maps), images, clusters), decoder.parameters(), lr=0.01, steps=100
+    )
+    assert values[-1] < 0.1
 
 
 @pytest.mark.parametrize("image_shape", [(3, 30, 30), (3, 32, 64), (3, 4, 4), (3, 24, 24)])
@@ -167,19 +132,7 @@ def test_reconstruction_loss_equals_the_definition(b, k):
 
 def test_gradient_of_the_reconstruction_loss_equals_finite_differences():
     decoded, images, clusters = make_images()
-    assert torch.autograd.gradcheck(
-        lambda rows: reconstruction_loss(rows, images, clusters), (decoded.requires_grad_(),)
-    )
-
-
-def test_reconstruction_loss_is_invariant_to_the_order_of_images_and_the_numbers_of_clusters():
-    decoded, images, clusters = make_images()
-    loss = reconstruction_loss(decoded, images, clusters)
-    rows, numbers = torch.randperm(6), torch.tensor([2, 0, 1])
-    renumbered = torch.empty_like(decoded)
-    renumbered[numbers] = decoded
-    torch.testing.assert_close(reconstruction_loss(decoded, images[rows], clusters[rows]), loss)
-    torch.testing.assert_close(reconstruction_loss(renumbered, images, numbers[clusters].tolist()), loss)
+    assert torch.autograd.gradcheck(lambda rows: reconstruction_loss(rows, images, clusters), decoded.requires_grad_())
 
 
 def test_reconstruction_loss_of_bfloat16_images_is_computed_in_float32():

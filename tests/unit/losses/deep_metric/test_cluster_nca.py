@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from udmlss.losses import ClusterNCALoss
 from udmlss.losses.deep_metric.cluster_nca import group_nca, k_means_groups
-from udmlss.types import UsesSeed
 
 
 def naive_loss(embeddings, labels, groups, scale):
@@ -122,31 +121,3 @@ def test_rejects_embeddings_that_are_not_finite(value):
     embeddings[2, 1] = value
     with pytest.raises(ValueError, match=r"`embeddings` must be finite, got 1 of 4 rows"):
         ClusterNCALoss()(embeddings, torch.tensor([0, 0, 1, 1]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_clusters": 0}, "`n_clusters` must be at least 1, got 0"),
-        ({"scale": 0}, "`scale` must be above 0, got 0"),
-        ({"label_weight": -1}, "`label_weight` must be at least 0, got -1"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-    ],
-)
-def test_rejects_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ClusterNCALoss(**settings)
-
-
-def test_default_seed_is_used_only_without_a_seed():
-    embeddings, labels = torch.randn(60, 4), torch.randint(6, (60,)).tolist()
-    unseeded, seeded = ClusterNCALoss(8), ClusterNCALoss(8, seed=0)
-    assert isinstance(unseeded, UsesSeed)
-    assert unseeded(embeddings, labels) == seeded(embeddings, labels)
-    before = seeded(embeddings, labels)
-    for seed in (1, 2**40 + 1):  # also above the range of scikit-learn
-        for loss in (unseeded, seeded):
-            loss.set_default_seed(seed)
-        assert unseeded(embeddings, labels) == ClusterNCALoss(8, seed=seed)(embeddings, labels)
-        assert seeded(embeddings, labels) == before != unseeded(embeddings, labels)
-    assert unseeded.seed is None

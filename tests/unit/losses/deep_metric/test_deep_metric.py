@@ -3,12 +3,15 @@
 import copy
 import inspect
 import pickle
-import time
 from itertools import islice
 
 import pytest
 import torch
+from deep_metric_definitions import DEFINITIONS
 from deep_metric_losses import BATCHES, LOSSES, distances, overlapping_clusters, similarities
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_checks import seconds
 from pytorch_metric_learning import losses, miners
 
 from udmlss import PseudoLabels, UDMLSSLoss
@@ -22,6 +25,53 @@ SMOOTH = ("equal sizes", "more rows than NCA uses", "unequal sizes", "some singl
 def test_all_exported_losses_are_tested():
     functions = [name for name in deep_metric.__all__ if inspect.isfunction(getattr(deep_metric, name))]
     assert {*functions, "NearestPositiveLoss", "ClusterNCALoss"} == {name.split("(")[0] for name in LOSSES}
+
+
+# Definitions
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_equals_the_definition(name):
+    for batch, make_batch in BATCHES.items():
+        if (name, batch) == (SAMPLED, "some zero vectors"):
+            continue  # distances equal beta - margin, so that rounding decides whether a term counts
+        embeddings, labels = make_batch()
+        expected = DEFINITIONS[name](embeddings, labels)
+        assert LOSSES[name]()(embeddings, labels).item() == pytest.approx(expected, abs=1e-6, rel=1e-6), batch
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_equals_the_definition_for_any_labels(labels, d, seed):
+    embeddings = torch.randn(len(labels), d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for name, definition in DEFINITIONS.items():
+        expected = definition(embeddings, torch.tensor(labels))
+        value = LOSSES[name]()(embeddings, torch.tensor(labels)).item()
+        assert value == pytest.approx(expected, abs=1e-6, rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("contrastive", {"threshold": 0.1}),
+        ("binomial_deviance", {"positive_scale": 3, "negative_scale": 10, "base": 0.2}),
+        ("lifted_structure", {"positive_scale": 3, "negative_scale": 10}),
+        ("multi_similarity", {"positive_scale": 3, "negative_scale": 10, "base": 0.2, "epsilon": 9}),
+        ("hard_mining", {"epsilon": 0.4}),
+        ("nca", {"scale": 3, "n_nearest": 4}),
+        ("batch_all", {"margin": 1}),
+        ("batch_hard", {"margin": 1}),
+        ("distance_weighted_margin", {"margin": 0.1, "beta": 1.0, "cutoff": 0.7, "seed": 3}),
+        ("NearestPositiveLoss", {"margin": 0}),
+        ("NearestPositiveLoss", {"margin": 3}),
+    ],
+)
+def test_equals_the_definition_with_other_settings(name, chosen):
+    embeddings, labels = overlapping_clusters([4, 4, 4])
+    expected = DEFINITIONS[name](embeddings, labels, **chosen)
+    value = getattr(deep_metric, name)(**chosen)(embeddings, labels).item()
+    assert value == pytest.approx(expected, abs=1e-6)
+    assert value != pytest.approx(LOSSES[name]()(embeddings, labels).item())
 
 
 # Gradients
@@ -150,19 +200,9 @@ def large():
     return overlapping_clusters([4] * 64, d=512, noise=0.05)
 
 
-def seconds(function, repeat=1):
-    """Return the processor time of the fastest of several runs."""
-    times = []
-    for _ in range(repeat):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 def loop_seconds(anchors):
     """Return the time of a loop over all anchors, estimated from an eighth of them."""
-    return 8 * seconds(lambda: list(islice(anchors, 32)))
+    return 8 * seconds(lambda: list(islice(anchors, 32)), repeat=1)
 
 
 @pytest.fixture(scope="module")

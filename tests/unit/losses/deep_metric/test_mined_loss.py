@@ -1,6 +1,5 @@
 """Losses with their miners, and the random numbers of sampling miners."""
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, miners
@@ -8,7 +7,6 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch.nn import functional
 
 from udmlss.losses.deep_metric.mined_loss import AnchorLoss, MinedLoss, SeededMiner, all_pairs
-from udmlss.types import UsesSeed
 
 LABELS = torch.arange(4).repeat_interleave(8)
 
@@ -75,21 +73,6 @@ def test_samples_depend_only_on_the_seed_and_the_number_of_calls():
     assert not equal_indices(first, left(embeddings, LABELS))
     right.load_state_dict(left.state_dict())
     assert equal_indices(right(embeddings, LABELS), left(embeddings, LABELS))
-
-
-def test_default_seed_is_used_only_without_a_seed():
-    embeddings, unseeded, seeded = make_batch(), build_miner(), build_miner(0)
-    assert isinstance(unseeded, UsesSeed)
-    for miner in (unseeded, seeded):
-        miner.set_default_seed(np.int64(1))
-    assert unseeded.seed is None
-    assert equal_indices(unseeded(embeddings, LABELS), build_miner(1)(embeddings, LABELS))
-    assert equal_indices(seeded(embeddings, LABELS), build_miner(0)(embeddings, LABELS))
-
-
-def test_rejects_a_negative_seed():
-    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
-        build_miner(-1)
 
 
 def test_negatives_are_sampled_in_inverse_proportion_to_the_density_of_their_distance():

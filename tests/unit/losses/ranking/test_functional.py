@@ -1,13 +1,12 @@
 """rank_loss and positive_loss, compared with loops over pairs, and their generators."""
 
 import math
-import time
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_checks import assert_finite, assert_ten_times_as_fast
 
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
@@ -19,50 +18,31 @@ def random_similarities(b=7, n=4, dtype=torch.float64):
 
 
 def naive_rank_loss(similarities, margin, scale, pairs):
-    losses = []
+    total = 0.0
     for row in similarities.tolist():
-        total = 1.0
-        for i in range(len(row)):
-            for j in range(i + 1, len(row)):
-                if pairs == "all" or j == i + 1:
-                    total += math.exp(scale * (row[j] - row[i] + margin))
-        losses.append(math.log(total) / scale)
-    return sum(losses) / len(losses)
+        later = [(i, j) for j in range(len(row)) for i in range(j) if pairs == "all" or j == i + 1]
+        total += math.log1p(sum(math.exp(scale * (row[j] - row[i] + margin)) for i, j in later)) / scale
+    return total / len(similarities)
 
 
 def naive_positive_loss(similarities, boundary, scale):
-    losses = []
-    for row in similarities.tolist():
-        total = 1.0
-        for similarity in row:
-            total += math.exp(-scale * (similarity - boundary))
-        losses.append(math.log(total) / scale)
-    return sum(losses) / len(losses)
+    sums = [sum(math.exp(-scale * (each - boundary)) for each in row) for row in similarities.tolist()]
+    return sum(math.log1p(value) / scale for value in sums) / len(sums)
 
 
 @given(
-    b=st.integers(1, 6),
-    n=st.integers(1, 6),
-    margin=st.sampled_from([0.0, 0.11, 0.5]),
-    scale=st.sampled_from([0.5, 4.0, 32.0]),
-    pairs=st.sampled_from(PAIRS),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.11, 0.5]),
+    st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
+    st.sampled_from([0.5, 4.0, 32.0]),
 )
 @settings(max_examples=40, deadline=None)
-def test_rank_loss_equals_the_definition(b, n, margin, scale, pairs):
+def test_losses_equal_their_definitions(b, n, margin, boundary, scale):
     similarities = random_similarities(b, n)
-    loss = rank_loss(similarities, margin, scale, pairs=pairs)
-    assert loss.item() == pytest.approx(naive_rank_loss(similarities, margin, scale, pairs), abs=1e-9)
-
-
-@given(
-    b=st.integers(1, 6),
-    n=st.integers(1, 6),
-    boundary=st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
-    scale=st.sampled_from([0.5, 4.0, 32.0]),
-)
-@settings(max_examples=40, deadline=None)
-def test_positive_loss_equals_the_definition(b, n, boundary, scale):
-    similarities = random_similarities(b, n)
+    for pairs in PAIRS:
+        loss = rank_loss(similarities, margin, scale, pairs=pairs)
+        assert loss.item() == pytest.approx(naive_rank_loss(similarities, margin, scale, pairs), abs=1e-9)
     loss = positive_loss(similarities, boundary, scale)
     assert loss.item() == pytest.approx(naive_positive_loss(similarities, boundary, scale), abs=1e-9)
 
@@ -85,42 +65,6 @@ def test_preserves_the_dtype(name, dtype):
     assert LOSSES[name](random_similarities(dtype=dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_is_invariant_to_the_order_of_anchors(name):
-    similarities = random_similarities()
-    torch.testing.assert_close(LOSSES[name](similarities[torch.randperm(7)]), LOSSES[name](similarities))
-
-
-def test_only_the_positive_loss_is_invariant_to_the_order_of_views():
-    similarities = random_similarities(1, 4).sort(dim=1, descending=True).values
-    reversed_views = similarities.flip(1)
-    torch.testing.assert_close(LOSSES["positive"](reversed_views), LOSSES["positive"](similarities))
-    for name in PAIRS:
-        assert LOSSES[name](reversed_views) > LOSSES[name](similarities)
-
-
-@pytest.mark.parametrize("pairs", PAIRS)
-def test_rank_loss_is_invariant_to_a_shift_of_all_similarities(pairs):
-    similarities = random_similarities()
-    torch.testing.assert_close(
-        rank_loss(similarities + 3, 0.1, 8, pairs=pairs), rank_loss(similarities, 0.1, 8, pairs=pairs)
-    )
-
-
-def test_adjacent_and_all_pairs_are_equal_for_two_views():
-    similarities = random_similarities(5, 2)
-    torch.testing.assert_close(LOSSES["adjacent"](similarities), LOSSES["all"](similarities))
-
-
-def test_only_all_pairs_compare_views_that_are_not_adjacent():
-    similarities = torch.tensor([[0.5, 0.2, 0.4]], requires_grad=True)
-    gradients = {
-        pairs: torch.autograd.grad(rank_loss(similarities, 0.0, 8, pairs=pairs), similarities)[0] for pairs in PAIRS
-    }
-    assert gradients["all"][0, 0] < gradients["adjacent"][0, 0] < 0
-    assert gradients["all"][0, 2] > gradients["adjacent"][0, 2] > 0
-
-
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_rank_loss_is_close_to_the_largest_violation_of_the_margin(pairs):
     similarities = torch.tensor([[0.9, 0.5, 0.1]], dtype=torch.float64, requires_grad=True)
@@ -135,10 +79,7 @@ def test_rank_loss_is_close_to_the_largest_violation_of_the_margin(pairs):
 @pytest.mark.parametrize("factor", [1e-30, 1e4, 1e30])
 def test_value_and_gradient_of_extreme_similarities_are_finite(name, factor):
     similarities = (factor * random_similarities(dtype=torch.float32)).detach().requires_grad_()
-    loss = LOSSES[name](similarities)
-    loss.backward()
-    assert loss.isfinite()
-    assert similarities.grad.isfinite().all()
+    assert_finite(LOSSES[name](similarities), similarities)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -164,15 +105,10 @@ def test_rank_loss_of_a_single_view_is_zero(name):
     [
         (lambda s: rank_loss(s[0], 0.1, 8), r"`similarities` must be a 2-D tensor \(b, n\), got shape \(4,\)\."),
         (lambda s: positive_loss(s[None], 0.1, 8), r"must be a 2-D tensor \(b, n\), got shape \(1, 7, 4\)"),
-        (lambda s: rank_loss(s, -0.1, 8), "`margin` must be at least 0, got -0.1"),
-        (lambda s: rank_loss(s, 0.1, 0), "`scale` must be above 0, got 0"),
-        (lambda s: positive_loss(s, 0.1, -1), "`scale` must be above 0, got -1"),
-        (lambda s: positive_loss(s, 1.5, 8), r"`boundary` must lie in -1\.\.1, got 1\.5"),
         (lambda s: rank_loss(s, 0.1, 8, pairs="next"), "`pairs` must be one of 'adjacent', 'all', got 'next'"),
     ],
 )
-def test_rejects_invalid_arguments(compute, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_rejects_invalid_arguments(compute, message, unchecked_types):
     with pytest.raises(ValueError, match=message):
         compute(random_similarities())
 
@@ -199,17 +135,6 @@ def test_default_seed_restarts_a_generator_only_if_the_seed_changes():
     assert torch.equal(torch.rand(4, generator=generator), first)
 
 
-def test_rejects_a_negative_seed():
-    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
-        seeded_generator(-1)
-
-
-def seconds(compute):
-    start = time.process_time()
-    compute()
-    return time.process_time() - start
-
-
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_is_ten_times_as_fast_as_a_loop_over_pairs(pairs):
     similarities = random_similarities(256, 5).detach()
@@ -222,5 +147,4 @@ def test_is_ten_times_as_fast_as_a_loop_over_pairs(pairs):
                     total = total + torch.exp(32 * (row[j] - row[i] + 0.11))
             torch.log(total) / 32
 
-    fastest = min(seconds(lambda: rank_loss(similarities, 0.11, 32, pairs=pairs)) for _ in range(9))
-    assert 10 * fastest < seconds(loop)
+    assert_ten_times_as_fast(lambda: rank_loss(similarities, 0.11, 32, pairs=pairs), loop)

@@ -1,20 +1,13 @@
 """STML and its relaxed contrastive loss, compared with loops over rows and pairs."""
 
 import math
-import time
 
-import jaxtyping
 import pytest
 import torch
+from loss_checks import assert_finite, seconds, train
 
 from udmlss.losses import STMLLoss
 from udmlss.losses.stml.relaxed_contrastive import relative_distances, relaxed_contrastive_loss, teacher_similarity
-
-
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """Disable the types in signatures, so that the library's own checks are reached."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def make_batch(n_images=6, views=2, d=4, w=7):
@@ -25,7 +18,7 @@ def make_batch(n_images=6, views=2, d=4, w=7):
 
 
 def distance(a, b):
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+    return float((a - b).detach().norm())
 
 
 def relative(rows):
@@ -96,7 +89,7 @@ def test_gradient_equals_finite_differences():
         target = torch.log_softmax(-distances, dim=1)
         return sum(contrastive) / 2 + (target.exp() * (target - log_p)).sum() / len(log_p)
 
-    assert torch.autograd.gradcheck(with_constant_target, (embeddings, wide))
+    assert torch.autograd.gradcheck(with_constant_target, (embeddings, wide), fast_mode=True)
     gradients = torch.autograd.grad(STMLLoss()(embeddings, wide, teacher, indices), (embeddings, wide))
     expected = torch.autograd.grad(with_constant_target(embeddings, wide), (embeddings, wide))
     torch.testing.assert_close(gradients, expected)
@@ -107,14 +100,6 @@ def test_teacher_receives_no_gradient():
     teacher.requires_grad_()
     STMLLoss()(embeddings, wide, teacher, indices).backward()
     assert teacher.grad is None
-
-
-def test_is_invariant_to_the_order_of_rows_and_the_numbers_of_images():
-    batch = make_batch(10)
-    order = torch.randperm(20)
-    expected = STMLLoss()(*batch)
-    torch.testing.assert_close(STMLLoss()(*(rows[order] for rows in batch)), expected)
-    torch.testing.assert_close(STMLLoss()(*batch[:3], (1000 - batch[3]).tolist()), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
@@ -142,10 +127,7 @@ def test_similarity_is_symmetric_in_0_to_1_and_higher_for_views_of_one_image():
 @pytest.mark.parametrize("neighbors", [1, 10])
 def test_loss_and_gradient_of_degenerate_batches_are_finite(rows, neighbors):
     rows = rows.clone().requires_grad_()
-    loss = STMLLoss(neighbors=neighbors)(rows, rows * 2, rows.detach(), torch.zeros(len(rows), dtype=torch.int64))
-    loss.backward()
-    assert loss.isfinite()
-    assert rows.grad.isfinite().all()
+    assert_finite(STMLLoss(neighbors=neighbors)(rows, rows * 2, rows.detach(), [0] * len(rows)), rows)
 
 
 def test_autocast_does_not_change_the_loss():
@@ -159,31 +141,12 @@ def test_autocast_does_not_change_the_loss():
 def test_training_gives_the_student_the_nearest_neighbors_of_the_teacher():
     teacher = torch.randn(5, 8).repeat_interleave(4, dim=0) + 0.1 * torch.randn(20, 8)
     embeddings, wide = (torch.randn(20, size, requires_grad=True) for size in (3, 8))
-    optimizer = torch.optim.Adam([embeddings, wide], lr=0.05)
-    for _ in range(100):
-        optimizer.zero_grad()
-        STMLLoss(neighbors=4)(embeddings, wide, teacher, torch.arange(20)).backward()
-        optimizer.step()
+    criterion, indices = STMLLoss(neighbors=4), torch.arange(20)
+    train(lambda: criterion(embeddings, wide, teacher, indices), [embeddings, wide], lr=0.05, steps=60)
     groups = torch.arange(20) // 4
     for rows in (embeddings, wide):
         nearest = (torch.cdist(rows, rows) + 1e9 * torch.eye(20)).argmin(dim=1)
         assert (groups[nearest] == groups).float().mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("compute", "message"),
-    [
-        (lambda: STMLLoss(sigma=0), "`sigma` must be above 0, got 0"),
-        (lambda: STMLLoss(delta=0), "`delta` must be above 0, got 0"),
-        (lambda: STMLLoss(neighbors=0), "`neighbors` must be at least 1, got 0"),
-        (lambda: teacher_similarity(torch.eye(2), [0, 1], sigma=0, neighbors=1), "`sigma` must be above 0, got 0"),
-        (lambda: teacher_similarity(torch.eye(2), [0, 1], sigma=1, neighbors=0), "`neighbors` must be at least 1"),
-        (lambda: relaxed_contrastive_loss(torch.eye(2), torch.eye(2), delta=-1), "`delta` must be above 0, got -1"),
-    ],
-)
-def test_rejects_settings_out_of_range(compute, message):
-    with pytest.raises(ValueError, match=message):
-        compute()
 
 
 def test_rejects_batches_that_do_not_match(unchecked_types):
@@ -200,13 +163,6 @@ def test_rejects_batches_that_do_not_match(unchecked_types):
 
 def test_is_ten_times_as_fast_as_loops():
     rows, indices = torch.randn(256, 512), torch.arange(128).repeat(2)
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        STMLLoss()(rows, rows, rows, indices)
-        seconds.append(time.process_time() - start)
-    start = time.process_time()
-    for row in rows[:64]:  # a quarter of one of three matrices of distances
-        for other in rows:
-            torch.dist(row, other)
-    assert 10 * min(seconds) < 12 * (time.process_time() - start)
+    fastest = seconds(lambda: STMLLoss()(rows, rows, rows, indices))
+    part = seconds(lambda: [torch.dist(row, other) for row in rows[:64] for other in rows], repeat=1)
+    assert 10 * fastest < 12 * part  # which is a quarter of one of three matrices of distances

@@ -1,0 +1,162 @@
+"""Compare methods on five datasets: birds, groceries, plankton, logos and characters.
+
+    python benchmarks/five_sets.py --minutes 55
+    python benchmarks/five_sets.py --data cub100,glyphs --seeds 1
+
+The missing runs of benchmarks/quality.py are made in the order of importance, so that the command can be ended at any
+time and repeated later. With `--minutes 0` it only writes the tables. Further options change settings of all datasets.
+
+The protocol `unseen` scores classes that training did not see. The protocol `own` trains without labels on the very
+images that are scored.
+"""
+
+import argparse
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+from quality import tabulate
+from runs import Run, ensure, read
+from settings import PHOTO_SETS, ROOT, Settings, build_parser, folder_name, parse
+from setups import Data, open_data
+from tables import NEIGHBORS, SCORED, Row
+
+SETS = (*PHOTO_SETS, "glyphs")
+FIRST = ("frozen", "frozen-from-features", "default", "recommended-true-k", "supervised-default")
+SECOND = ("udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
+OWN = ("frozen", "frozen-from-features", "default", "recommended-true-k")
+START, UPPER = "frozen", "supervised-default"
+TITLES = {
+    "frozen": "frozen",
+    "frozen-from-features": "frozen, embedder from features",
+    "instance": "each image is a class",
+    "udml-true-k": "UDML, true k",
+    "udml-ss-true-k": "UDML-SS, true k",
+    "recommended-true-k": "recommended, true k",
+    "recommended-twice-k": "recommended, twice the true k",
+    "default": "default, no k",
+    "supervised-default": "default with true labels",
+}
+OUTPUTS = ("embeddings", "features", "embeddings with neighbors", "features with neighbors")
+Rows = Mapping[str, Mapping[tuple[str, str], Row]]  # by dataset, and by method and output
+
+
+def plan(seeds: int) -> Iterator[tuple[str, str, int]]:
+    """Yield protocol, method and seed, the most important first; each is run on all datasets."""
+    for seed in range(seeds):
+        for protocol, methods in (("unseen", FIRST), ("own", OWN), ("unseen", SECOND)):
+            yield from ((protocol, method, seed) for method in methods)
+
+
+def markdown(rows: Rows, output: str) -> str:
+    """Return R@1 and MAP@R of an output by method and dataset, and the part of the way to true labels."""
+    titles = ["", *rows, "way in R@1: mean (least)", "way in MAP@R: mean (least)"]
+    lines = [titles, ["---"] * len(titles)]
+    for method, title in TITLES.items():
+        found = {data: of_set[method, output] for data, of_set in rows.items() if (method, output) in of_set}
+        if found:
+            cells = [_cell(found[data]) if data in found else "" for data in rows]
+            ways = [_way(rows, method, output, measure) for measure in ("R@1", "MAP@R")]
+            lines.append([title, *cells, *ways])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: Row) -> str:
+    values = [f"{100 * row.mean[measure]:.1f}" for measure in ("R@1", "MAP@R")]
+    if row.spread:
+        deviations = [f"{100 * row.spread[measure]:.1f}" for measure in ("R@1", "MAP@R")]
+        values = [" ± ".join(pair) for pair in zip(values, deviations, strict=True)]
+    return ", ".join(values)
+
+
+def _way(rows: Rows, method: str, output: str, measure: str) -> str:
+    """Return the gain over the frozen features as a fraction of the gain of true labels, over the datasets."""
+    start = (START, output.replace("embeddings", "features"))
+    fractions = []
+    for of_set in rows.values():
+        if {(method, output), start, (UPPER, output)} <= of_set.keys():
+            low, found, high = (of_set[key].mean[measure] for key in (start, (method, output), (UPPER, output)))
+            if high > low:
+                fractions.append((found - low) / (high - low))
+    return f"{fmean(fractions):.0%} ({min(fractions):.0%})" if fractions else ""
+
+
+def cluster_counts(runs: Sequence[Run]) -> str:
+    """Return the mean number of clusters of the last round of `default`, and the true number of classes."""
+    found = [run for run in runs if run["method"] == "default"]
+    if not found:
+        return ""
+    return f"{fmean(run['history'][-1]['n_clusters'] for run in found):.0f} / {found[0]['n_classes']}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=",".join(SETS), help="comma-separated datasets (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
+    parser.add_argument("--minutes", type=float, help="time after which no run is started (default: no limit)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of the folders of runs")
+    args, options = parser.parse_known_args(arguments)
+    sets = args.data.split(",")
+    if unknown := [data for data in sets if data not in SETS]:
+        parser.error(f"--data must be among {', '.join(SETS)}, got {', '.join(unknown)}")
+    given = {
+        (data, protocol): parse(build_parser(__doc__), ["--data", data, "--protocol", protocol, *options])
+        for protocol in SCORED
+        for data in sets
+    }
+    settings = {key: found for key, (_, found) in given.items()}
+    folders = {key: args.out / folder_name(found) for key, found in settings.items()}
+    for key, folder in folders.items():
+        read(folder, settings[key])  # ends the program if there are runs with other settings, before any work
+
+    @cache
+    def open_set(data: str, protocol: str) -> Data:
+        return open_data(settings[data, protocol], given[data, protocol][0].root)
+
+    end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    for protocol, method, seed in plan(args.seeds):
+        for data in sets:
+            if end is not None and time.monotonic() >= end:
+                break
+            ensure(folders[data, protocol], method, seed, settings[data, protocol], open_set(data, protocol))
+    command = shlex.join([*(["--data", args.data] if args.data != ",".join(SETS) else []), *options])
+    save(args.out / "five-sets.md", sets, settings, folders, f"python benchmarks/five_sets.py {command}".strip())
+
+
+def save(
+    path: Path,
+    sets: Sequence[str],
+    settings: Mapping[tuple[str, str], Settings],
+    folders: Mapping[tuple[str, str], Path],
+    command: str,
+) -> None:
+    """Write the tables of all datasets, and the table of the comparison."""
+    text = ["# Comparison on five datasets"]
+    for protocol, scored in SCORED.items():
+        runs = {data: read(folders[data, protocol], settings[data, protocol]) for data in sets}
+        rows = {
+            data: {(row.name, row.output): row for row in tabulate(folders[data, protocol], settings[data, protocol])}
+            for data in sets
+            if runs[data]
+        }
+        if not rows:
+            continue
+        text += [f"## `{protocol}`: {scored}"]
+        text += [f"{output[0].upper()}{output[1:]}:\n\n{markdown(rows, output)}" for output in OUTPUTS]
+        counts = [f"{data} {found}" for data in sets if (found := cluster_counts(runs[data]))]
+        text += [f"Clusters of `default` in the last round / classes: {', '.join(counts)}."] if counts else []
+    legend = [
+        f"R@1 and MAP@R in percent, mean ± standard deviation over seeds. {NEIGHBORS}",
+        "way: gain over the frozen features, as a fraction of the gain of true labels. The mean over the datasets, and",
+        "the smallest in brackets. All scores are in the tables of the datasets.",
+    ]
+    text += ["\n".join(legend), f"```\n{command}\n```"]
+    path.write_text("\n\n".join(text) + "\n")
+    print(f"Saved {path}")
+
+
+if __name__ == "__main__":
+    main()

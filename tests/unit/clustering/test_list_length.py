@@ -1,0 +1,36 @@
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from udmlss.clustering.communities import Communities
+from udmlss.clustering.list_length import LENGTHS, choose_list_length
+
+
+def groups_of(n_groups, size, spread):
+    groups = torch.arange(n_groups).repeat_interleave(size)
+    centers = torch.nn.functional.normalize(torch.randn(n_groups, 64))
+    return centers[groups] + spread * torch.randn(len(groups), 64), groups
+
+
+def test_the_length_grows_with_the_size_of_the_groups():
+    lengths = [choose_list_length(groups_of(16, size, spread=0.09)[0]) for size in (5, 10, 20)]
+    assert lengths == sorted(set(lengths))
+
+
+def test_the_length_does_not_depend_on_scale_or_type():
+    rows, _ = groups_of(12, 8, spread=0.1)
+    assert len({choose_list_length(changed) for changed in (rows, 1e6 * rows, rows.double(), rows.bfloat16())}) == 1
+
+
+def test_few_or_equal_rows_have_a_length():
+    assert choose_list_length(torch.randn(3, 2)) == LENGTHS[0]
+    duplicates = torch.eye(4).repeat_interleave(100, dim=0)
+    found = Communities(choose_list_length(duplicates)).fit_predict(duplicates)
+    assert adjusted_rand_score(found, torch.arange(400) // 100) == 1
+
+
+def test_of_many_rows_those_near_to_one_are_used(monkeypatch):
+    rows, _ = groups_of(40, 20, spread=0.1)
+    monkeypatch.setattr("udmlss.clustering.list_length._ROWS", 200)
+    chosen = choose_list_length(rows)
+    assert chosen in LENGTHS
+    assert adjusted_rand_score(torch.arange(800) // 20, Communities(chosen).fit_predict(rows)) > 0.9

@@ -1,0 +1,69 @@
+"""The length of the lists of neighbors, chosen without labels."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from udmlss.clustering.map_equation import compression, map_equation_communities
+from udmlss.neighbors.graph import shared_neighbor_graph
+from udmlss.neighbors.search import search
+
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_ROWS = 5000  # the length is chosen on at most this number of rows, to bound the time
+_TOLERANCE = 0.02  # fraction of the largest gap; of lengths within it the longest is chosen
+_WEIGHTS = (0.25, 0.5, 0.25)  # of a length and the two next to it, since gaps of single lengths are noisy
+
+
+def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> int:
+    """Choose the number of neighbors from which the communities of the embeddings are found, by the gap statistic.
+
+    Communities shorten the description of a random walk along the graph of neighbors. They do so even if the rows have
+    no clusters. Therefore each length is tried on the embeddings and on random rows with the same mean and covariance.
+    The gap is the difference of how much the description shortens. The longest list whose gap is within 2 % of the
+    largest gap is chosen. Of more than 5,000 rows, the 5,000 nearest neighbors of a random row are used: they contain
+    whole classes, which a random sample of the rows does not.
+
+    Args:
+        embeddings: At least three rows of any length.
+        seed: Seed of the random rows.
+
+    Returns:
+        A number of neighbors in 2..64, at most a quarter of the number of rows if that is above 2.
+
+    References:
+        Estimating the number of clusters in a data set via the gap statistic. Tibshirani, Walther, Hastie. 2001.
+        https://doi.org/10.1111/1467-9868.00293. The paper compares distances within clusters for each number of
+        clusters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = _sample(embeddings.detach(), generator)
+    lengths = [length for length in LENGTHS if 4 * length <= len(rows)] or [LENGTHS[0]]
+    gaps = _compressions(rows, lengths, seed) - _compressions(_random_rows(rows, generator), lengths, seed)
+    smooth = np.convolve(np.pad(gaps, 1, mode="edge"), _WEIGHTS, mode="valid")
+    is_close = smooth >= smooth.max() - _TOLERANCE * abs(smooth.max())
+    return lengths[int(np.flatnonzero(is_close).max())]
+
+
+def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
+    """Return unit-length rows on the CPU: all of them, or a random one and its nearest neighbors."""
+    if len(embeddings) > _ROWS:
+        query = torch.randint(len(embeddings), (1,), generator=generator).to(embeddings.device)
+        embeddings = embeddings[search(embeddings, _ROWS, embeddings[query])[1][0]]
+    return normalize(embeddings.cpu().float())
+
+
+def _random_rows(rows: Float[Tensor, "m d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
+    """Sample rows from the normal distribution with the mean and the covariance of the given rows."""
+    mean = rows.mean(dim=0)
+    mixing = torch.randn(len(rows), len(rows), generator=generator) / len(rows) ** 0.5
+    sampled: Tensor = mean + mixing @ (rows - mean)
+    return sampled
+
+
+def _compressions(rows: Float[Tensor, "m d"], lengths: list[int], seed: int) -> NDArray[np.float64]:
+    indices = search(rows, min(lengths[-1], len(rows) - 1))[1]
+    graphs = [shared_neighbor_graph(indices[:, :length]) for length in lengths]
+    return np.array([compression(graph, map_equation_communities(graph, seed=seed)) for graph in graphs])
