@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 _DEPTH = 3  # of objects that are settings of objects, such as a clusterer of a labeler
-_NOT_COMPARED = ("self", "device", "num_workers", "optimizer", "rank", "local_rank")
+# Losses of PML call the number of classes `num_classes` or `K`, and it follows the number of clusters
+_NOT_COMPARED = ("self", "device", "num_workers", "optimizer", "rank", "local_rank", "num_classes", "K")
 
 
 def describe(name: str, part: object, depth: int = _DEPTH) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import interrupted_training
 import numpy as np
 import pytest
 import torch
-from interrupted_training import ChangingClusters, Terminating, adam, assert_same, train
+from interrupted_training import STEPS, ChangingClusters, Terminating, adam, assert_same, train
 from pytorch_metric_learning import losses
 
 from udmlss import BestWeights, Checkpoint, EarlyStopping, UDMLSSLoss, WeightAverage
@@ -82,6 +82,14 @@ def test_resumes_bit_for_bit_after_interruptions_within_and_between_rounds(name,
         with pytest.raises(InterruptionError):
             train(Interrupt(saved - before + 1), Checkpoint(tmp_path, every=1, resume=True), **changes)
     assert_same(train(Checkpoint(tmp_path, every=1, resume=True), **changes), expected)
+
+
+def test_a_criterion_with_the_clusters_of_an_earlier_run_may_resume(tmp_path):
+    used = UDMLSSLoss(losses.MultipleLosses([ClusterMemoryLoss(8), losses.ProxyAnchorLoss(2, 8)]))
+    first = train(Checkpoint(tmp_path), criterion=used, max_steps=6)
+    resumed = train(Checkpoint(tmp_path, resume=True), criterion=used)
+    assert resumed["history"][0] == first["history"][0]
+    assert resumed["history"][-1].step == STEPS
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 0)])

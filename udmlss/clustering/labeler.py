@@ -176,7 +176,8 @@ class ClusterPseudoLabeler:
             column_range = ColumnRange.of(embeddings)
             check_distinct(column_range, len(embeddings))
         if isinstance(self.clusterer, Communities):
-            return torch.from_numpy(self._communities(self.clusterer, embeddings))
+            found = self._communities(self.clusterer, embeddings)
+            return PseudoLabels.from_labels(found).labels  # without the gaps of communities that are too small
         if self.n_clusters is None:
             return self._labels_of_clusterer(embeddings)
         start = self._start(embeddings, column_range, previous) if self.warm_start else None

@@ -33,7 +33,7 @@ class ClusterMemoryLoss(nn.Module):
         temperature: Temperature tau, above 0. The default is the published value.
         momentum: Fraction mu of a row that an update retains, in 0..1. The default is that of the published commands.
         hard: Whether each cluster is updated once per batch, with its embedding that is least similar to the row. This
-            is the published variant "ClusterNCE with hard samples", which is more sensitive to the other settings.
+            is a variant of the released code, whose authors found it more sensitive to the other settings.
 
     Raises:
         ValueError: A setting is out of its range.

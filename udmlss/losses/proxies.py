@@ -81,7 +81,7 @@ def resize_to_state(loss: nn.Module, prefix: str, state: Mapping[str, object]) -
     for name, weight in _class_weights(loss):
         found, axis = state.get(prefix + name), _class_axis(name)
         if n_classes is not None and isinstance(found, Tensor) and found.ndim == weight.ndim:
-            weight.grad = None
+            weight.grad = None  # of other weights than those of the state
             resize_proxies(loss, found.shape[axis] * n_classes // weight.shape[axis], None)
 
 

@@ -176,6 +176,7 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     return {
         f"shape of {name}.{key}": tuple(value.shape)
         for name, module in modules.items()
+        if name != "criterion"  # its shapes follow the number of clusters
         for key, value in module.state_dict().items()
         if isinstance(value, Tensor)
     }

@@ -18,11 +18,13 @@ def test_groups_of_very_different_sizes_are_found_without_their_number():
     assert adjusted_rand_score(groups, Communities(n_neighbors=12).fit_predict(rows)) == 1
 
 
-def test_small_communities_are_unassigned():
-    rows, groups = groups_of([8, 8, 4])
-    found = Communities(n_neighbors=3, min_cluster_size=5).fit_predict(rows.numpy())
-    assert set(found[groups == 2].tolist()) == {-1}
-    assert (found[groups < 2] >= 0).all()
+def test_small_communities_are_unassigned_and_the_labeler_renumbers_the_others():
+    rows, groups = groups_of([8, 4, 8])
+    communities = Communities(n_neighbors=3, min_cluster_size=5)
+    found = communities.fit_predict(rows.numpy())
+    assert set(found[groups == 1].tolist()) == {-1}
+    assert (found[groups != 1] >= 0).all()
+    assert ClusterPseudoLabeler(communities).label(rows).sizes.tolist() == [8, 8]
 
 
 def test_scale_and_seed_do_not_change_groups_that_are_far_apart():
