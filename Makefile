@@ -3,13 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contract docs package clean
+.PHONY: demo test attacks lint types contract docs package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
 
 test: lint types contract docs
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --doctest-modules --cov --cov-report=term udmlss tests
+
+# ONLY=kills runs one attack. Checks of shapes are off, because they change Python's random state, which is compared.
+attacks: $(VENV)/.test
+	JAXTYPING_DISABLE=1 $(BIN)/pytest -n 2 -m "slow$(if $(ONLY),(attack='$(ONLY)'))" --what-is-tested docs/what-is-tested.md tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -14,6 +14,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent / "tests" / "support"))
 install_import_hook("udmlss", "shape_checker.check")  # tests check the shapes in signatures
+pytest_plugins = ["attacks"]
 
 
 @pytest.fixture(autouse=True)
