@@ -94,7 +94,7 @@ def _read_annotations(path: Path) -> tuple[list[str], list[int], list[str]]:
 
 @lru_cache(maxsize=1)  # both splits read the same file
 def _read_mat(content: bytes) -> Any:  # noqa: ANN401 (of JSON)
-    command = [sys.executable, "-W", "ignore", "-c", _PROGRAM]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM]
     done = subprocess.run(command, input=content, capture_output=True, check=False)  # noqa: S603 (our own program)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines()
