@@ -179,5 +179,8 @@ def test_learning_rates_are_those_of_the_default_optimizer():
             rates.append({group["name"]: group["lr"] for group in run.optimizer.param_groups})
 
     short_fit(make_model(), callbacks=Recording(), max_steps=1)
+    short_fit(make_model(), callbacks=Recording(), max_steps=1, from_scratch=True)
     short_fit(make_model(), callbacks=Recording(), max_steps=1, trunk_lr=0.5, lr=0.25)
-    assert rates == [{"trunk": 1e-4, "new parts": 1e-3}, {"trunk": 0.5, "new parts": 0.25}]
+    assert rates == [dict.fromkeys(("trunk", "new parts"), rate) for rate in (3e-5, 1e-3)] + [
+        {"trunk": 0.5, "new parts": 0.25}
+    ]

@@ -113,7 +113,7 @@ CHANGES = {
         "`clusters_per_batch` must be at least 2, got 1. Raise it.",
     ),
     "one image per cluster": (
-        value(samples_per_cluster=1),
+        value(samples_per_cluster=1, views=1),
         ValueError,
         "`samples_per_cluster` must be at least 2, got 1. Raise it.",
     ),
@@ -219,7 +219,8 @@ NUMBERS = {
     **dict.fromkeys(("seed", "num_workers"), (-1, 0.5, None)),
     **dict.fromkeys(("lr", "trunk_lr"), (-0.1, np.nan, np.inf, "1e-3")),
     "clip_norm": (0, -1.0, np.nan, "1"),
-    **dict.fromkeys(("clusters_per_batch", "samples_per_cluster", "views"), (2.0, "2", None)),
+    "clusters_per_batch": (2.0, "2"),
+    **dict.fromkeys(("samples_per_cluster", "views"), (2.0, "2", None)),
 }
 CHANGES |= {
     f"{name}={given!r}": (value(**{name: given}), (ValueError, TypeError), f"`{name}` must be ")

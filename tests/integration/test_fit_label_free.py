@@ -46,7 +46,8 @@ class Noise(nn.Module):
 
 
 def run(model, loss=None, lr=1e-3, **changes):
-    settings = {"clusters_per_batch": 4, "max_steps": 12, "relabel_every": 3, "cluster_images": PLAIN}
+    settings = {"clusters_per_batch": 4, "views": 1, "max_steps": 12, "relabel_every": 3, "cluster_images": PLAIN}
+    settings["average_weights"] = False
     parts = {"labeler": ClusterPseudoLabeler(12), "criterion": loss or losses.MultiSimilarityLoss(2, 40, 0.5)}
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     return fit(model, Augmented(), optimizer=optimizer, progress=False, **(settings | parts | changes))

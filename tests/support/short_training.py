@@ -58,6 +58,7 @@ def criterion(loss=None):
 SETTINGS = {
     "clusters_per_batch": 8,
     "samples_per_cluster": 4,
+    "views": 1,
     "max_steps": 6,
     "relabel_every": 3,
 }
@@ -66,7 +67,8 @@ SETTINGS = {
 def short_fit(model, images=IMAGES, **changes):
     """Train for six steps in two rounds, with changed arguments."""
     parts = {"labeler": ClusterPseudoLabeler(16), "criterion": criterion()}
-    return fit(model, images, **(SETTINGS | parts | {"freeze_batch_norm": False, "progress": False} | changes))
+    others = {"freeze_batch_norm": False, "average_weights": False, "progress": False}
+    return fit(model, images, **(SETTINGS | parts | others | changes))
 
 
 def weights(*modules):

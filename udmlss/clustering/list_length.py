@@ -41,10 +41,11 @@ def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> in
     generator = torch.Generator().manual_seed(seed)
     rows = _sample(embeddings.detach(), generator)
     lengths = [length for length in LENGTHS if 4 * length <= len(rows)] or [LENGTHS[0]]
-    gaps = _compressions(rows, lengths, seed) - _compressions(_random_rows(rows, generator), lengths, seed)
-    smooth = np.convolve(np.pad(gaps, 1, mode="edge"), _WEIGHTS, mode="valid")
-    is_close = smooth >= smooth.max() - _TOLERANCE * abs(smooth.max())
-    return lengths[int(np.flatnonzero(is_close).max())]
+    found, random = _compressions(rows, lengths, seed), _compressions(_random_rows(rows, generator), lengths, seed)
+    gaps = np.convolve(np.pad(found - random, 1, mode="edge"), _WEIGHTS, mode="valid")
+    gaps[found <= 0] = -np.inf  # a single community
+    is_close = gaps >= gaps.max() - _TOLERANCE * abs(gaps.max())
+    return lengths[int(np.flatnonzero(is_close).max())] if (found > 0).any() else lengths[0]
 
 
 def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "m d"]:

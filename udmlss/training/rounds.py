@@ -92,7 +92,7 @@ class Rounds:
         >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 16))
         >>> rounds = Rounds(model, torch.rand(40, 3, 8, 8), ClusterPseudoLabeler(4), clusters_per_batch=2, max_steps=3)
         >>> [images.shape for round in rounds for images, labels in round][0]
-        torch.Size([10, 3, 8, 8])
+        torch.Size([20, 3, 8, 8])
     """
 
     def __init__(

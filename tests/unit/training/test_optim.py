@@ -66,7 +66,7 @@ def test_groups_are_accepted_by_any_optimizer_and_only_the_loss_has_no_weight_de
     parts = make_parts()
     built = optimizer(parameter_groups(*parts), lr=0.5, weight_decay=0.25)
     assert left_out_parameters(built, modules_of(*parts)) == []
-    assert [group["lr"] for group in built.param_groups] == [1e-4, 1e-3, 1e-2]
+    assert [group["lr"] for group in built.param_groups] == [3e-5, 3e-5, 1e-2]
     assert [group["weight_decay"] for group in built.param_groups] == [0.25, 0.25, 0.0]
 
 
