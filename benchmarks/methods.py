@@ -33,7 +33,6 @@ from udmlss import (
     fit,
     parameter_groups,
 )
-from udmlss.clustering import Communities
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
 from udmlss.types import Labeler
@@ -63,7 +62,6 @@ def udml(
     synthesis: bool = False,
     embedder: dict[str, Any] | None = None,
     clusters_per_class: int | None = None,
-    communities: bool = False,
     average_neighbors: int | None = None,
     labeler: Labeler | None = None,
     true_labels: bool = False,
@@ -88,7 +86,6 @@ def udml(
             with the learning rate of the trunk. None initializes it at random.
         clusters_per_class: Number of clusters as a multiple of the true number of classes. None uses the number of
             the settings.
-        communities: Whether to cluster by `Communities`, which chooses the number of clusters.
         average_neighbors: Number of neighbors that each embedding is averaged with before clustering.
         labeler: Computes the clusters. None runs k-means.
         true_labels: Whether to train on the true labels in place of clusters.
@@ -106,8 +103,7 @@ def udml(
     if clusters_per_class is not None:
         n_clusters = clusters_per_class * len(data.labels.unique())
     if labeler is None:
-        clusterer = Communities(settings.n_neighbors) if communities else n_clusters
-        labeler = ClusterPseudoLabeler(clusterer, average_neighbors=average_neighbors)
+        labeler = ClusterPseudoLabeler(n_clusters, average_neighbors=average_neighbors)
     if true_labels:
         labeler = TrueLabels(data.labels)
         n_clusters = labeler.n_clusters
@@ -143,12 +139,38 @@ def udml(
         relabel_every=settings.relabel_every,
         cluster_on=cluster_on,
         freeze_batch_norm=settings.freeze_batch_norm,
+        average_weights=False,
         num_workers=settings.workers,
         label_free=label_free,
         callbacks=[*callbacks, *([] if weight_average is None else [WeightAverage(weight_average)])],
         seed=seed,
     )
     if result.stop_reason == "interrupt":  # an incomplete training must not be saved as a run
+        raise KeyboardInterrupt
+    return result
+
+
+def default(
+    model: EmbeddingModel, data: Data, settings: Settings, seed: int, *, true_labels: bool = False
+) -> FitResult:
+    """Train by `fit(model, images)` with its default arguments, of which the settings change none.
+
+    Args:
+        model: The model, whose embedder is initialized from the features if the trunk is pretrained.
+        data: The images.
+        settings: The settings, which name the backbone.
+        seed: Seed of the run.
+        true_labels: Whether to train on the true labels in place of clusters.
+
+    Raises:
+        KeyboardInterrupt: The training was interrupted.
+    """
+    from_scratch = settings.backbone == "small"
+    if not from_scratch:
+        initialize_embedder(model, data, settings, {})
+    labeler = TrueLabels(data.labels) if true_labels else None
+    result = fit(model, data.train, labeler=labeler, cluster_images=data.plain, from_scratch=from_scratch, seed=seed)
+    if result.stop_reason == "interrupt":
         raise KeyboardInterrupt
     return result
 
@@ -228,7 +250,6 @@ TWO_VIEWS, AVERAGED = {"views": 2}, {"weight_average": 0.95}
 FROM_FEATURES, AVERAGE_NEIGHBORS = {"embedder": {"center": False, "power": 0}}, {"average_neighbors": 5}
 RECIPE = TWO_VIEWS | AVERAGED
 RECOMMENDED = RECIPE | FROM_FEATURES | AVERAGE_NEIGHBORS
-DEFAULT = RECIPE | {"embedder": {}, "communities": True}  # until `fit` has these defaults
 TRUE_K, TWICE_K = {"clusters_per_class": 1}, {"clusters_per_class": 2}
 UNTRAINED: dict[str, Method] = {"frozen": frozen, "frozen-from-features": partial(frozen, embedder={})}
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
@@ -241,6 +262,7 @@ CLUSTER_MEMORY: dict[str, Method] = {
 }
 OWN_LOSS = {
     *UNTRAINED,
+    "default",
     "cbswr",
     "stml",
     "deepcluster",
@@ -250,7 +272,7 @@ OWN_LOSS = {
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
-    "supervised-default": partial(udml, true_labels=True, **DEFAULT),
+    "supervised-default": partial(default, true_labels=True),
 }
 METHODS: dict[str, Method] = {
     **UNTRAINED,
@@ -276,7 +298,7 @@ METHODS: dict[str, Method] = {
     "recommended": partial(udml, **RECOMMENDED),
     "recommended-true-k": partial(udml, **RECOMMENDED, **TRUE_K),
     "recommended-twice-k": partial(udml, **RECOMMENDED, **TWICE_K),
-    "default": partial(udml, **DEFAULT),
+    "default": default,
     **SUPERVISED,
 }
 COMPARED = (

@@ -13,7 +13,7 @@ Loss = Literal[
     *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
     *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax", "cluster-memory"),
 ]
-REMOVED = {"whiten_first": 0, "leave_out": 0, "pooling": "average"}  # settings of earlier runs, with their defaults
+REMOVED = {"whiten_first": 0, "leave_out": 0, "pooling": "average", "n_neighbors": 15}  # settings of earlier runs, with their defaults
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Settings:
     `small` is the network of the quickstart, trained from scratch; the other backbones are those of
     examples/cub_resnet50.py. The protocol `unseen` trains on half of the classes and scores on the other half. The
     protocol `own` trains and scores on the same images, those of all classes: a user's own pictures. `validate` does
-    the same with the training classes alone, to choose settings without the test classes. `n_neighbors` is the length
-    of the lists of neighbors of `default`.
+    the same with the training classes alone, to choose settings without the test classes.
     """
 
     data: str
@@ -45,7 +44,6 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     workers: int = 0
-    n_neighbors: int = 15
     validate: bool = False
     protocol: Literal["unseen", "own"] = "unseen"
 

@@ -106,10 +106,13 @@ def _training_rounds(sizes: Sizes, k: int) -> list[tuple[Tensor, PseudoLabels]]:
         images_of(sizes),
         labeler=labeler,
         criterion=build_criterion(),
+        clusters_per_batch=16,
+        views=1,
         max_steps=3 * sizes.steps,
         relabel_every=max(1, sizes.steps // 2),
         cluster_on="embeddings",
         freeze_batch_norm=False,
+        average_weights=False,
         progress=False,
     )
     return labeler.rounds

@@ -120,10 +120,13 @@ def _fit(model: EmbeddingModel, head: RotationPretextHead, images: Tensor, sizes
         labeler=ClusterPseudoLabeler(n_clusters(sizes)),
         criterion=criterion,
         rotation_head=head,
-        optimizer=AdamW(parameter_groups(model, criterion, head)),
+        optimizer=AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-4, lr=1e-3)),
+        clusters_per_batch=16,
+        views=1,
         max_steps=sizes.steps,
         relabel_every=sizes.relabel_every,
         freeze_batch_norm=False,
+        average_weights=False,
         precision="bfloat16" if bfloat16 else "float32",
         progress=False,
     )
@@ -174,6 +177,7 @@ def seconds_per_step(
         relabel_every=steps,
         cluster_on="embeddings",
         freeze_batch_norm=False,
+        average_weights=False,
         callbacks=recorded,
         progress=False,
     )

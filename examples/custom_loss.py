@@ -70,10 +70,13 @@ def main() -> None:
             labeler=ClusterPseudoLabeler(CLUSTERS),
             criterion=criterion,
             rotation_head=head,
-            optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3, proxy_lr=1e-2)),
+            optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3)),
+            clusters_per_batch=16,
+            views=1,
             max_steps=args.steps,
             relabel_every=75,
-            freeze_batch_norm=False,
+            from_scratch=True,
+            average_weights=False,
         )
         print(f"{name:22}", evaluate(model, test, test.labels))
 

@@ -96,9 +96,12 @@ def train(model: EmbeddingModel, epochs: float, head: RotationPretextHead | None
         criterion=criterion,
         rotation_head=head,
         optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3, lr=1e-3)),
+        clusters_per_batch=16,
+        views=1,
         max_steps=Epochs(epochs),
         relabel_every=Epochs(0.5),
-        freeze_batch_norm=False,
+        from_scratch=True,
+        average_weights=False,
         callbacks=score_round,
     )
     return result, recalls

@@ -220,6 +220,7 @@ def train_on_clusters(model: EmbeddingModel, data: Data, settings: Published, ar
         max_steps=settings.steps,
         relabel_every=settings.relabel_every,
         freeze_batch_norm=settings.freeze_batch_norm,
+        average_weights=False,
         clip_norm=settings.clip_norm,
         num_workers=args.workers,
         callbacks=[] if settings.ema_decay is None else [WeightAverage(settings.ema_decay)],
