@@ -67,7 +67,9 @@ def image_folder(
     Example:
         >>> images = image_folder("~/photos", transform=transform)  # doctest: +SKIP
     """
-    as_color(background), as_value_range(value_range), check_choice("on_error", on_error, ("raise", "skip"))
+    as_color(background)
+    as_value_range(value_range)
+    check_choice("on_error", on_error, ("raise", "skip"))
     root = Path(root).expanduser()
     patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
     folders, files = _list_folder(root, patterns) if root.is_dir() else ([], [])
