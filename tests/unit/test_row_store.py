@@ -118,7 +118,9 @@ def test_rows_are_retained_if_the_file_cannot_be_replaced(tmp_path, monkeypatch)
     path = tmp_path / "rows.npy"
     write(path, [ROWS + 1])
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError, match=r"`out` must be a file that can be replaced, got .*rows\.npy, which") as caught:
+    with pytest.raises(
+        PermissionError, match=r"`out` must be a file that can be replaced, got .*rows\.npy, which"
+    ) as caught:
         write(path, [ROWS])
     part, previous = sorted(tmp_path.iterdir(), key=lambda file: len(file.name), reverse=True)
     assert f"All rows are in {part}: delete the tensors" in str(caught.value)

@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -36,3 +37,16 @@ def test_the_trunk_of_a_model():
     assert trunk_of(model) is model.trunk
     with pytest.raises(TypeError, match="`model` must have a `trunk` that computes features, got Flatten"):
         trunk_of(nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((len, nn.Identity()), r"`trunk` must be an nn\.Module, got builtin_function_or_method\. Pass an instance"),
+        ((nn.Flatten(), nn.Identity), r"`embedder` must be an nn\.Module, got the class Identity\. Pass an instance"),
+    ],
+)
+def test_parts_must_be_modules(parts, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=message):
+        EmbeddingModel(*parts)

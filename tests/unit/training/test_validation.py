@@ -196,7 +196,12 @@ def test_images_that_the_model_does_not_accept_are_named_before_any_pass(name, i
             r"\(1, 2, 2\) for 1 images",
         ),
         (InTraining(), nn.Linear(48, 5), TypeError, r"The trunk must return a tensor \(b, f\), got tuple"),
-        (nn.Flatten(), WithAttention(48, 5), TypeError, r"The embedder must return a tensor \(b, d\), got tuple\. Wrap"),
+        (
+            nn.Flatten(),
+            WithAttention(48, 5),
+            TypeError,
+            r"The embedder must return a tensor \(b, d\), got tuple\. Wrap",
+        ),
     ],
 )
 def test_outputs_of_another_form_are_rejected(trunk, embedder, error, message, monkeypatch):
