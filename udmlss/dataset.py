@@ -33,8 +33,8 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: There are no images.
-        TypeError: `images` is not a map-style dataset, or is a `Subset` by a mask instead of indices. An item does not hold an image tensor, which is found when the
-            item is loaded.
+        TypeError: `images` is not a map-style dataset, or is a `Subset` by a mask instead of indices. An item does not
+            hold an image tensor, which is found when the item is loaded.
 
     Example:
         >>> image, index = IndexedImages(torch.zeros(5, 3, 8, 8))[4]
