@@ -76,8 +76,8 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
 
     The rows are written to a temporary file, which replaces `path` after the block. Its name is `path` with a random
     part and the suffix ".part", so that another process can write to the same path: the file is that of the process
-    that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged. If `path` cannot
-    be replaced, the temporary file is retained.
+    that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged. If `path`
+    cannot be replaced, the temporary file is retained.
 
     Raises:
         ValueError: The path is a folder, its folder does not exist, the disk has less free space than needed, or a row
@@ -121,8 +121,8 @@ def _replace(part: Path, path: Path) -> None:
         part.replace(path)
     except PermissionError as error:
         raise PermissionError(
-            f"`out` must be a file that can be replaced, got {path}, which is in use or read-only: {error}. All rows are "
-            f"in {part}: delete the tensors that were read from {path.name}, and rename {part.name} to {path.name}."
+            f"`out` must be a file that can be replaced, got {path}, which is in use or read-only: {error}. All rows "
+            f"are in {part}: delete the tensors that were read from {path.name}, and rename {part.name} to {path.name}."
         ) from error
     except BaseException:
         part.unlink(missing_ok=True)
