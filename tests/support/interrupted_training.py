@@ -73,6 +73,8 @@ def build(d=8, max_images=4, **changes):
         "criterion": UDMLSSLoss(losses.ContrastiveLoss(), rotation_weight=0.1),
         "rotation_head": RotationPretextHead(144, 16, max_images),
         "clusters_per_batch": 3,
+        "views": 1,
+        "average_weights": False,
         "samples_per_cluster": 3,
         "max_steps": STEPS,
         "relabel_every": STEPS_PER_ROUND,

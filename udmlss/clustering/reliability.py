@@ -36,7 +36,7 @@ def label_margins(similarities: csr_array, labels: Labels) -> Float32[Tensor, " 
         >>> from udmlss.neighbors import shared_neighbor_graph
         >>> graph = shared_neighbor_graph(torch.tensor([[1], [0], [3], [2]]))
         >>> label_margins(graph, [0, 0, 0, 1])
-        tensor([ 0.5000,  0.5000, -1.0000, -0.5000])
+        tensor([ 0.5000,  0.5000, -1.0000, -0.3333])
     """
     found = as_labels(labels, similarities.shape[0]).numpy(force=True)
     if len(found) and found.min() < -1:

@@ -87,11 +87,13 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
 
 def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0) -> NeighborLists:
     """Return what `neighbor_lists` returns, for checked arguments."""
-    retained, positions = limit_copies(embeddings, k + 1)
-    if len(retained) == len(embeddings):
-        return _lists_of(embeddings, k, recall, seed)
-    lists = _lists_of(embeddings[retained], k, recall, seed)
-    return NeighborLists(lists.similarities[positions], retained[lists.indices][positions], lists.recall)
+    rows = with_float64(embeddings)
+    retained, positions = limit_copies(rows, k + 1)
+    lists = _lists_of(rows if len(retained) == len(rows) else rows[retained], k, recall, seed)
+    similarities, indices = lists.similarities, lists.indices
+    if len(retained) < len(rows):
+        similarities, indices = similarities[positions], retained[indices][positions]
+    return NeighborLists(similarities.to(embeddings.device), indices.to(embeddings.device), lists.recall)
 
 
 def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int) -> NeighborLists:
@@ -168,15 +170,14 @@ class _Cells:
 
     def search(self, embeddings: Float[Tensor, "n d"], k: int, n_cells: int) -> Neighbors:
         """Return the k nearest neighbors of each row within the nearest cells of its cell."""
-        n, device = len(embeddings), embeddings.device
-        sizes = torch.tensor([len(rows) for rows in self.members], device=device)
-        similarities = torch.empty(n, k, device=device)
-        indices = torch.empty(n, k, dtype=torch.int64, device=device)
-        for cell, rows in enumerate(self.members):
-            order = self._distances(torch.tensor([cell], device=device))[0].argsort()
+        sizes = torch.tensor([len(rows) for rows in self.members])
+        similarities = embeddings.new_empty(len(embeddings), k, dtype=torch.float32)
+        indices = self.labels.new_empty(len(embeddings), k)
+        for rows in self.members:
+            order = self._distances(self.labels[rows[:1]])[0].argsort().cpu()
             n_needed = int((sizes[order].cumsum(0) <= k).sum()) + 1  # small cells may have fewer than k neighbors
             candidates = torch.cat([self.members[each] for each in order[: max(n_cells, n_needed)].tolist()])
-            own = torch.arange(len(rows), device=device)  # the rows of the cell are the first candidates
+            own = torch.arange(len(rows)).to(embeddings.device)  # the rows of the cell are the first candidates
             found = search(embeddings[candidates], k + 1, embeddings[rows])
             similarities[rows], local = without_self(found, own)
             indices[rows] = candidates[local]
@@ -195,6 +196,6 @@ def _squared_distances(
     embeddings: Float[Tensor, "n d"], rows: Int64[Tensor, " q"], neighbors: Int64[Tensor, "q k"]
 ) -> Float64[Tensor, "q k"]:
     """Return the squared distances between the directions of rows and of their neighbors, on the CPU."""
-    own = unit_vectors(with_float64(embeddings[rows]))
-    columns = [unit_vectors(with_float64(embeddings[column])) - own for column in neighbors.T]
+    own = unit_vectors(embeddings[rows])
+    columns = [unit_vectors(embeddings[column]) - own for column in neighbors.T]
     return torch.stack([differences.square_().sum(dim=1) for differences in columns], dim=1).cpu()

@@ -8,6 +8,7 @@ from scipy.sparse import csr_array, eye_array, vstack
 from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, value_error
+from udmlss._chunks import with_float64
 from udmlss.neighbors.search import unit_length
 
 _NUMBERS = 2**22  # products, or minima, that are computed at once
@@ -44,10 +45,10 @@ def k_reciprocal_similarity(
         >>> from udmlss.neighbors import k_reciprocal_similarity, neighbor_lists
         >>> rows = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
         >>> k_reciprocal_similarity(rows, neighbor_lists(rows, 1).indices, k1=2, k2=1).toarray().round(2)
-        array([[0.  , 0.98, 0.  , 0.  ],
-               [0.98, 0.  , 0.  , 0.  ],
-               [0.  , 0.  , 0.  , 0.98],
-               [0.  , 0.  , 0.98, 0.  ]])
+        array([[0.  , 0.99, 0.  , 0.  ],
+               [0.99, 0.  , 0.  , 0.  ],
+               [0.  , 0.  , 0.  , 0.99],
+               [0.  , 0.  , 0.99, 0.  ]])
 
     References:
         Re-ranking Person Re-identification with k-reciprocal Encoding. Zhong et al. 2017.
@@ -63,7 +64,7 @@ def k_reciprocal_similarity(
             raise value_error(rule, indices.shape[1] + 1, f"Lower `{name}`, or search for more neighbors")
     n = len(indices)
     lists = np.concatenate([np.arange(n)[:, None], indices.numpy(force=True)], axis=1)
-    encoding = _weights(embeddings, _expanded(lists, int(k1)))
+    encoding = _weights(with_float64(embeddings.detach()), _expanded(lists, int(k1)))
     if k2 > 1:
         encoding = csr_array(_membership(lists[:, :k2]) @ encoding / k2)
     encoding.sort_indices()  # so that both similarities of a pair are sums in the same order

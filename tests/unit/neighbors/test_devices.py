@@ -17,15 +17,18 @@ from udmlss import (
     metrics,
     pair_with_neighbors,
 )
-from udmlss.clustering import cluster_means, k_means, kmeans
+from udmlss.clustering import cluster_means, k_means, label_margins
+from udmlss.clustering.kmeans import clusters
 from udmlss.model_selection import effective_rank
-from udmlss.neighbors import average_with_neighbors, nearest
+from udmlss.neighbors import approximate, average_with_neighbors, nearest, neighbor_lists, shared_neighbor_graph
 
 FUNCTIONS = {
     "nearest": lambda rows, _: nearest(rows, 3),
     "nearest with queries": lambda rows, _: nearest(rows, 3, queries=rows[:9].cpu()),
     "averages": lambda rows, _: average_with_neighbors(rows, 3),
     "pairs": lambda rows, _: pair_with_neighbors(rows),
+    "lists of neighbors": lambda rows, _: neighbor_lists(rows, 3).similarities,
+    "margins": lambda rows, labels: label_margins(shared_neighbor_graph(nearest(rows, 3)[1]), labels.clamp(min=0)),
     "retrieval": lambda rows, labels: metrics.retrieval(rows, labels, queries=rows[:9], query_labels=labels[:9]),
     "scores": evaluate_embeddings,
     "label-free scores": lambda rows, _: label_free_scores(rows, rows[:9].cpu(), range(9)),
@@ -57,10 +60,11 @@ def check_type(tensor, wrapped):
 @pytest.mark.parametrize("has_float64", [True, False])
 @pytest.mark.parametrize("data", ["overlapping blobs", "very narrow cone", "scale 1e36"])
 def test_results_on_a_gpu_are_those_on_the_cpu(monkeypatch, data, has_float64):
+    monkeypatch.setattr(approximate, "_EXACT", 0)
     rows, _ = data_set(data)
     labels = torch.arange(len(rows)) % 9 - 1
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(kmeans, "_warn_of_missing_faiss", lambda: None)
+    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
     if not has_float64:
         monkeypatch.setattr(_chunks, "_WITHOUT_FLOAT64", ("lazy",))
         monkeypatch.setattr(OnGPU, "__init__", check_type)
