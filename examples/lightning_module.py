@@ -70,7 +70,7 @@ class UDMLSS(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3, lr=1e-3))
+        return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3))
 
 
 def main() -> None:
