@@ -13,7 +13,12 @@ Loss = Literal[
     *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
     *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax", "cluster-memory"),
 ]
-REMOVED = {"whiten_first": 0, "leave_out": 0, "pooling": "average", "n_neighbors": 15}  # settings of earlier runs, with their defaults
+REMOVED = {
+    "whiten_first": 0,
+    "leave_out": 0,
+    "pooling": "average",
+    "n_neighbors": 15,
+}  # settings of earlier runs, with their defaults
 
 
 @dataclass(frozen=True)

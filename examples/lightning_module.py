@@ -2,68 +2,71 @@
 
 pip install lightning
 python examples/lightning_module.py --devices 2
+python examples/lightning_module.py --folder run        # the same command resumes an interrupted training
 """
 
 import argparse
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
-    IndexedImages,
-    PseudoLabelSampler,
     RotationPretextHead,
+    Rounds,
     UDMLSSLoss,
-    embed,
     evaluate,
     parameter_groups,
 )
 from udmlss.data import glyphs
-from udmlss.distributed import gather, gather_shards, is_rank_zero, rank, run_on_rank_zero, shard, world_size
-from udmlss.types import Images
+from udmlss.distributed import gather, is_rank_zero
+from udmlss.training.round import Round
+
+
+class Batches:
+    """The batches of a round. Lightning would restore a `Round`, which has a state, from the epoch before."""
+
+    def __init__(self, current: Round) -> None:
+        self.current = current
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.current)
 
 
 class UDMLSS(lightning.LightningModule):
     """A module that clusters at the start of every epoch and trains on batches of clusters.
 
     Each rank embeds its part of the images and trains on its own batches. The metric loss is computed from the
-    embeddings of all ranks.
+    embeddings of all ranks. The checkpoints of Lightning hold the clusters.
     """
 
-    def __init__(
-        self, model: EmbeddingModel, head: RotationPretextHead, images: Images, cluster_images: Images, steps: int
-    ) -> None:
+    def __init__(self, rounds: Rounds, head: RotationPretextHead) -> None:
         super().__init__()
-        self.model, self.head, self.steps = model, head, steps
-        self.images, self.cluster_images = images, cluster_images
-        self.labeler = ClusterPseudoLabeler(500)
+        self.rounds, self.model, self.head = rounds, rounds.model, head
         self.criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        n_images = len(self.images)
-        part = embed(self.model, Subset(self.cluster_images, shard(n_images)))
-        embeddings = gather_shards(part, n_images, only_rank_zero=True)
-        self.pseudo_labels = run_on_rank_zero(lambda: self.labeler.label(embeddings))
-        self.criterion.start_round(self.pseudo_labels)
-        sampler = PseudoLabelSampler(
-            self.pseudo_labels.labels,
-            n_batches=self.steps,
-            seed=self.current_epoch,
-            rank=rank(),
-            world_size=world_size(),
-        )
-        return DataLoader(IndexedImages(self.images), batch_sampler=sampler)
+    def train_dataloader(self) -> Sized:
+        self.rounds.end_round()  # if all of its batches were sampled
+        for current in self.rounds:
+            self.criterion.start_round(current.pseudo_labels)
+            return Batches(current)
+        return []  # the last round has ended
 
     def training_step(self, batch: tuple[Tensor, Tensor], _number: int) -> Tensor:
-        images, indices = batch
-        labels = self.pseudo_labels.labels.to(indices.device)[indices]  # Lightning moved the indices to the device
+        images, labels = batch
+        torch.manual_seed(self.global_step)  # A resumed training rotates the same images as an uninterrupted one
         embeddings = gather(self.model(images))
         loss = self.criterion(embeddings, gather(labels), *self.head.predict_rotations(self.model, images))
         self.log("loss", loss, prog_bar=True)
@@ -72,12 +75,19 @@ class UDMLSS(lightning.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rounds"] = self.rounds.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.rounds.load_state_dict(checkpoint["rounds"])
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help="number of rounds (default: 4)")
     parser.add_argument("--steps", type=int, default=75, help="optimizer steps per round (default: 75)")
     parser.add_argument("--devices", type=int, default=1, help="number of processes (default: 1)")
+    parser.add_argument("--folder", help="folder of a checkpoint that is saved after every round (default: none)")
     args = parser.parse_args()
 
     lightning.seed_everything(0, verbose=False)
@@ -87,18 +97,29 @@ def main() -> None:
         *[nn.AdaptiveAvgPool2d(4), nn.Flatten()],
     )
     model = EmbeddingModel(trunk, nn.Linear(2048, 128))
+    augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
+    train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
+    rounds = Rounds(
+        model,
+        train,
+        ClusterPseudoLabeler(500),
+        cluster_images=plain,
+        cluster_on="embeddings",
+        max_steps=args.rounds * args.steps,
+        relabel_every=args.steps,
+    )
     trainer = lightning.Trainer(
         max_epochs=args.rounds,
         devices=args.devices,
         reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,  # PseudoLabelSampler distributes its batches itself
+        use_distributed_sampler=False,  # `Rounds` distributes its batches itself
         sync_batchnorm=torch.cuda.is_available(),
-        enable_checkpointing=False,
+        enable_checkpointing=args.folder is not None,
+        callbacks=[] if args.folder is None else [ModelCheckpoint(args.folder, "last", enable_version_counter=False)],
         logger=False,
     )
-    augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
-    train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
-    trainer.fit(UDMLSS(model, RotationPretextHead(2048), train, plain, args.steps))
+    last = Path(args.folder or "", "last.ckpt")
+    trainer.fit(UDMLSS(rounds, RotationPretextHead(2048)), ckpt_path=last if args.folder and last.exists() else None)
     if is_rank_zero():
         print(evaluate(model, test, test.labels))
 

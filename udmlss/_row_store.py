@@ -76,11 +76,13 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
 
     The rows are written to a temporary file, which replaces `path` after the block. Its name is `path` with a random
     part and the suffix ".part", so that another process can write to the same path: the file is that of the process
-    that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged.
+    that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged. If `path`
+    cannot be replaced, the temporary file is retained.
 
     Raises:
         ValueError: The path is a folder, its folder does not exist, the disk has less free space than needed, or a row
             is out of the range of float16.
+        PermissionError: `path` cannot be replaced.
         OSError: Writing failed.
     """
     if path.is_dir() or not path.parent.is_dir():
@@ -93,9 +95,10 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
             with _note_path(path):
                 os.fsync(file.fileno())
         buffer.rows = torch.empty(0)  # Windows does not rename a file that is mapped
-        _replace(part, path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+    _replace(part, path)
 
 
 def map_rows(path: Path) -> Float[Tensor, "n d"]:
@@ -117,7 +120,12 @@ def _replace(part: Path, path: Path) -> None:
     try:
         part.replace(path)
     except PermissionError as error:
-        error.add_note(f"Windows does not replace a mapped file: delete the tensors that were read from {path}.")
+        raise PermissionError(
+            f"`out` must be a file that can be replaced, got {path}, which is in use or read-only: {error}. All rows "
+            f"are in {part}: delete the tensors that were read from {path.name}, and rename {part.name} to {path.name}."
+        ) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -33,8 +33,8 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: There are no images.
-        TypeError: `images` is not a map-style dataset, or is a `Subset` by a mask instead of indices. An item does not hold an image tensor, which is found when the
-            item is loaded.
+        TypeError: `images` is not a map-style dataset, or is a `Subset` by a mask instead of indices. An item does not
+            hold an image tensor, which is found when the item is loaded.
 
     Example:
         >>> image, index = IndexedImages(torch.zeros(5, 3, 8, 8))[4]
@@ -91,7 +91,7 @@ def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b 
 
 def _check_map_style(images: object) -> None:
     is_map_style = hasattr(images, "__len__") and hasattr(images, "__getitem__")
-    if isinstance(images, IterableDataset) or not is_map_style:
+    if isinstance(images, IterableDataset | str) or not is_map_style:
         raise type_error(
             "`images` must be a map-style dataset, with `__len__` and `__getitem__`",
             type(images).__name__,

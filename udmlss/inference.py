@@ -91,6 +91,8 @@ def embed(
         TypeError: `images` is not a map-style dataset, an item has no image tensor, the model has no trunk for
             `output="features"`, or the output is not a tensor.
         OSError: Writing the file failed. A previous file is unchanged.
+        PermissionError: The previous file cannot be replaced, as on Windows if a tensor is mapped to it. The message
+            names the temporary file, which holds all rows.
 
     Example:
         >>> embed(EmbeddingModel(nn.Flatten(), nn.Identity()), torch.rand(10, 3, 4, 4)).shape

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the program
 
 OPTIONS = """
     --backbone small --no-freeze-batch-norm --image-size 16 --embedding-size 8 --n-clusters 6 --steps 2
-    --relabel-every 1 --clusters-per-batch 2 --samples-per-cluster 2 --rotation-images 2 --n-neighbors 3
+    --relabel-every 1 --clusters-per-batch 2 --samples-per-cluster 2 --rotation-images 2
 """
 
 

@@ -99,6 +99,31 @@ def test_cub_resnet50_saves_a_model_that_scores_the_same(run, birds):
     assert trained[1:3] == scored
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning gives advice, for example
+def test_a_training_in_lightning_resumes_with_its_clusters(run, tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    predict, steps = udmlss.RotationPretextHead.predict_rotations, []
+
+    def fail_once(head, *arguments):
+        steps.append(head)
+        if len(steps) == 4:
+            raise RuntimeError("interrupted in the second round")
+        return predict(head, *arguments)
+
+    command = ["lightning_module.py", "--rounds", 3, "--steps", 2, "--folder"]
+    printed = run(*command, "uninterrupted")
+    monkeypatch.setattr(udmlss.RotationPretextHead, "predict_rotations", fail_once)
+    with pytest.raises(RuntimeError, match="interrupted in"):
+        run(*command, "interrupted")
+    assert run(*command, "interrupted")[-1] == printed[-1]
+    assert len(steps) == 4 + 4  # from the beginning of the second round
+    whole, resumed = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("uninterrupted", "interrupted")
+    )
+    torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
+    assert torch.equal(*(each["rounds"]["round"]["pseudo_labels"]["labels"] for each in (resumed, whole)))
+
+
 def test_two_processes_print_once_and_resume(tmp_path, birds, monkeypatch, capfd):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
     monkeypatch.chdir(tmp_path)

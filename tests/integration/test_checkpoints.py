@@ -249,3 +249,14 @@ def test_settings_of_equal_value_and_images_that_differ_by_rounding_are_the_same
     train(Checkpoint(tmp_path), cluster_images=images, max_steps=4, clip_norm=1, lr=1)
     decoded_elsewhere = (images * 255).round() / 255
     train(Checkpoint(tmp_path, resume=True), cluster_images=decoded_elsewhere, clip_norm=1.0, lr=1.0)
+
+
+def test_ctrl_c_while_saving_ends_training_with_a_result(tmp_path, monkeypatch):
+    def save(*_arguments):
+        error = RuntimeError("unexpected pos 64 vs 0")  # of torch, which then cannot complete the file
+        error.__context__ = KeyboardInterrupt()
+        raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    assert train(Checkpoint(tmp_path))["figures"][:2] == ("interrupt", 4)
+    assert saved_steps(tmp_path) == []

@@ -6,7 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import losses
+from pytorch_metric_learning import losses, miners
 from short_training import IMAGES, Augmented, criterion, make_model, make_pretrained_model, short_fit, weights
 from sklearn.cluster import AgglomerativeClustering
 from torch import nn
@@ -14,12 +14,16 @@ from torch import nn
 from udmlss import (
     BestWeights,
     ClusterPseudoLabeler,
+    Epochs,
     PseudoLabels,
     RotationPretextHead,
+    UDMLSSLoss,
     WeightAverage,
     embed,
+    fit,
     parameter_groups,
 )
+from udmlss.clustering import Communities
 from udmlss.losses import SelfSupervisedRanking
 
 
@@ -184,3 +188,28 @@ def test_learning_rates_are_those_of_the_default_optimizer():
     assert rates == [dict.fromkeys(("trunk", "new parts"), rate) for rate in (3e-5, 1e-3)] + [
         {"trunk": 0.5, "new parts": 0.25}
     ]
+
+
+def test_a_model_and_images_are_enough_and_the_defaults_are_those_of_the_documentation():
+    few_classes = IMAGES[:60]  # three classes, fewer clusters than a batch usually has
+    models = [make_pretrained_model() for _ in range(3)]
+    result = fit(models[0], few_classes, progress=False)
+    assert 2 <= result.pseudo_labels.n_clusters < 8
+    assert [report.step for report in result.history] == [1, 2, 3]
+    loss = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)
+    explicit = {
+        "labeler": ClusterPseudoLabeler(clusterer=Communities()),
+        "criterion": UDMLSSLoss(loss, miner=miners.MultiSimilarityMiner(epsilon=0.1)),
+        "views": 2,
+        "samples_per_cluster": 5,
+        "max_steps": Epochs(4),
+        "relabel_every": Epochs(1),
+        "freeze_batch_norm": True,
+        "trunk_lr": 3e-5,
+        "lr": 3e-5,
+        "average_weights": False,
+    }
+    fit(models[1], few_classes, progress=False, callbacks=WeightAverage(0.95), **explicit)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    fit(models[2], few_classes, progress=False, **explicit)
+    assert not torch.equal(weights(models[0]), weights(models[2]))

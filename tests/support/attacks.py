@@ -9,8 +9,9 @@ HEADER = "| attack | what was done | tried | held | command |\n|---|---|---|---|
 ATTACKS = {
     "kills": "A training is killed by SIGKILL at a random moment, half of them while it saves. No completed checkpoint "
     "is lost, and the resumed run ends with the weights of the uninterrupted run, bit for bit.",
-    "sigterm": "A training receives SIGTERM at a random moment. It saves its step, ends with exit code 143, and the "
-    "resumed run ends with the weights of the uninterrupted run, bit for bit.",
+    "sigterm": "A training receives SIGTERM at a random moment. It saves its step and ends with exit code 143, "
+    "or before its first step ends by the signal. The resumed run ends with the weights of the uninterrupted run, bit "
+    "for bit.",
     "disk": "A file cannot grow beyond a random size while a checkpoint is saved. `fit` raises OSError, earlier "
     "checkpoints are unchanged, and the run can be resumed.",
     "interrupts": "Ctrl-C arrives at a random function call of `fit`, or at a random time. `fit` returns a result or "

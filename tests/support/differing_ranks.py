@@ -122,7 +122,7 @@ SETTINGS = {
     "model.embedder.weight (8, 144) on rank 0 and (9, 144) on": lambda: {"d": either(9, 8)},
     "model.trunk.4.p 0.3 on rank 0 and 0.1 on": lambda: {"change": either(drop_less, None)},
     "model.embedder.bias float32, trained on rank 0 and float32, frozen on": lambda: {"change": either(freeze, None)},
-    "callbacks Logger on rank 0 and Logger, BestWeights on": lambda: {
+    "callbacks WeightAverage, Logger on rank 0 and WeightAverage, Logger, BestWeights on": lambda: {
         "callbacks": either([Logger(), BestWeights()], [Logger()]),
         "label_free": True,
     },

@@ -136,9 +136,7 @@ def test_a_data_loader_of_a_subset_of_indexed_images(convert):
 @pytest.mark.parametrize("wrap", [lambda part: part, lambda part: ConcatDataset([IMAGES, part])])
 def test_a_mask_as_indices_of_a_subset_is_an_error(convert, wrap):
     images = wrap(Subset(IMAGES, convert([False, True, True, False, True])))
-    with pytest.raises(
-        TypeError, match=r"`Subset` must have indices, got a mask of booleans\. Pass the indices at whi"
-    ):
+    with pytest.raises(TypeError, match=r"`Subset` must have indices, got a mask of booleans\. Pass the indices"):
         IndexedImages(images)
 
 
@@ -163,7 +161,9 @@ class Iterable(IterableDataset):
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-@pytest.mark.parametrize(("images", "name"), [(Iterable(), "Iterable"), (iter(IMAGES), "iterator"), ({0, 1}, "set")])
+@pytest.mark.parametrize(
+    ("images", "name"), [(Iterable(), "Iterable"), (iter(IMAGES), "iterator"), ({0, 1}, "set"), ("photos", "str")]
+)
 def test_rejects_a_dataset_that_is_not_map_style(images, name):
     message = rf"`images` must be a map-style dataset, with `__len__` and `__getitem__`, got .*{name}\. Load its items"
     with pytest.raises(TypeError, match=message):

@@ -55,6 +55,7 @@ NOT_CHECKED = {
     "Scores": RESULT,
     "StepReport": RESULT,
     "metrics.Retrieval": RESULT,
+    "neighbors.NeighborLists": RESULT,
 }
 
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
@@ -138,9 +139,14 @@ CALLS = {
     "metrics.retrieval": retrieval(metrics.retrieval),
     "models.BatchNormNeck": models.BatchNormNeck,
     "clustering.Communities": clustering.Communities,
+    "clustering.JaccardDBSCAN": clustering.JaccardDBSCAN,
     "clustering.cluster_means": lambda **changes: clustering.cluster_means(ROWS, LABELS, **changes),
     "clustering.k_means": lambda **changes: clustering.k_means(ROWS, **{"n_clusters": 3} | changes),
     "neighbors.average_with_neighbors": lambda **changes: neighbors.average_with_neighbors(ROWS, **changes),
+    "neighbors.k_reciprocal_similarity": lambda **changes: neighbors.k_reciprocal_similarity(
+        ROWS, (torch.arange(6).unsqueeze(1) + torch.arange(1, 6)) % 6, **{"k1": 2, "k2": 2} | changes
+    ),
+    "neighbors.neighbor_lists": lambda **changes: neighbors.neighbor_lists(ROWS, **{"k": 2} | changes),
     "losses.CBSwRLoss": lambda **changes: losses.CBSwRLoss(
         losses.ClusteringHead(4, 3), losses.Decoder((4, 1, 1), (3, 4, 4)), **changes
     ),

@@ -109,16 +109,34 @@ def test_a_file_has_the_usual_permissions(tmp_path):
     assert (tmp_path / "rows.npy").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_file_that_cannot_be_replaced_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+def test_rows_are_retained_if_the_file_cannot_be_replaced(tmp_path, monkeypatch):
+    """Windows does not replace a file that is mapped."""
+
     def refuse(*_):
         raise PermissionError(errno.EACCES, "in use")
 
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(PermissionError) as caught:
-        write(tmp_path / "rows.npy", [ROWS])
     path = tmp_path / "rows.npy"
-    message = f"Windows does not replace a mapped file: delete the tensors that were read from {path}."
-    assert caught.value.__notes__ == [message]
+    write(path, [ROWS + 1])
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(
+        PermissionError, match=r"`out` must be a file that can be replaced, got .*rows\.npy, which"
+    ) as caught:
+        write(path, [ROWS])
+    part, previous = sorted(tmp_path.iterdir(), key=lambda file: len(file.name), reverse=True)
+    assert f"All rows are in {part}: delete the tensors" in str(caught.value)
+    assert str(caught.value).endswith(f"and rename {part.name} to rows.npy.")
+    assert np.array_equal(np.load(previous), ROWS.numpy() + 1)
+    part.rename(path)
+    assert np.array_equal(np.load(path), ROWS.numpy())
+
+
+def test_another_error_of_replacing_leaves_no_partial_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        write(tmp_path / "rows.npy", [ROWS])
     assert not names(tmp_path)
 
 

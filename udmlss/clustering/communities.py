@@ -9,8 +9,8 @@ from torch import Tensor
 from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
 from udmlss.clustering.list_length import LENGTHS, choose_list_length
 from udmlss.clustering.map_equation import map_equation_communities
+from udmlss.neighbors.approximate import find_lists
 from udmlss.neighbors.graph import shared_neighbor_graph
-from udmlss.neighbors.search import search
 
 
 class Communities:
@@ -84,7 +84,7 @@ class Communities:
         self.check_size(len(rows))
         check_distinct(column_range, len(rows))
         self.n_neighbors_ = self._list_length() or choose_list_length(rows, seed=self.seed)
-        return self.labels_from_neighbors(search(rows, self.n_neighbors_)[1])
+        return self.labels_from_neighbors(find_lists(rows, self.n_neighbors_, seed=self.seed).indices)
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
         """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""

@@ -72,7 +72,7 @@ class JaccardDBSCAN:
         # thousands of equal rows would all be neighbors of each other
         retained, positions = limit_copies(rows, max(self.k1, self.k2, self.min_samples))
         labels = self._cluster(rows.detach() if len(retained) == len(rows) else rows[retained].detach())
-        return labels[positions.numpy(force=True)]
+        return np.asarray(labels[positions.numpy(force=True)])
 
     def _cluster(self, rows: Float[Tensor, "m d"]) -> NDArray[np.int64]:
         indices = find_lists(rows, max(self.k1, self.k2) - 1).indices

@@ -45,8 +45,6 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
         tensor([ 0,  0,  1,  1, -1])
     """
     labels, previous = _as_tensors(labels, previous)
-    if not len(labels):
-        raise value_error("`labels` must have a label for at least one image", "none", "Pass one label per image")
     k = int(labels.max()) + 1
     if k > _MAX_CLUSTERS:
         rule, remedy = f"`labels` must be below {_MAX_CLUSTERS}", "Renumber clusters by PseudoLabels.from_labels"

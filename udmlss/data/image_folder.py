@@ -67,7 +67,8 @@ def image_folder(
     Example:
         >>> images = image_folder("~/photos", transform=transform)  # doctest: +SKIP
     """
-    as_color(background), as_value_range(value_range), check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("on_error", on_error, ("raise", "skip"))
+    background, value_range = as_color(background), as_value_range(value_range)
     root = Path(root).expanduser()
     patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
     folders, files = _list_folder(root, patterns) if root.is_dir() else ([], [])
@@ -97,7 +98,7 @@ def _list_folder(folder: Path, exclude: Sequence[str]) -> tuple[list[Path], list
         for entry in sorted(entries, key=attrgetter("name")):
             if entry.name.startswith(".") or _matches(entry, exclude):
                 continue
-            if entry.is_dir():
+            if _is_kind(entry.is_dir):
                 folders.append(folder / entry.name)
             else:
                 files.append(entry)
@@ -127,8 +128,16 @@ def _select_images(entries: Sequence[os.DirEntry[str]]) -> list[Path]:
     return sorted((Path(entry.path) for entry in entries if _is_image(entry)), key=attrgetter("parts"))
 
 
+def _is_kind(test: Callable[[], bool]) -> bool:
+    """Return the result of `is_dir` or `is_file` of an entry; False for a link to itself, as for other broken links."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in _SUFFIXES and entry.is_file()
+    return Path(entry.name).suffix.lower() in _SUFFIXES and _is_kind(entry.is_file)
 
 
 def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> None:
@@ -136,7 +145,7 @@ def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> 
     unopened = [
         os.path.relpath(entry.path, root)
         for entry in entries
-        if Path(entry.name).suffix.lower() in _UNSUPPORTED_SUFFIXES or not entry.is_file()
+        if Path(entry.name).suffix.lower() in _UNSUPPORTED_SUFFIXES or not _is_kind(entry.is_file)
     ]
     if unopened:
         listed = ", ".join(unopened[:_MAX_NAMES]) + ", ..." * (len(unopened) > _MAX_NAMES)

@@ -26,6 +26,9 @@ class EmbeddingModel(nn.Module):
             object with several outputs, as models of Hugging Face do, its `pooler_output` is used.
         embedder: Module from features (b, f) to embeddings (b, d) of any length, often `nn.Linear(f, 512)`.
 
+    Raises:
+        TypeError: `trunk` or `embedder` is not a module.
+
     Example:
         >>> model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 64))
         >>> model(torch.rand(2, 3, 8, 8)).norm(dim=1).allclose(torch.ones(2))
@@ -34,6 +37,11 @@ class EmbeddingModel(nn.Module):
 
     def __init__(self, trunk: nn.Module, embedder: nn.Module) -> None:
         super().__init__()
+        for name, part in (("trunk", trunk), ("embedder", embedder)):
+            if not isinstance(part, nn.Module):
+                found = "the class " + part.__name__ if isinstance(part, type) else type(part).__name__
+                remedy = "Pass an instance of a subclass of nn.Module"
+                raise type_error(f"`{name}` must be an nn.Module", found, remedy)
         self.trunk = trunk
         self.embedder = embedder
 

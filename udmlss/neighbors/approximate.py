@@ -103,8 +103,8 @@ def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int
     _, nearest = without_self(search(embeddings, k + 1, embeddings[sampled]), sampled)
     distances = _squared_distances(embeddings, sampled, nearest)
     cells = _Cells.of(embeddings, generator)
-    ranks = cells.ranks(sampled, nearest).where(distances > _EQUAL, 0)  # any of the equal rows will do
-    n_cells = int(ranks.flatten().double().quantile(recall, interpolation="higher")) + 1
+    ranks = cells.ranks(sampled, nearest).cpu().where(distances > _EQUAL, 0)  # any of the equal rows will do
+    n_cells = int(ranks.flatten().float().quantile(recall, interpolation="higher")) + 1
     if n_cells > _LARGEST_FRACTION * len(cells.members):
         return NeighborLists(*search(embeddings, k), recall=1.0)
     similarities, indices = cells.search(embeddings, k, n_cells)
@@ -125,7 +125,7 @@ class _Cells:
 
     centers: Float32[Tensor, "c d"]
     labels: Int64[Tensor, " n"]
-    members: tuple[Int64[Tensor, " m"], ...]
+    members: tuple[Int64[Tensor, "_"], ...]  # of any length each
 
     @classmethod
     def of(cls, embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> "_Cells":
@@ -194,7 +194,7 @@ def _k_means(rows: Float32[Tensor, "m d"], n_clusters: int, nearest_centers: Sea
 def _squared_distances(
     embeddings: Float[Tensor, "n d"], rows: Int64[Tensor, " q"], neighbors: Int64[Tensor, "q k"]
 ) -> Float64[Tensor, "q k"]:
-    """Return the squared distances between the directions of rows and of their neighbors."""
+    """Return the squared distances between the directions of rows and of their neighbors, on the CPU."""
     own = unit_vectors(with_float64(embeddings[rows]))
     columns = [unit_vectors(with_float64(embeddings[column])) - own for column in neighbors.T]
-    return torch.stack([differences.square_().sum(dim=1) for differences in columns], dim=1).to(rows.device)
+    return torch.stack([differences.square_().sum(dim=1) for differences in columns], dim=1).cpu()

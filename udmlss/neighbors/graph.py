@@ -51,4 +51,4 @@ def shared_neighbor_graph(indices: Int64[Tensor, "n k"]) -> csr_array:
 def _n_shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the number of items that two lists in the same row (m, k) share."""
     both = np.sort(np.concatenate([one, other], axis=1), axis=1)
-    return np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1)
+    return np.asarray(np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1))

@@ -109,6 +109,7 @@ def _jaccard(encoding: csr_array) -> csr_array:
     sizes = np.diff(inverted.indptr)
     n_minima = np.concatenate([[0], np.cumsum(sizes[encoding.indices])])[encoding.indptr]
     begins = np.unique(np.searchsorted(n_minima, np.arange(0, n_minima[-1], _NUMBERS)))
+    begins = begins[begins < n]
     ends, identity = [*begins[1:], n], eye_array(n, format="csr")
     parts = [_jaccard_of(slice(*rows), encoding, inverted, identity) for rows in zip(begins, ends, strict=True)]
     return csr_array(vstack(parts))

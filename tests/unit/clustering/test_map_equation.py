@@ -53,6 +53,11 @@ def test_no_move_of_one_node_and_no_merge_of_two_communities_shortens_the_code(s
             assert code_length(weights, np.where(found == one, other, found)) > least - 1e-9
 
 
+def test_a_graph_without_edges_and_a_complete_graph_have_communities():
+    assert map_equation_communities(csr_array((5, 5))).tolist() == [0, 1, 2, 3, 4]
+    assert set(map_equation_communities(csr_array(1 - np.eye(60))).tolist()) == {0}
+
+
 def test_nodes_without_edges_are_communities_of_their_own():
     weights = csr_array(([1.0, 1.0], ([0, 1], [1, 0])), shape=(4, 4))
     assert map_equation_communities(weights).tolist() == [0, 0, 1, 2]

@@ -107,5 +107,5 @@ def test_ids_that_no_cluster_can_have_are_ignored_or_rejected():
     assert match_ids([-1, -1], previous=[0, 1]).tolist() == [-1, -1]
     with pytest.raises(ValueError, match=r"`labels` must be below 16777216, got 1000000000\. Renumber clusters"):
         match_ids([10**9, 0], previous=[0, 1])
-    with pytest.raises(ValueError, match=r"`labels` must have a label for at least one image, got none\."):
+    with pytest.raises(ValueError, match=r"`labels` must hold at least one label, got none\."):
         match_ids(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))

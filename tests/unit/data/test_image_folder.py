@@ -87,10 +87,11 @@ def test_a_warning_names_unsupported_images_and_broken_links(tmp_path):
         save_image(tmp_path / name)
     (tmp_path / "dog" / "IMG_1.HEIC").touch()
     (tmp_path / "missing").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
     (tmp_path / "cat" / "2.png").symlink_to("no/such/file.png")
     os.mkfifo(tmp_path / "cat" / "3.png")
-    unopened = ", ".join(["missing", *(os.path.join("cat", f"{number}.png") for number in (2, 3))])  # noqa: PTH118
-    with pytest.warns(UserWarning, match=rf"^4 files in {tmp_path} are not opened, .*: {unopened}, dog.IMG_1\.HEIC\."):
+    unopened = ", ".join(["itself", "missing", *(os.path.join("cat", f"{number}.png") for number in (2, 3))])  # noqa: PTH118
+    with pytest.warns(UserWarning, match=rf"^5 files in {tmp_path} are not opened, .*: {unopened}, dog.IMG_1\.HEIC\."):
         images = image_folder(tmp_path)
     assert (names(images), images.classes) == (["1.png", "1.png"], ["cat", "dog"])
 

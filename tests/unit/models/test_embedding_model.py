@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -75,3 +76,16 @@ def test_embedding_size_above_that_of_the_features_is_an_error_before_all_images
 def test_model_of_a_trunk_needs_images_that_differ():
     with pytest.raises(ValueError, match="must differ, got 4 equal rows"):
         EmbeddingModel.from_trunk(nn.Flatten(), torch.ones(4, 3, 2, 2), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((len, nn.Identity()), r"`trunk` must be an nn\.Module, got builtin_function_or_method\. Pass an instance"),
+        ((nn.Flatten(), nn.Identity), r"`embedder` must be an nn\.Module, got the class Identity\. Pass an instance"),
+    ],
+)
+def test_parts_must_be_modules(parts, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=message):
+        EmbeddingModel(*parts)

@@ -47,6 +47,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
     except BaseException as error:
         part.unlink(missing_ok=True)
         checksum.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch raises RuntimeError if Ctrl-C interrupts a write
+            raise error.__context__ from None
         if isinstance(error, OSError | RuntimeError):  # torch raises RuntimeError when a write fails
             message = f"The checkpoint {path} could not be written; earlier checkpoints are unchanged. {error}"
             raise OSError(message) from error

@@ -8,8 +8,7 @@ from points import blobs, noise, objective, same_clusters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from udmlss import ClusterPseudoLabeler, _chunks, label_free_scores, model_selection
-from udmlss.clustering import kmeans, kmeans_plusplus, lloyd
-from udmlss.clustering.kmeans import cluster_means, k_means
+from udmlss.clustering.kmeans import cluster_means, clusters, initial_centers, k_means, lloyd
 from udmlss.neighbors.backends import euclidean_search, has_gpu
 
 faiss = pytest.importorskip("faiss")
@@ -24,7 +23,7 @@ def backend(request):
 def _slices(monkeypatch):
     """Read points in slices of 64 rows, and start k-means from a sample."""
     monkeypatch.setattr(_chunks, "_ROWS", 64)
-    monkeypatch.setattr(kmeans_plusplus, "IN_MEMORY", 1024)
+    monkeypatch.setattr(initial_centers, "IN_MEMORY", 1024)
 
 
 def lloyd_by_hand(points, centers, max_iter):
@@ -142,9 +141,9 @@ def test_iterations_end_when_no_point_changes_its_cluster(backend, monkeypatch):
     torch.testing.assert_close(centers, means)
 
 
-@pytest.mark.parametrize("in_memory", [kmeans_plusplus.IN_MEMORY, 4096], ids=["all points", "sample"])
+@pytest.mark.parametrize("in_memory", [initial_centers.IN_MEMORY, 4096], ids=["all points", "sample"])
 def test_a_warm_start_needs_at_most_half_the_iterations(monkeypatch, in_memory):
-    monkeypatch.setattr(kmeans_plusplus, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(initial_centers, "IN_MEMORY", in_memory)
     points, k = blobs(k=40, each=50, d=8, scale=1)[0], 40
     later = points + 0.1 * noise(2000, seed=5)
     means = cluster_means(later, k_means(points, k), k)
@@ -238,7 +237,7 @@ def gpu_faiss(monkeypatch):
     fake.knn_gpu = knn_gpu
     monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(kmeans, "_import_faiss", lambda _: fake)
+    monkeypatch.setattr(clusters, "_import_faiss", lambda _: fake)
     return fake
 
 
@@ -254,7 +253,7 @@ def test_the_gpu_is_used_if_faiss_and_torch_have_one(gpu_faiss, monkeypatch):
 
 
 def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
-    for module in (lloyd, kmeans_plusplus):
+    for module in (lloyd, initial_centers):
         monkeypatch.setattr(
             module, "euclidean_search", lambda faiss, device, dtype: (device, euclidean_search(faiss, device, dtype)[1])
         )

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from udmlss._chunks import IN_MEMORY
-from udmlss.clustering.lloyd import Assignment, lloyd, unassigned
-from udmlss.clustering.points import Points, read
+from udmlss.clustering.kmeans.lloyd import Assignment, lloyd, unassigned
+from udmlss.clustering.kmeans.points import Points, read
 from udmlss.neighbors.backends import euclidean_search
 
 Seed = int | tuple[int, int]  # of a generator of NumPy

@@ -12,10 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from udmlss._checks import value_error
-from udmlss._checksums import checksum, checksums, has_numbers
-from udmlss._settings import describe, is_plain
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import all_gather_objects, world_size
+from udmlss.training.identity.checksums import checksum, checksums, has_numbers
+from udmlss.training.identity.settings import describe, is_plain
 from udmlss.types import Stateful
 
 if TYPE_CHECKING:

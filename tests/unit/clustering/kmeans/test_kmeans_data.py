@@ -10,7 +10,8 @@ from points import objective
 from sklearn.cluster import KMeans
 
 from udmlss import ClusterPseudoLabeler
-from udmlss.clustering import cluster_means, k_means, kmeans
+from udmlss.clustering import cluster_means, k_means
+from udmlss.clustering.kmeans import clusters
 
 LIMIT = 1.2  # times the objective of the best of ten runs of scikit-learn
 
@@ -21,7 +22,7 @@ def _backend(request, monkeypatch):
         pytest.importorskip("faiss")
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)
-        monkeypatch.setattr(kmeans, "_warn_of_missing_faiss", lambda: None)
+        monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
 
 
 def scaled(points):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from udmlss._checks import as_labels, check_distinct, check_embeddings, check_integer, value_error
 from udmlss._chunks import IN_MEMORY, ColumnRange, group_means, row_slices, with_float64
-from udmlss.clustering.kmeans_plusplus import Seed, initial_centers
-from udmlss.clustering.lloyd import lloyd
-from udmlss.clustering.points import Points, ScaledPoints, differ_from_first, first_members, read
+from udmlss.clustering.kmeans.initial_centers import Seed, initial_centers
+from udmlss.clustering.kmeans.lloyd import lloyd
+from udmlss.clustering.kmeans.points import Points, ScaledPoints, differ_from_first, first_members, read
 from udmlss.neighbors.backends import faiss_errors, full_precision, import_faiss
 from udmlss.types import Labels
 

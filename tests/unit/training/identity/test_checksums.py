@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-import udmlss._checksums
+import udmlss.training.identity.checksums
 from udmlss import IndexedImages
-from udmlss._checksums import checksum, checksums
 from udmlss.data.image_files import ImageFiles
+from udmlss.training.identity.checksums import checksum, checksums
 
 N = 12
 ROWS = torch.rand(N, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -121,12 +121,12 @@ def test_the_slices_that_are_read_do_not_change_a_checksum(monkeypatch):
     expected = checksum(rows)
     assert checksum(rows.numpy()) == expected
     for numbers in (1, 100, 1000):
-        monkeypatch.setattr(udmlss._checksums, "_NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(udmlss.training.identity.checksums, "_NUMBERS_AT_ONCE", numbers)
         assert checksum(rows) == expected
 
 
 def test_some_numbers_of_each_row_count_if_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(udmlss._checksums, "_MAX_NUMBERS", 5)
+    monkeypatch.setattr(udmlss.training.identity.checksums, "_MAX_NUMBERS", 5)
     rows = torch.rand(50, 3, 7)
     for index in range(50):
         changed = rows.clone()

@@ -11,8 +11,7 @@ from points import blobs, noise, objective, same_clusters
 from sklearn.cluster import KMeans
 
 from udmlss import _chunks
-from udmlss.clustering import kmeans
-from udmlss.clustering.kmeans import cluster_means, k_means
+from udmlss.clustering.kmeans import cluster_means, clusters, k_means
 
 
 @pytest.fixture(params=["faiss", "scikit-learn"])
@@ -22,7 +21,7 @@ def cluster(request, monkeypatch):
         pytest.importorskip("faiss")
         return k_means
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(kmeans, "_warn_of_missing_faiss", lambda: None)
+    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
     return k_means
 
 
@@ -135,7 +134,7 @@ def test_rejects_initial_centers_that_are_not_finite():
 
 def test_an_empty_cluster_is_filled(monkeypatch):
     points = torch.tensor([[0.0], [0.1], [5.0], [0.3]])
-    monkeypatch.setattr(kmeans, "lloyd", lambda *_: (torch.tensor([0, 0, 0, 2]), None, 9.0))
+    monkeypatch.setattr(clusters, "lloyd", lambda *_: (torch.tensor([0, 0, 0, 2]), None, 9.0))
     assert k_means(points, 3).tolist() == [0, 0, 1, 2]
 
 
@@ -172,7 +171,7 @@ def test_accepts_gradients_transposed_memory_and_numpy_integers(cluster):
 
 def test_warns_once_if_faiss_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    kmeans._warn_of_missing_faiss.cache_clear()
+    clusters._warn_of_missing_faiss.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for seed in range(3):
@@ -234,7 +233,7 @@ def test_empty_clusters_get_the_rows_farthest_from_their_means_in_slices_of_any_
     arguments = torch.from_numpy(points), torch.from_numpy(labels), k
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_chunks, "_ROWS", data.draw(st.integers(1, 12)))
-        filled = kmeans._fill_empty_clusters(*arguments).numpy()
+        filled = clusters._fill_empty_clusters(*arguments).numpy()
     assert np.array_equal(labels, before)
     assert np.array_equal(filled, filled_by_hand(points, labels, k))
     assert set(labels) <= set(filled) <= set(range(k))
@@ -243,7 +242,7 @@ def test_empty_clusters_get_the_rows_farthest_from_their_means_in_slices_of_any_
 def test_equal_rows_do_not_fill_an_empty_cluster():
     labels = torch.tensor([0, 0, 0, 2, 2])
     points = torch.tensor([[1.0, 1], [3, 3]])[[0, 0, 0, 1, 1]]
-    assert torch.equal(kmeans._fill_empty_clusters(points, labels, 4), labels)
+    assert torch.equal(clusters._fill_empty_clusters(points, labels, 4), labels)
 
 
 @given(st.data())

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from udmlss._chunks import row_slices
-from udmlss.clustering.points import Points, ScaledPoints
+from udmlss.clustering.kmeans.points import Points, ScaledPoints
 from udmlss.neighbors.backends import Search, euclidean_search
 
 _SPLIT_OFFSET = 1 / 1024  # relative offset of the two halves of a split cluster from its center, as in faiss

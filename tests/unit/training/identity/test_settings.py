@@ -7,8 +7,8 @@ from sklearn.cluster import HDBSCAN
 from torch import nn
 
 from udmlss import ClusterPseudoLabeler
-from udmlss._settings import describe
 from udmlss.training.identity import differences
+from udmlss.training.identity.settings import describe
 
 
 def descriptions(module):
