@@ -73,7 +73,7 @@ class UDMLSS(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3, lr=1e-3))
+        return torch.optim.AdamW(parameter_groups(self.model, self.criterion, self.head, trunk_lr=1e-3))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rounds"] = self.rounds.state_dict()

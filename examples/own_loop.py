@@ -1,11 +1,11 @@
-"""The training loop written out: the same result as `fit`, bit for bit on the CPU."""
+"""The training loop written out: the same result as `fit` without averaged weights, bit for bit on the CPU."""
 
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import nn
 from torchvision.transforms import v2
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, Rounds, UDMLSSLoss, evaluate, parameter_groups
+from udmlss import EmbeddingModel, Rounds, UDMLSSLoss, evaluate, parameter_groups
 from udmlss.data import glyphs
 
 torch.manual_seed(0)
@@ -19,7 +19,7 @@ trunk = nn.Sequential(
 model = EmbeddingModel(trunk, nn.Linear(2048, 128))
 criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
 optimizer = torch.optim.AdamW(parameter_groups(model, criterion, trunk_lr=1e-3))
-rounds = Rounds(model, train, ClusterPseudoLabeler(500), cluster_images=plain, max_steps=300, relabel_every=75)
+rounds = Rounds(model, train, cluster_images=plain, max_steps=300, relabel_every=75)
 
 print("before:", evaluate(model, test, test.labels))
 model.train()
