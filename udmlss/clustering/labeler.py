@@ -17,7 +17,7 @@ from udmlss.clustering.communities import Communities
 from udmlss.clustering.kmeans import check_count, cluster_rows
 from udmlss.clustering.matching import agreement, match_ids
 from udmlss.neighbors.search import averages_with_neighbors, check_n_neighbors
-from udmlss.types import Labeler, Labels, PseudoLabels
+from udmlss.types import Labels, PseudoLabels
 
 
 @runtime_checkable
@@ -200,7 +200,7 @@ class ClusterPseudoLabeler:
         return found
 
     def _labels_of_clusterer(self, embeddings: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
-        if _has_fit_predict(self.clusterer):
+        if has_fit_predict(self.clusterer):
             rows = embeddings.to("cpu", torch.float32, copy=True).numpy()  # a clusterer may write to its input
             found = clone(self.clusterer, safe=False).fit_predict(rows)
         else:
@@ -221,51 +221,6 @@ class ClusterPseudoLabeler:
         return centers[: self.n_clusters]
 
 
-def as_labeler(labeler: Any) -> Labeler:  # noqa: ANN401 (anything may be passed as a labeler)
-    """Return a labeler for everything that `fit` and `Rounds` accept as one.
-
-    Args:
-        labeler: An object with `label(embeddings)`, a clusterer with scikit-learn's `fit_predict`, or a function of
-            embeddings. `label` and the function return `PseudoLabels` or labels (n,).
-
-    Raises:
-        TypeError: `labeler` is none of these.
-    """
-    if isinstance(labeler, ClusterPseudoLabeler):
-        return labeler
-    if not isinstance(labeler, type):
-        if callable(getattr(labeler, "label", None)):
-            return _LabelerAdapter(labeler)
-        if _has_fit_predict(labeler) or callable(labeler):
-            return ClusterPseudoLabeler(clusterer=labeler)
-    raise type_error(
-        "`labeler` must have `label(embeddings)` or scikit-learn's `fit_predict`, or be a function of embeddings",
-        f"{labeler!r}",
-        "Pass an instance, such as ClusterPseudoLabeler(100)",
-    )
-
-
-class _LabelerAdapter:
-    """A labeler around one that may return bare labels in place of `PseudoLabels`.
-
-    Args:
-        labeler: An object with `label(embeddings)`. Its state and its default seed remain accessible.
-    """
-
-    def __init__(self, labeler: Any) -> None:  # noqa: ANN401 (its `label` may return labels of any type)
-        self.labeler = labeler
-        for name in ("state_dict", "load_state_dict", "set_default_seed"):
-            if hasattr(labeler, name):
-                setattr(self, name, getattr(labeler, name))
-
-    def label(self, embeddings: Float[Tensor, "n d"]) -> PseudoLabels:
-        """Return the labels of the wrapped labeler as `PseudoLabels`."""
-        found = self.labeler.label(embeddings)
-        is_pseudo_labels = isinstance(found, PseudoLabels)
-        labels = as_labels(found.labels if is_pseudo_labels else found, len(embeddings), "labels of the labeler")
-        return found if is_pseudo_labels else PseudoLabels.from_labels(labels, embeddings)
-
-
 def _n_clusters_or_clusterer(n_clusters: Any, images_per_cluster: Any, clusterer: Any) -> tuple[int | None, Any]:  # noqa: ANN401
     """Return the number of clusters of k-means and None, or None and the clusterer."""
     settings = {"n_clusters": n_clusters, "images_per_cluster": images_per_cluster, "clusterer": clusterer}
@@ -279,7 +234,7 @@ def _n_clusters_or_clusterer(n_clusters: Any, images_per_cluster: Any, clusterer
     if n_clusters is None and clusterer is None:
         return None, Communities(images_per_cluster=images_per_cluster)
     one = n_clusters if clusterer is None else clusterer
-    if not isinstance(one, type) and (_has_fit_predict(one) or callable(one)):
+    if not isinstance(one, type) and (has_fit_predict(one) or callable(one)):
         return None, one
     if clusterer is None and not isinstance(one, type):
         check_integer("n_clusters", one, 2)
@@ -291,7 +246,8 @@ def _n_clusters_or_clusterer(n_clusters: Any, images_per_cluster: Any, clusterer
     )
 
 
-def _has_fit_predict(clusterer: object) -> bool:
+def has_fit_predict(clusterer: object) -> bool:
+    """Return whether an object clusters as clusterers of scikit-learn do."""
     return callable(getattr(clusterer, "fit_predict", None))
 
 

@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
 from udmlss._threads import one_training_per_process
+from udmlss.clustering.any_labeler import as_labeler
 from udmlss.clustering.kmeans import cluster_means
-from udmlss.clustering.labeler import ClusterPseudoLabeler, as_labeler
+from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import all_estimators
 
 from udmlss import ClusterPseudoLabeler
-from udmlss.clustering.labeler import as_labeler
+from udmlss.clustering.any_labeler import as_labeler
 from udmlss.neighbors import average_with_neighbors
 from udmlss.types import Labeler, PseudoLabels, Stateful
 
