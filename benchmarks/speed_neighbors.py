@@ -84,13 +84,13 @@ def _search(embeddings: Tensor, exact_up_to: int | None) -> approximate.Neighbor
 
 
 def unequal_classes(n: int, d: int) -> Tensor:
-    """Return unit vectors of about n / 20 classes of unequal sizes, in families of similar classes.
+    """Return unit vectors of about n / 60 classes of unequal sizes, in families of similar classes.
 
     Half of the variance within classes is in a few directions, as in embeddings of photographs.
     """
     generator = torch.Generator().manual_seed(0)
     normal = partial(torch.randn, generator=generator)
-    n_classes = max(2, n // 20)
+    n_classes = max(2, n // 60)
     families = functional.normalize(normal(max(1, n_classes // 20), d))
     family = torch.randint(len(families), (n_classes,), generator=generator)
     centers = functional.normalize(families[family] + 0.8 * functional.normalize(normal(n_classes, d)))
@@ -100,7 +100,7 @@ def unequal_classes(n: int, d: int) -> Tensor:
     vectors = torch.empty(n, d)
     for rows in torch.arange(n).split(2**16):
         within = normal(len(rows), d) / d**0.5 + normal(len(rows), len(directions)) @ directions / SPREAD**0.5
-        vectors[rows] = functional.normalize(centers[classes[rows]] + 0.85 * within)
+        vectors[rows] = functional.normalize(centers[classes[rows]] + 0.7 * within)
     return vectors
 
 
