@@ -67,7 +67,7 @@ def test_run_holds_settings_versions_scores_and_history(results):
 @pytest.mark.parametrize(
     ("term", "expected"),
     [
-        ("rotation_loss", {"udml-ss", "udml-ss-ranking", "udml-ss-synthesis"}),
+        ("rotation_loss", {"udml-ss", "udml-ss-true-k", "udml-ss-ranking", "udml-ss-synthesis"}),
         ("auxiliary_loss", {"ranking", "udml-ss-ranking"}),
     ],
 )

@@ -216,7 +216,7 @@ DIFFERENCES = {
         "labeler.average_neighbors none instead of 2",
     ),
     "labeler": ({"labeler": KMeans(6)}, "labeler.clusterer none instead of KMeans"),
-    "learning rate": ({"lr": 0.1}, r"optimizer\.new parts\.lr 0\.001 instead of 0\.1"),
+    "learning rate": ({"lr": 0.1}, r"optimizer\.new parts\.lr 3e-05 instead of 0\.1"),
     "optimizer": ({"optimizer": adam, "rotation_head": None}, r"optimizer\.0\.lr none instead of 0\.01|rotation_head"),
     "callback": ({"callbacks": [EarlyStopping("agreement")]}, "callbacks  instead of EarlyStopping"),
     "average": ({"callbacks": [WeightAverage(0.9)]}, r"callbacks  instead of WeightAverage\(0\.9\)"),

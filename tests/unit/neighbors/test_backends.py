@@ -6,7 +6,8 @@ import pytest
 import torch
 from points import blobs, same_clusters
 
-from udmlss.clustering import k_means, kmeans
+from udmlss.clustering import k_means
+from udmlss.clustering.kmeans import clusters
 from udmlss.neighbors import backends, nearest
 
 
@@ -25,7 +26,7 @@ class BrokenFaiss:
 def _fresh(monkeypatch):
     """Import faiss anew, and warn anew."""
     monkeypatch.setattr(backends, "faiss_errors", [])
-    monkeypatch.setattr(kmeans, "faiss_errors", backends.faiss_errors)
+    monkeypatch.setattr(clusters, "faiss_errors", backends.faiss_errors)
     for name in [name for name in sys.modules if name.split(".")[0] == "faiss"]:
         monkeypatch.delitem(sys.modules, name)
 

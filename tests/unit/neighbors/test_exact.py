@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udmlss import ClusterPseudoLabeler, evaluate_embeddings, label_free_scores, metrics
-from udmlss.clustering import cluster_means, k_means, kmeans
+from udmlss.clustering import cluster_means, k_means
+from udmlss.clustering.kmeans import clusters
 from udmlss.neighbors import exact, nearest, search
 
 
@@ -169,7 +170,7 @@ def test_unit_vectors_have_length_1_and_keep_small_differences():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_have_full_precision_under_autocast_and_with_low_matmul_precision(monkeypatch, name, dtype):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(kmeans, "_warn_of_missing_faiss", lambda: None)
+    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
     rows, labels = ROWS[name](), torch.arange(len(ROWS[name]())) % 5
     functions = {
         "nearest": lambda: torch.cat(nearest(rows, 5), dim=1),
