@@ -189,7 +189,11 @@ def fit(
             error.add_note(f"`fit` had taken {run.step} steps in {len(run.history)} complete rounds.")
             raise
         finally:
-            hooks.end(run)
+            try:
+                hooks.end(run)
+            except KeyboardInterrupt:  # a second Ctrl-C must not leave the folder of a checkpoint locked
+                hooks.end(run)
+                raise
     broadcast_buffers(model)  # batch norm has other running statistics on each rank
     return run.result()
 

@@ -75,11 +75,22 @@ class Callbacks:
         return run.stop_request is not None
 
     def end(self, run: "Run") -> None:
-        """Call `on_end` of every callback that was started, the last one first, also if one of them raises an error."""
+        """Call `on_end` of every callback that was started, the last one first, also if one of them raises an error.
+
+        A second call ends the callbacks whose `on_end` was not called, or was interrupted by Ctrl-C.
+        """
         with ExitStack() as stack:
-            for callback in self._started:
-                if hasattr(callback, "on_end"):
-                    stack.callback(callback.on_end, run)
+            for callback in list(self._started):
+                stack.callback(self._end_one, callback, run)
+
+    def _end_one(self, callback: Any, run: "Run") -> None:  # noqa: ANN401 (a callback may be of any type)
+        try:
+            if hasattr(callback, "on_end"):
+                callback.on_end(run)
+        except Exception:
+            self._started.remove(callback)
+            raise
+        self._started.remove(callback)
 
 
 def _is_function(callback: object) -> bool:
