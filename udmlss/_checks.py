@@ -80,7 +80,7 @@ def as_features(output: object, source: str = "The trunk") -> Float[Tensor, "b f
         source: Subject of the error messages.
 
     Raises:
-        TypeError: There is no tensor.
+        TypeError: The output is not a tensor and has no `pooler_output` that is one.
         ValueError: The tensor is not 2-D.
     """
     features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)

@@ -52,7 +52,7 @@ def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None
     further clusters are copies of them, which `move_proxies` rotates to their centers, and their state is zero.
 
     Raises:
-        ValueError: The number changes after a training step, and there is no optimizer.
+        ValueError: The number of clusters changes after a training step, and `optimizer` is None.
     """
     n_classes = _n_classes(loss)
     if n_classes in (None, n_clusters):

@@ -10,7 +10,7 @@ class BatchNormNeck(nn.BatchNorm1d):
 
     It is the embedder itself, as in the publications, or the last layer of one. Normalized columns have mean 0, so that
     embeddings do not lie in a narrow cone. `fit(freeze_batch_norm=True)` fixes the statistics of a pretrained trunk and
-    trains those of a new neck. A later `fit` fixes the statistics of the neck too, because they are no longer initial.
+    trains those of a new neck. A later `fit` takes the neck as pretrained and fixes its statistics too.
 
     Args:
         num_features: Dimension f of the features, at least 1.

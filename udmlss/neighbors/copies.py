@@ -10,7 +10,7 @@ _SEED = 0  # of the coefficients, which only distribute the keys
 
 
 def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]]:
-    """Leave out further copies of rows that occur more than `most` times.
+    """Remove further copies of rows that occur more than `most` times.
 
     Args:
         embeddings: Rows of any floating type, in memory or mapped from a file.
@@ -18,7 +18,7 @@ def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Ten
 
     Returns:
         The indices of the retained rows, in ascending order; and for each row its position among the retained rows,
-        or that of its first copy if it was left out.
+        or the position of its first copy if it was removed.
     """
     _, groups = torch.cat([_keys(embeddings[rows]) for rows in row_slices(embeddings)]).unique(return_inverse=True)
     order = groups.argsort(stable=True)
