@@ -38,7 +38,7 @@ $(VENV)/.demo: pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --group test --group docs
+	$(BIN)/python -m pip install --quiet --editable ".[faiss-cpu,demo,timm,tensorboard,wandb,mlflow,onnx,hub]" --group test --group docs
 	touch $@
 
 clean:
