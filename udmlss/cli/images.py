@@ -1,0 +1,68 @@
+"""Images below a folder or in a list of paths."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from udmlss._checks import value_error
+from udmlss.data import ImageFiles, find_images, read_paths
+from udmlss.data.quality import ImageCheck, check_images
+
+
+def check(
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    min_size: int = 32,
+    progress: bool = True,
+) -> ImageCheck:
+    """Read all images of a folder and show which are broken, unusual or duplicates.
+
+    Args:
+        folder: Folder whose images are read, also those in its subfolders, or a .txt, .csv or .parquet file with the
+            paths of images.
+        out: Name of a .csv file to which all findings are written. By default none is written.
+        min_size: Shorter side in pixels below which an image is tiny.
+        progress: Whether to print what is done.
+
+    Returns:
+        The findings.
+
+    Raises:
+        ValueError: There are no images, or `min_size` is below 1.
+        OSError: The .csv file cannot be written.
+
+    Example:
+        >>> from udmlss import cli
+        >>> print(cli.check("photos"))  # doctest: +SKIP
+    """
+    found = check_images(open_images(folder), min_size=min_size, progress=progress)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False) -> Sequence[Path]:
+    """Return the absolute paths of the images below a folder, or in a text, CSV or Parquet file.
+
+    Raises:
+        ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode.
+        OSError: A file in a list of paths does not exist.
+    """
+    source = Path(folder).expanduser().absolute()
+    if not source.exists():
+        rule = "`folder` must be a folder of images, or a .txt, .csv or .parquet file with their paths"
+        raise value_error(rule, f"{folder}, which does not exist", "Check the path")
+    paths = find_images(source) if source.is_dir() else read_paths(source)
+    for path in paths:
+        if not _is_unicode(path):  # a Parquet file could not hold it
+            raise value_error("The path of an image must be valid Unicode", ascii(str(path)), "Rename the file")
+    return ImageFiles(paths, on_error="skip").paths if skip_unreadable else paths
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
