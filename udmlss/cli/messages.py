@@ -17,8 +17,9 @@ def _print_line(line: str) -> None:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number and a noun, as in "1 picture" and "2,665 pictures"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return a number and a noun, as in "1 image" and "2,665 images"."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def duration(seconds: float) -> str:

@@ -119,18 +119,16 @@ def report(run: str | os.PathLike[str]) -> Path:
     """
     found = RunFolder.finished(run)
     summary = found.read_summary()
-    with replacing(found.report) as part:
-        write_report(
-            part,
-            ImageFiles(found.read_paths()),
-            torch.from_numpy(np.load(found.embeddings)),
-            found.read_pseudo_labels(),
-            history=summary.history,
-            start_embeddings=torch.from_numpy(np.load(found.start_embeddings)).float(),
-            title=found.folder.absolute().name,
-            summary=str(summary),
-        )
-    return found.report
+    return write_report(
+        found.report,
+        found.read_paths(),
+        found.read_embeddings(),
+        found.read_pseudo_labels(),
+        history=summary.history,
+        start_embeddings=torch.from_numpy(np.load(found.start_embeddings)).float(),
+        title=found.folder.absolute().name,
+        summary=summary.describe(),
+    )
 
 
 def open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:

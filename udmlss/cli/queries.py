@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import udmlss
 from udmlss._checks import check_integer, check_number, value_error
@@ -78,7 +77,7 @@ def search(
     machine = Machine.choose(device, image_size=backbone.image_size, workers=0)
     embedded = udmlss.embed(machine.place(model), ImageFiles(queries, transform=backbone.test_transform()))
     paths = found.read_paths()
-    index = SearchIndex(torch.from_numpy(np.load(found.embeddings)), np.arange(len(paths)))
+    index = SearchIndex(found.read_embeddings(), np.arange(len(paths)))
     ids, similarities = index.search(embedded, min(k + 1, len(paths)))
     results = [
         _without_itself(query, [paths[row] for row in rows], values, k)

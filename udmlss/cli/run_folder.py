@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from pyarrow import parquet
+from torch import Tensor
 
 from udmlss import PseudoLabels
 from udmlss._checks import value_error
@@ -110,6 +113,10 @@ class RunFolder:
     def read_paths(self) -> list[Path]:
         """Return the path of each image."""
         return [Path(path) for path in self._column("path").to_pylist()]
+
+    def read_embeddings(self) -> Float[Tensor, "n d"]:
+        """Return the embeddings of the images."""
+        return torch.from_numpy(np.load(self.embeddings))
 
     def read_pseudo_labels(self) -> PseudoLabels:
         """Return the clusters of the images."""

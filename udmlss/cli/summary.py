@@ -69,16 +69,17 @@ class TrainedRun:
         return f"TrainedRun({str(self.folder)!r}, n_images={self.n_images}, n_clusters={len(self.cluster_sizes)})"
 
     def __str__(self) -> str:
-        files = columns([(short_path(self.folder / name), text) for name, text in _FILES.items()])
+        files = [(short_path(self.folder / name), text) for name, text in _FILES.items() if (self.folder / name).exists()]
         search = f"Search it with: udmlss search {short_path(self.folder)} IMAGE"
-        return "\n\n".join([f"{self._training()}\n{self._clusters()}", files, search])
+        return "\n\n".join([self.describe(), columns(files), search])
 
-    def _training(self) -> str:
+    def describe(self) -> str:
+        """Return what the training reached, in sentences."""
         steps, seconds = self.history[-1].step, sum(each.seconds for each in self.history)
         before, *after = [f"{score:.3f}" for score in self.scores]
         length = f"Trained for {count(steps, 'step')} in {count(len(self.history), 'round')}, {duration(seconds)}."
         score = f"Label-free score: {before} before training, {', '.join(after)} after the rounds."
-        return f"{length}\n{score}\n{self._verdict(steps)}"
+        return "\n".join([length, score, self._verdict(steps), self._clusters()])
 
     def _verdict(self, steps: int) -> str:
         if self.weights_step == 0:
@@ -86,9 +87,12 @@ class TrainedRun:
                 "The model has the weights of step 0: training did not improve the score. "
                 "The embeddings are those of the pretrained backbone."
             )
-        gain = f"which has the highest score: training improved it by {max(self.scores) - self.scores[0]:.3f}"
         step = "the last step" if self.weights_step == steps else f"step {self.weights_step}"
-        return f"The model has the weights of {step}, {gain}. Judge by the report, the score is only an indication."
+        gain = max(self.scores) - self.scores[0]
+        return (
+            f"The model has the weights of {step}, which have the highest score: training improved it by {gain:.3f}. "
+            "The score is only an indication, so look at the report."
+        )
 
     def _clusters(self) -> str:
         sizes, n_unassigned = self.cluster_sizes, self.n_images - sum(self.cluster_sizes)
