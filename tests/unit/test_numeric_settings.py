@@ -54,6 +54,7 @@ NOT_CHECKED = {
     "RoundReport": RESULT,
     "Scores": RESULT,
     "StepReport": RESULT,
+    "data.ImageCheck": RESULT,
     "metrics.Retrieval": RESULT,
     "neighbors.NeighborLists": RESULT,
 }
@@ -174,6 +175,7 @@ CALLS = {
     "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
         ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
     ),
+    "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
