@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from udmlss.neighbors.search import unit_length
@@ -87,10 +88,8 @@ def _umap(directions: NDArray[np.float32], seed: int) -> NDArray[np.float64] | N
 
 
 def _principal_components(directions: NDArray[np.float32]) -> NDArray[np.float64]:
-    centered = directions.astype(np.float64) - directions.mean(axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh(centered.T @ centered)
     points = np.zeros((len(directions), 2))
-    main = axes[:, : -3 : -1]
-    main = main * np.sign(main[np.abs(main).argmax(axis=0), range(main.shape[1])])  # the sign is arbitrary otherwise
-    points[:, : main.shape[1]] = centered @ main
+    n_components = min(2, *directions.shape)
+    if len(directions) > 1:
+        points[:, :n_components] = PCA(n_components, svd_solver="full").fit_transform(directions)
     return points

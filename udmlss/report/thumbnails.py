@@ -56,6 +56,11 @@ class Thumbnails:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def n_pictures(self) -> int:
+        """Number of different images that were returned as data URIs so far."""
+        return len(self._uris)
+
     def name(self, row: int) -> str:
         """Return the file name of an image, or its row if it is not a file."""
         item = self.images[row] if isinstance(self.images, Sequence) else None
