@@ -139,23 +139,22 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
     """Add the argument of a parameter, whose default is that of the function."""
     text = text.replace("%", "%%")
     if parameter.kind is not parameter.KEYWORD_ONLY:
-        several = {"nargs": "+"} if parameter.kind is parameter.VAR_POSITIONAL else {}
-        parser.add_argument(parameter.name, metavar=_metavar(parameter), help=text, **several)
+        nargs = "+" if parameter.kind is parameter.VAR_POSITIONAL else None
+        parser.add_argument(parameter.name, metavar=_metavar(parameter), help=text, nargs=nargs)
         return
     name, default = f"--{parameter.name.replace('_', '-')}", parameter.default
-    settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-    if parameter.annotation is bool:
-        parser.add_argument(name, action=argparse.BooleanOptionalAction, **settings)
-        return
+    settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, **_conversion(parameter.annotation)}
     if default is parameter.empty:
         settings["required"] = True
-    elif default is not None:
+    elif default is not None and not isinstance(default, bool):
         settings["help"] += f" (default: {default})"
-    parser.add_argument(name, **_conversion(parameter.annotation), **settings)
+    parser.add_argument(name, **settings)
 
 
 def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotation)
-    """Return how the text of an option is converted: to a number, to one of some words, or not at all."""
+    """Return how an option is read: as a number, as one of some words, with or without "no", or as any text."""
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
     kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
     if kinds[0] in {int, float}:
         return {"type": kinds[0], "metavar": "N"}
@@ -165,7 +164,7 @@ def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotat
 
 def _read_docstring(function: _Function) -> tuple[list[str], dict[str, str]]:
     """Return the paragraphs of a docstring before its sections, and the text of each argument."""
-    text, _, sections = inspect.getdoc(function).partition("\n\nArgs:\n")
+    text, _, sections = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
     arguments = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", sections.partition("\n\n")[0], flags=re.MULTILINE)
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
     return paragraphs, {name: " ".join(text.split()) for name, text in arguments}

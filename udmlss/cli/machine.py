@@ -54,7 +54,7 @@ class Machine:
         """Move a module to the device, and to the memory format in which its convolutions are fastest."""
         module.to(self.device)
         if self.device.type in {"cpu", "cuda"}:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # of torch
+            module.to(memory_format=torch.channels_last)
         return module
 
     def __str__(self) -> str:

@@ -1,20 +1,24 @@
 """The subcommands `embed`, `export` and `report`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import udmlss
 from udmlss import EmbeddingModel
 from udmlss._checks import value_error
-from udmlss.backbones import Backbone, export_onnx, load_model
+from udmlss.backbones import Backbone
 from udmlss.cli.images import open_images
 from udmlss.cli.machine import Machine
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder, replacing
 from udmlss.data import ImageFiles
+from udmlss.models import load_model
 from udmlss.report import write_report
 
 
@@ -60,11 +64,7 @@ def embed(
     if path.suffix != ".npy":
         raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
-    trained, backbone = open_model(model)
-    messenger(progress=progress)(f"Embedding {count(len(paths), 'image')}")
-    machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
-    images = ImageFiles(paths, transform=backbone.test_transform())
-    udmlss.embed(machine.place(trained), images, out=path, progress=progress, **machine.options)
+    embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replacing(path.with_suffix(".txt")) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
     return path
@@ -92,7 +92,9 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         >>> cli.export("run", "model.onnx")  # doctest: +SKIP
         PosixPath('model.onnx')
     """
-    trained, backbone = open_model(run)
+    from udmlss.models import export_onnx
+
+    trained, backbone = _open_model(run)
     path = Path(path).expanduser()
     export_onnx(trained, path, backbone=backbone)
     return path
@@ -131,7 +133,28 @@ def report(run: str | os.PathLike[str]) -> Path:
     )
 
 
-def open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
+def embed_paths(
+    model: str | os.PathLike[str],
+    paths: Sequence[Path],
+    *,
+    out: Path | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "n d"]:
+    """Embed image files with the model of a run, or with a saved model; `embed` documents the arguments."""
+    trained, backbone = _open_model(model)
+    machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
+    messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
+    images = ImageFiles(paths, transform=backbone.test_transform())
+    return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
+
+
+def _open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
     """Load the model of a run, or a saved model."""
     path = Path(folder).expanduser()
-    return load_model(path / "model" if (path / "model").is_dir() else path)
+    model, backbone = load_model(path / "model" if (path / "model").is_dir() else path)
+    if backbone is None:
+        rule, remedy = "A model must be saved with its backbone", "Pass the folder of a run, or save it with `backbone`"
+        raise value_error(rule, f"{folder} without one", remedy)
+    return model, backbone

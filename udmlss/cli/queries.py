@@ -3,19 +3,32 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-import numpy as np
-
-import udmlss
 from udmlss._checks import check_integer, check_number, value_error
 from udmlss.cli.images import open_images
-from udmlss.cli.machine import Machine
 from udmlss.cli.messages import columns, short_path
-from udmlss.cli.outputs import open_model
-from udmlss.cli.run_folder import RunFolder
-from udmlss.data import ImageFiles
+from udmlss.cli.outputs import embed_paths
+from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.report.thumbnails import Thumbnails
 from udmlss.search import SearchIndex, near_duplicates
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Search results</title>
+<style>
+body {{ font-family: sans-serif; margin: 1em; }}
+section {{ display: flex; flex-wrap: wrap; gap: 1em; border-top: 1px solid #999; padding: 1em 0; }}
+figure {{ margin: 0; width: 9em; overflow-wrap: anywhere; font-size: small; }}
+figure:first-child {{ font-weight: bold; }}
+</style>
+<h1>Search results</h1>
+{}
+</html>
+"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,7 @@ class Neighbors:
     similarities: tuple[float, ...]
 
     def __str__(self) -> str:
-        pairs = zip(self.similarities, self.paths, strict=True)
-        rows = [(f"{similarity:6.3f}", short_path(path)) for similarity, path in pairs]
+        rows = [(f"{similarity:6.3f}", short_path(path)) for similarity, path in _pairs(self)]
         return f"{short_path(self.image)}\n{columns(rows)}"
 
 
@@ -73,18 +85,12 @@ def search(
     queries = [_check_file(image) for image in images]
     if not queries:
         raise value_error("`images` must name at least one image", "none", "Pass the path of an image file")
-    model, backbone = open_model(run)
-    machine = Machine.choose(device, image_size=backbone.image_size, workers=0)
-    embedded = udmlss.embed(machine.place(model), ImageFiles(queries, transform=backbone.test_transform()))
-    paths = found.read_paths()
-    index = SearchIndex(found.read_embeddings(), np.arange(len(paths)))
-    ids, similarities = index.search(embedded, min(k + 1, len(paths)))
-    results = [
-        _without_itself(query, [paths[row] for row in rows], values, k)
-        for query, rows, values in zip(queries, ids.tolist(), similarities.tolist(), strict=True)
-    ]
+    embedded = embed_paths(run, queries, device=device, workers=0, progress=False)
+    index = SearchIndex(found.read_embeddings(), found.read_paths())
+    ids, similarities = index.search(embedded, min(k + 1, len(index)))  # one more, because an image finds itself
+    results = [_without_itself(*each, k) for each in zip(queries, ids.tolist(), similarities.tolist(), strict=True)]
     if report is not None:
-        write_search_report(Path(report).expanduser(), results)
+        _write_page(Path(report).expanduser(), results)
     return results
 
 
@@ -123,7 +129,13 @@ def duplicates(
     """
     check_number("threshold", threshold, -1, 1)
     found = RunFolder.finished(run)
-    raise NotImplementedError
+    rows, paths = found.read_embeddings(), found.read_paths()
+    if other is None:
+        return [[paths[row] for row in group] for group in near_duplicates(rows, threshold)]
+    others = RunFolder.finished(other).read_paths() if RunFolder(other).is_finished else open_images(other)
+    embedded = embed_paths(run, others, device=device, workers=workers, progress=progress)
+    pairs = near_duplicates(rows, threshold, other=embedded)
+    return [[paths[row], others[other_row]] for row, other_row, _ in pairs]
 
 
 def _check_file(image: str | os.PathLike[str]) -> Path:
@@ -134,6 +146,25 @@ def _check_file(image: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _without_itself(query: Path, paths: list[Path], similarities: list[float], k: int) -> Neighbors:
-    pairs = [pair for pair in zip(paths, similarities, strict=True) if pair[0] != query][:k]
-    return Neighbors(query, tuple(path for path, _ in pairs), tuple(similarity for _, similarity in pairs))
+def _without_itself(image: Path, found: list[str], similarities: list[float], k: int) -> Neighbors:
+    pairs = [pair for pair in zip(found, similarities, strict=True) if pair[0] != str(image)][:k]
+    return Neighbors(image, tuple(Path(path) for path, _ in pairs), tuple(similarity for _, similarity in pairs))
+
+
+def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
+    """Write a page that shows each image and the images that were found for it."""
+    sections = []
+    for found in results:
+        thumbnails = Thumbnails([found.image, *found.paths])
+        captions = [found.image.name, *(f"{value:.3f} {each.name}" for value, each in _pairs(found))]
+        figures = [
+            f'<figure><img src="{thumbnails.uri(row)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+            for row, caption in enumerate(captions)
+        ]
+        sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
+    with replacing(path) as part:
+        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
+
+
+def _pairs(found: Neighbors) -> list[tuple[float, Path]]:
+    return list(zip(found.similarities, found.paths, strict=True))

@@ -156,7 +156,7 @@ class RunFolder:
                 raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings of a new run, or raise an error that names the settings that differ from the stored ones."""
+        """Store the settings of a new run, or raise an error that names those that differ from the stored ones."""
         stored = self._read().get("settings")
         if stored is None:
             self._write({"format": FORMAT, "settings": dict(settings)})
@@ -167,7 +167,9 @@ class RunFolder:
             if stored.get(name) != settings.get(name)
         ]
         if changed:
-            rule = f"A run must be continued with its own pictures and settings, and {self.folder} belongs to another run"
+            rule = (
+                f"A run must be continued with its own pictures and settings, and {self.folder} belongs to another run"
+            )
             raise value_error(rule, "; ".join(changed), "Use the same settings, or choose another folder with --out")
 
     def _read(self) -> dict[str, Any]:
@@ -218,6 +220,9 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EAGAIN}:
-            rule, remedy = "A run must belong to one process at a time", "Wait for the other one, or choose another --out"
+            rule, remedy = (
+                "A run must belong to one process at a time",
+                "Wait for the other one, or choose another --out",
+            )
             raise value_error(rule, f"{folder}, which another process uses", remedy) from error
         raise

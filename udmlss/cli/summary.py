@@ -69,7 +69,9 @@ class TrainedRun:
         return f"TrainedRun({str(self.folder)!r}, n_images={self.n_images}, n_clusters={len(self.cluster_sizes)})"
 
     def __str__(self) -> str:
-        files = [(short_path(self.folder / name), text) for name, text in _FILES.items() if (self.folder / name).exists()]
+        files = [
+            (short_path(self.folder / name), text) for name, text in _FILES.items() if (self.folder / name).exists()
+        ]
         search = f"Search it with: udmlss search {short_path(self.folder)} IMAGE"
         return "\n\n".join([self.describe(), columns(files), search])
 

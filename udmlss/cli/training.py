@@ -2,11 +2,13 @@
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from udmlss import (
     fit,
 )
 from udmlss._checks import check_number
-from udmlss.backbones import Backbone, load_backbone, save_model
+from udmlss.backbones import Backbone, load_backbone
 from udmlss.cli.images import open_images
 from udmlss.cli.machine import Machine, choose_device
 from udmlss.cli.messages import count, duration, messenger
@@ -32,6 +34,7 @@ from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder, replacing
 from udmlss.cli.summary import TrainedRun
 from udmlss.data import ImageFiles
+from udmlss.models import save_model
 from udmlss.neighbors import neighbor_lists
 from udmlss.training.callbacks import CSVLogger
 from udmlss.types import Precision
@@ -110,9 +113,6 @@ def train(
     say(f"{count(len(paths), 'image')} in {folder}")
     say(f"{backbone} for images of {network.image_size} pixels, on {machine}")
     settings = {
-        "images": str(Path(folder).expanduser().absolute()),
-        "number of images": len(paths),
-        "checksum of their paths": _checksum(paths),
         "backbone": backbone,
         "image_size": network.image_size,
         "images_per_cluster": images_per_cluster,
@@ -121,18 +121,23 @@ def train(
         "seed": seed,
         "precision": machine.precision,
     }
+    source = str(Path(folder).expanduser().absolute())
+    images = {"images": source, "number of images": len(paths), "checksum of their paths": _checksum(paths)}
     run = RunFolder(out)
-    with run.claim(settings):
+    with run.claim(images | settings):
         if not run.is_finished:
             try:
-                _Training(run, network, paths, labeler, machine, epochs, seed, progress=progress).run_all()
+                _Training(run, network, paths, labeler, machine=machine, settings=settings, progress=progress).run_all()
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("Run the same command again to continue") from None
         else:
             say(f"The run in {run.folder} is finished")
     if not run.report.exists():
         say("4/4 Writing the report")
-        report(run.folder)
+        try:
+            report(run.folder)
+        except ImportError as error:  # the files of the run are complete without the report
+            warnings.warn(f"The report is missing: {error}", stacklevel=2)
     return run.read_summary()
 
 
@@ -145,14 +150,14 @@ class _Training:
         network: Backbone,
         paths: Sequence[Path],
         labeler: ClusterPseudoLabeler,
-        machine: Machine,
-        epochs: float,
-        seed: int,
         *,
+        machine: Machine,
+        settings: dict[str, Any],
         progress: bool,
     ) -> None:
         self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
-        self.epochs, self.seed, self.progress = epochs, seed, progress
+        self.settings, self.epochs, self.seed = settings, settings["epochs"], settings["seed"]
+        self.progress = progress
         self.say = messenger(progress=progress)
         self.images = ImageFiles(paths, transform=network.test_transform())
         self.views = ImageFiles(paths, transform=network.train_transform())
@@ -213,8 +218,7 @@ class _Training:
 
     def _write(self, model: EmbeddingModel, result: FitResult) -> None:
         self.say("3/4 Embedding and clustering the images with the trained model")
-        with replacing(self.run.model) as part:
-            save_model(model, part, backbone=self.network)
+        save_model(model, self.run.model, backbone=self.network, recipe=self.settings)
         options = self.machine.options
         embeddings = embed(model, self.images, out=self.run.embeddings, progress=self.progress, **options)
         pseudo_labels = self.labeler.label(embeddings)
