@@ -1,12 +1,15 @@
 """Images below a folder or in a list of paths."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from udmlss._checks import value_error
-from udmlss.data import ImageFiles, find_images, read_paths
-from udmlss.data.quality import ImageCheck, check_images
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from udmlss._checks import check_integer, value_error
+from udmlss.data import ImageCheck, ImageFiles, check_images, find_images, read_paths
 
 
 def check(
@@ -36,10 +39,30 @@ def check(
         >>> from udmlss import cli
         >>> print(cli.check("photos"))  # doctest: +SKIP
     """
+    check_integer("min_size", min_size, 1)
     found = check_images(open_images(folder), min_size=min_size, progress=progress)
     if out is not None:
         found.save(out)
     return found
+
+
+class UnlabeledImages(Dataset[Any]):
+    """Image files, whose items are transformed images without a label.
+
+    Args:
+        paths: Path of each image.
+        transform: Transform from an RGB PIL image to a tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
+        self.files = ImageFiles(paths, transform=transform)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.files[index][0]
+        return image
 
 
 def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False) -> Sequence[Path]:

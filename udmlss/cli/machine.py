@@ -78,6 +78,12 @@ def choose_device(device: str | None) -> torch.device:
     return torch.device(device)
 
 
+def check_workers(workers: int | None) -> None:
+    """Raise an error unless `workers` is None or a number of processes."""
+    if workers is not None:
+        check_integer("workers", workers, 0)
+
+
 def keep_freed_memory() -> bool:
     """Let the allocator of glibc reuse freed memory instead of returning it to the system after every step.
 
@@ -106,7 +112,6 @@ def _choose_workers(workers: int | None, image_size: int) -> int:
     single core the main process loads the images.
     """
     if workers is not None:
-        check_integer("workers", workers, 0)
         return int(workers)
     most = min(_count_cores(), _MAX_WORKERS)
     if _SHARED_MEMORY.is_dir():

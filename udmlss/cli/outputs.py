@@ -13,11 +13,10 @@ import udmlss
 from udmlss import EmbeddingModel
 from udmlss._checks import value_error
 from udmlss.backbones import Backbone
-from udmlss.cli.images import open_images
-from udmlss.cli.machine import Machine
+from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.machine import Machine, check_workers
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder, replacing
-from udmlss.data import ImageFiles
 from udmlss.models import load_model
 from udmlss.report import write_report
 
@@ -60,6 +59,7 @@ def embed(
         >>> cli.embed("run", "new-photos", out="new-photos.npy")  # doctest: +SKIP
         PosixPath('new-photos.npy')
     """
+    check_workers(workers)
     path = Path(out).expanduser()
     if path.suffix != ".npy":
         raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
@@ -146,7 +146,7 @@ def embed_paths(
     trained, backbone = _open_model(model)
     machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
     messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
-    images = ImageFiles(paths, transform=backbone.test_transform())
+    images = UnlabeledImages(paths, backbone.test_transform())
     return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
 
 

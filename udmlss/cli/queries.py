@@ -8,6 +8,7 @@ from pathlib import Path
 
 from udmlss._checks import check_integer, check_number, value_error
 from udmlss.cli.images import open_images
+from udmlss.cli.machine import check_workers
 from udmlss.cli.messages import columns, short_path
 from udmlss.cli.outputs import embed_paths
 from udmlss.cli.run_folder import RunFolder, replacing
@@ -128,6 +129,7 @@ def duplicates(
         [[PosixPath('photos/1.jpg'), PosixPath('photos/copy of 1.jpg')]]
     """
     check_number("threshold", threshold, -1, 1)
+    check_workers(workers)
     found = RunFolder.finished(run)
     rows, paths = found.read_embeddings(), found.read_paths()
     if other is None:

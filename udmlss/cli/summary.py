@@ -16,6 +16,8 @@ _FILES = {
     "model": "the trained model",
 }
 
+_SMALL_GAIN = 0.01
+
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
@@ -91,6 +93,8 @@ class TrainedRun:
             )
         step = "the last step" if self.weights_step == steps else f"step {self.weights_step}"
         gain = max(self.scores) - self.scores[0]
+        if gain < _SMALL_GAIN:
+            return f"The model has the weights of {step}: training hardly changed the score."
         return (
             f"The model has the weights of {step}, which have the highest score: training improved it by {gain:.3f}. "
             "The score is only an indication, so look at the report."
@@ -98,8 +102,8 @@ class TrainedRun:
 
     def _clusters(self) -> str:
         sizes, n_unassigned = self.cluster_sizes, self.n_images - sum(self.cluster_sizes)
-        found = f"{count(len(sizes), 'cluster')} of {min(sizes)} to {count(max(sizes), 'image')}"
-        return f"{found}; {count(n_unassigned, 'image')} in no cluster."
+        found = f"{count(len(sizes), 'cluster')} of {min(sizes):,} to {count(max(sizes), 'image')}"
+        return f"{found}; {count(n_unassigned, 'image')} in no cluster." if n_unassigned else f"{found}."
 
 
 def _round_report(values: Mapping[str, Any]) -> RoundReport:

@@ -25,15 +25,14 @@ from udmlss import (
     embedder_from_features,
     fit,
 )
-from udmlss._checks import check_number
+from udmlss._checks import check_integer, check_number, value_error
 from udmlss.backbones import Backbone, load_backbone
-from udmlss.cli.images import open_images
-from udmlss.cli.machine import Machine, choose_device
+from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.machine import Machine, check_workers, choose_device
 from udmlss.cli.messages import count, duration, messenger
 from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder, replacing
 from udmlss.cli.summary import TrainedRun
-from udmlss.data import ImageFiles
 from udmlss.models import save_model
 from udmlss.neighbors import neighbor_lists
 from udmlss.training.callbacks import CSVLogger
@@ -104,7 +103,9 @@ def train(
         >>> print(run)  # doctest: +SKIP
     """
     say = messenger(progress=progress)
+    _check_numbers(image_size=image_size, images_per_cluster=images_per_cluster, clusters=clusters, seed=seed)
     check_number("epochs", epochs, above=0)
+    check_workers(workers)
     labeler = ClusterPseudoLabeler(clusters, images_per_cluster=images_per_cluster)
     paths = open_images(folder, skip_unreadable=skip_unreadable)
     labeler.check_size(len(paths))
@@ -157,10 +158,10 @@ class _Training:
     ) -> None:
         self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
         self.settings, self.epochs, self.seed = settings, settings["epochs"], settings["seed"]
-        self.progress = progress
+        self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
-        self.images = ImageFiles(paths, transform=network.test_transform())
-        self.views = ImageFiles(paths, transform=network.train_transform())
+        self.images = UnlabeledImages(paths, network.test_transform())
+        self.views = UnlabeledImages(paths, network.train_transform())
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""
@@ -223,8 +224,18 @@ class _Training:
         embeddings = embed(model, self.images, out=self.run.embeddings, progress=self.progress, **options)
         pseudo_labels = self.labeler.label(embeddings)
         neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)
-        self.run.write_images(self.images.paths, pseudo_labels, neighbors)
+        self.run.write_images(self.paths, pseudo_labels, neighbors)
         self.run.finish(TrainedRun.of(self.run.folder, result, pseudo_labels))
+
+
+def _check_numbers(**settings: int | None) -> None:
+    least = {"image_size": 1, "images_per_cluster": 2, "clusters": 2, "seed": 0}
+    for name, value in settings.items():
+        if value is not None:
+            check_integer(name, value, least[name])
+    if settings["clusters"] is not None and settings["images_per_cluster"] is not None:
+        rule = "At most one of `clusters` and `images_per_cluster` must be given"
+        raise value_error(rule, "both", "Omit one of them")
 
 
 def _load_backbone(name: str, image_size: int | None, device: torch.device) -> Backbone:
