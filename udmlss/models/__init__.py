@@ -2,6 +2,7 @@
 
 from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.embedding_model import EmbeddingModel, load_model
+from udmlss.models.export import export_onnx, export_torch
 from udmlss.models.neck import BatchNormNeck
 from udmlss.models.pca import embedder_from_features
 from udmlss.models.rotation import RotationPretextHead, rotate_four_ways
@@ -12,6 +13,8 @@ __all__ = [
     "EmbeddingModel",
     "RotationPretextHead",
     "embedder_from_features",
+    "export_onnx",
+    "export_torch",
     "frozen_batch_norm",
     "load_model",
     "rotate_four_ways",
