@@ -17,8 +17,8 @@ from udmlss.neighbors.search import search, without_self
 _SAMPLED = 512  # rows on which the recall is measured
 _NEIGHBORS = 10  # of which the recall is measured
 _CELLS = 4  # times the square root of n
-_ROWS_PER_CELL = 64  # sampled rows that the centers of the cells are computed from
-_ITERATIONS = 8  # of k-means on these rows
+_ROWS_PER_CELL = 32  # sampled rows that the centers of the cells are computed from
+_ITERATIONS = 6  # of k-means on these rows
 _SLACK = 0.4  # of the missing recall is for neighbors in the searched cells whose codes are not near
 _FACTORS = (4, 8, 16, 32, 64)  # candidates per neighbor
 _EQUAL = 1e-6  # similarities that differ by less are equal, so that any of equal rows counts as found
@@ -83,10 +83,6 @@ class InvertedFile:
         """Add unit rows with these keys."""
         self.cells.add_with_ids(_even(rows), keys)
 
-    def remove(self, keys: NDArray[np.int64]) -> None:
-        """Remove the rows with these keys."""
-        self.cells.remove_ids(keys)
-
     def search(
         self, rows: Float32[Tensor, "n d"], keys: NDArray[np.int64], queries: Float32[Tensor, "q d"], k: int
     ) -> Neighbors:
@@ -94,11 +90,13 @@ class InvertedFile:
 
         Args:
             rows: The unit rows of the file.
-            keys: Key of each row, in ascending order.
+            keys: Key of each row, in ascending order. A key of the file that is not among them is ignored: rows are not
+                removed from the file, because `remove_ids` of faiss 1.15 damages the codes of rows that are added later.
             queries: Queries at unit length.
             k: Number of neighbors.
         """
-        n_candidates = min(self.factor * max(k, _NEIGHBORS), len(rows))
+        n_candidates = self.factor * max(k, _NEIGHBORS) * self.cells.ntotal // len(rows)
+        n_candidates = min(n_candidates, self.cells.ntotal)
         step = max(1, _NUMBERS // (n_candidates * rows.shape[1]))
         parts = [self._search(rows, keys, part, k, n_candidates) for part in queries.split(step)]
         return torch.cat([similarities for similarities, _ in parts]), torch.cat([indices for _, indices in parts])
@@ -107,10 +105,11 @@ class InvertedFile:
         self, rows: Tensor, keys: NDArray[np.int64], queries: Float32[Tensor, "q d"], k: int, n_candidates: int
     ) -> Neighbors:
         _, found = self.cells.search(_even(queries), n_candidates)
-        is_found = torch.from_numpy(found >= 0)  # the key is -1 where the cells have fewer rows
-        candidates = torch.from_numpy(np.searchsorted(keys, found).clip(0, len(keys) - 1))
+        positions = np.searchsorted(keys, found).clip(max=len(keys) - 1)
+        is_row = torch.from_numpy(keys[positions] == found)  # the key is -1 where the cells have fewer rows
+        candidates = torch.from_numpy(positions)
         similarities = torch.bmm(rows[candidates], queries.unsqueeze(2)).squeeze(2)
-        similarities, order = similarities.where(is_found, -torch.inf).topk(k)
+        similarities, order = similarities.where(is_row, -torch.inf).topk(k)
         indices: Int64[Tensor, "q k"] = candidates.gather(1, order)
         few = (similarities[:, -1] == -torch.inf).nonzero().flatten()
         if len(few):
