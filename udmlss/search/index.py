@@ -24,7 +24,7 @@ Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities 
 
 _EXACT = 2**22  # numbers in the embeddings up to which the exact search is fast, by benchmarks/speed_search.py
 _LARGEST_CHANGE = 2  # added or removed items, relative to the others, until cells and recall are computed again
-_ROWS, _IDS, _KEYS, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "cells.faiss"
+_ROWS, _IDS, _KEYS, _ORIGIN, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "origin.npy", "cells.faiss"
 
 
 class SearchIndex:
@@ -262,6 +262,7 @@ class SearchIndex:
         settings = {"target_recall": self._target_recall, "seed": self._seed, "n_built": self._n_built, "n_keys": self._n_keys}
         if self._cells is not None:
             faiss = import_faiss()
+            arrays[_ORIGIN] = self._cells.origin.numpy()
             arrays[_CELLS] = faiss.serialize_index(self._cells.cells)  # type: ignore[union-attr] # it built the cells
             settings |= {"factor": self._cells.factor, "recall": self._cells.recall}
         write_index(Path(folder).expanduser(), settings, arrays)
@@ -286,5 +287,6 @@ class SearchIndex:
         faiss = import_faiss()
         if _CELLS in arrays and faiss is not None:
             cells = faiss.deserialize_index(arrays[_CELLS])
-            index._cells = InvertedFile(cells, settings["factor"], settings["recall"])
+            origin = torch.from_numpy(arrays[_ORIGIN])
+            index._cells = InvertedFile(cells, origin, settings["factor"], settings["recall"])
         return index
