@@ -23,8 +23,8 @@ from udmlss.types import Images
 Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities (q, k)
 
 _EXACT = 2**22  # numbers in the embeddings up to which the exact search is fast, by benchmarks/speed_search.py
-_LARGEST_CHANGE = 2  # factor by which the number of items may change until cells and recall are computed again
-_ROWS, _IDS, _KEYS, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "cells.faiss"
+_LARGEST_CHANGE = 2  # added or removed items, relative to the others, until cells and recall are computed again
+_ROWS, _IDS, _KEYS, _ORIGIN, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "origin.npy", "cells.faiss"
 
 
 class SearchIndex:
@@ -78,7 +78,7 @@ class SearchIndex:
         self._build()
 
     def _build(self) -> None:
-        self._keys, self._n_built, self._cells = np.arange(len(self)), len(self), None
+        self._keys, self._n_built, self._n_keys, self._cells = np.arange(len(self)), len(self), len(self), None
         faiss = import_faiss()
         if faiss is not None and self._target_recall < 1 and self._rows.numel() > _EXACT:
             self._cells = InvertedFile.build(
@@ -203,7 +203,8 @@ class SearchIndex:
         if len(existing := np.intersect1d(added, self._ids)):
             remedy = "Call `remove` for it first, or use another id"
             raise value_error("`ids` must be new", f"{existing[0].item()!r}, which is in the index", remedy)
-        keys = self._keys[-1] + 1 + np.arange(len(rows))
+        keys = self._n_keys + np.arange(len(rows))
+        self._n_keys += len(rows)
         self._rows, self._ids = torch.cat([self._rows, rows]), np.concatenate([self._ids, added])
         self._keys = np.concatenate([self._keys, keys])
         if self._cells is not None:
@@ -213,7 +214,7 @@ class SearchIndex:
     def remove(self, ids: Ids) -> None:
         """Remove items.
 
-        Cells and recall are computed again when half of the items have been removed.
+        Cells and recall are computed again when the removed items are as many as the others.
 
         Args:
             ids: Ids of the items.
@@ -230,16 +231,12 @@ class SearchIndex:
             remedy = "Build a new index from other items"
             raise value_error("`ids` must leave an item in the index", f"all {len(self)} ids", remedy)
         is_removed = np.isin(self._ids, removed)
-        if self._cells is not None:
-            self._cells.remove(self._keys[is_removed])
         retained: Int64[Tensor, " m"] = torch.from_numpy(np.flatnonzero(~is_removed))
         self._rows, self._ids, self._keys = self._rows[retained], self._ids[~is_removed], self._keys[~is_removed]
         self._build_after_changes()
 
     def _build_after_changes(self) -> None:
-        was_exact, is_small = self._cells is None, self._rows.numel() <= _EXACT
-        changed = max(len(self) / self._n_built, self._n_built / len(self)) >= _LARGEST_CHANGE
-        if changed or was_exact != is_small:
+        if self._n_keys >= _LARGEST_CHANGE * min(self._n_built, len(self)):
             self._build()
 
     def _check_type(self, ids: NDArray[Any]) -> None:
@@ -262,9 +259,10 @@ class SearchIndex:
             OSError: Writing failed. A previous index is unchanged.
         """
         arrays = {_ROWS: self._rows.numpy(), _IDS: self._ids, _KEYS: self._keys}
-        settings = {"target_recall": self._target_recall, "seed": self._seed, "n_built": self._n_built}
+        settings = {"target_recall": self._target_recall, "seed": self._seed, "n_built": self._n_built, "n_keys": self._n_keys}
         if self._cells is not None:
             faiss = import_faiss()
+            arrays[_ORIGIN] = self._cells.origin.numpy()
             arrays[_CELLS] = faiss.serialize_index(self._cells.cells)  # type: ignore[union-attr] # it built the cells
             settings |= {"factor": self._cells.factor, "recall": self._cells.recall}
         write_index(Path(folder).expanduser(), settings, arrays)
@@ -285,9 +283,10 @@ class SearchIndex:
         index = cls.__new__(cls)
         index._rows, index._ids, index._keys = torch.from_numpy(arrays[_ROWS]), arrays[_IDS], arrays[_KEYS]
         index._target_recall, index._seed = settings["target_recall"], settings["seed"]
-        index._n_built, index._cells = settings["n_built"], None
+        index._n_built, index._n_keys, index._cells = settings["n_built"], settings["n_keys"], None
         faiss = import_faiss()
         if _CELLS in arrays and faiss is not None:
             cells = faiss.deserialize_index(arrays[_CELLS])
-            index._cells = InvertedFile(cells, settings["factor"], settings["recall"])
+            origin = torch.from_numpy(arrays[_ORIGIN])
+            index._cells = InvertedFile(cells, origin, settings["factor"], settings["recall"])
         return index
