@@ -84,9 +84,10 @@ class PseudoLabelSampler(BatchSampler):
         self._labels = as_labels(labels).numpy(force=True).copy()  # The caller may change its labels in place
         sizes = np.bincount(self._labels[self._labels >= 0])
         self._clusters = np.flatnonzero(sizes >= min_cluster_size)
-        self._groups = self._clusters if coarse_labels is None else self._coarse_clusters(coarse_labels)
-        n_groups, kind = len(set(self._groups.tolist())), "clusters" if coarse_labels is None else "coarse clusters"
-        _check_enough_clusters(sizes, n_groups, clusters_per_batch, min_cluster_size, kind)
+        _check_enough_clusters(sizes, len(self._clusters), clusters_per_batch, min_cluster_size)
+        self._groups = self._clusters
+        if coarse_labels is not None:
+            self._groups = self._coarse_clusters(coarse_labels, clusters_per_batch)
         self._sizes = sizes[self._clusters]
         self.clusters_per_batch = int(clusters_per_batch)
         self.samples_per_cluster = int(samples_per_cluster)
@@ -126,7 +127,7 @@ class PseudoLabelSampler(BatchSampler):
         shuffled = generator.permutation(np.flatnonzero(np.isin(self._labels, self._clusters)))
         return shuffled[np.argsort(self._labels[shuffled], kind="stable")]
 
-    def _coarse_clusters(self, coarse_labels: Labels) -> NDArray[np.int64]:
+    def _coarse_clusters(self, coarse_labels: Labels, clusters_per_batch: int) -> NDArray[np.int64]:
         """Return the coarse cluster of each sampled cluster."""
         coarse = as_labels(coarse_labels, len(self._labels), "coarse_labels").numpy(force=True)
         is_sampled = np.isin(self._labels, self._clusters)
@@ -135,6 +136,10 @@ class PseudoLabelSampler(BatchSampler):
             rule = "Each cluster must lie in one coarse cluster of `coarse_labels`"
             split = pairs[1:, 0][np.diff(pairs[:, 0]) == 0]
             raise value_error(rule, f"cluster {split[0]} in several", "Pass coarse clusters of whole clusters")
+        n_groups = len(np.unique(pairs[:, 1]))
+        if n_groups < clusters_per_batch:
+            rule = f"`clusters_per_batch={clusters_per_batch}` must not exceed the number of coarse clusters"
+            raise value_error(rule, n_groups, "Lower it, or sample without coarse clusters")
         return pairs[:, 1]
 
     def _cluster_order(self, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -170,14 +175,14 @@ def check_views(views: int, samples_per_cluster: int) -> None:
 
 
 def _check_enough_clusters(
-    sizes: NDArray[np.int64], n_clusters: int, clusters_per_batch: int, min_cluster_size: int, kind: str
+    sizes: NDArray[np.int64], n_clusters: int, clusters_per_batch: int, min_cluster_size: int
 ) -> None:
     if n_clusters < clusters_per_batch:
         largest = np.sort(sizes)[::-1][:8].tolist()
         too_small = np.count_nonzero(sizes) >= clusters_per_batch
         remedy = "lower `n_clusters`, so that clusters have more images" if too_small else "raise `n_clusters`"
         raise value_error(
-            f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} {kind} with "
+            f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters with "
             f"{min_cluster_size} or more images",
             f"{n_clusters} (the largest sizes are {largest})",
             f"Lower it, or {remedy}",
