@@ -15,7 +15,7 @@ from typing import Any
 import udmlss
 from udmlss.cli.images import check
 from udmlss.cli.machine import keep_freed_memory
-from udmlss.cli.messages import short_path
+from udmlss.cli.messages import message_of, short_path
 from udmlss.cli.outputs import embed, export, report
 from udmlss.cli.queries import duplicates, search
 from udmlss.cli.training import train
@@ -78,7 +78,7 @@ def _fail(code: int, kind: str, text: str) -> int:
 
 def _describe(error: Exception, function: _Function) -> str:
     """Return the message of an error in one line, with the options of the command in place of parameters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = message_of(error) or type(error).__name__
     if not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"{type(error).__name__}: {text}"
     return _with_options(text, function)

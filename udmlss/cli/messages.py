@@ -41,3 +41,11 @@ def columns(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
     """Return rows of two columns, the second of which is aligned."""
     width = max((len(first) for first, _ in rows), default=0)
     return "\n".join(f"{indent}{first:{width}}  {second}" for first, second in rows)
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an error in one line, without the traceback that a process that loads images adds."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2].partition("\n")[0]
+    return " ".join(text.split())

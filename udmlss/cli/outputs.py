@@ -17,7 +17,7 @@ from udmlss.cli.images import UnlabeledImages, open_images
 from udmlss.cli.machine import Machine, check_workers
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder, replacing
-from udmlss.models import load_model
+from udmlss.models import export_onnx, load_model
 from udmlss.report import write_report
 
 
@@ -73,7 +73,8 @@ def embed(
 def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
     """Export a trained model to ONNX.
 
-    The exported model takes pixels and returns embeddings of unit length; see `udmlss.backbones.export_onnx`.
+    The exported model takes RGB images of 8 bits per channel that were resized and cropped, and returns embeddings of
+    unit length.
 
     Args:
         run: Folder of a run, or of a saved model.
@@ -92,8 +93,6 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         >>> cli.export("run", "model.onnx")  # doctest: +SKIP
         PosixPath('model.onnx')
     """
-    from udmlss.models import export_onnx
-
     trained, backbone = _open_model(run)
     path = Path(path).expanduser()
     export_onnx(trained, path, backbone=backbone)

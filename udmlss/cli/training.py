@@ -29,7 +29,7 @@ from udmlss._checks import check_integer, check_number, value_error
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.cli.images import UnlabeledImages, open_images
 from udmlss.cli.machine import Machine, check_workers, choose_device
-from udmlss.cli.messages import count, duration, messenger
+from udmlss.cli.messages import count, duration, message_of, messenger
 from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder, replacing
 from udmlss.cli.summary import TrainedRun
@@ -174,13 +174,12 @@ class _Training:
         self.say("1/4 Embedding the images with the pretrained backbone")
         started = time.perf_counter()
         trunk = self.machine.place(self.network.trunk)
-        features = embed(
-            EmbeddingModel(trunk, nn.Identity()),
-            self.images,
-            output="features",
-            progress=self.progress,
-            **self.machine.options,
-        )
+        whole = EmbeddingModel(trunk, nn.Identity())
+        options = self.machine.options
+        try:
+            features = embed(whole, self.images, output="features", progress=self.progress, **options)
+        except OSError as error:
+            raise OSError(f"{message_of(error)} Pass `skip_unreadable` to leave such files out.") from error
         self.seconds_per_pass = time.perf_counter() - started
         size = min(_EMBEDDING_SIZE, features.shape[1])
         model = EmbeddingModel(trunk, embedder_from_features(features, size))
