@@ -17,7 +17,7 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, training
+from udmlss import cli, clustering, data, distributed, losses, metrics, models, neighbors, training
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
@@ -36,6 +36,7 @@ PLACES = {
     "distributed.": distributed,
     "training.": training,
     "callbacks.": callbacks,
+    "cli.": cli,
 }
 
 RESULT = "a result, whose numbers the library computes"
@@ -55,6 +56,8 @@ NOT_CHECKED = {
     "Scores": RESULT,
     "StepReport": RESULT,
     "data.ImageCheck": RESULT,
+    "cli.Neighbors": RESULT,
+    "cli.TrainedRun": RESULT,
     "metrics.Retrieval": RESULT,
     "neighbors.NeighborLists": RESULT,
 }
@@ -179,6 +182,11 @@ CALLS = {
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
+    "cli.check": lambda **changes: cli.check("no-folder", **changes),
+    "cli.duplicates": lambda **changes: cli.duplicates("no-folder", **changes),
+    "cli.embed": lambda **changes: cli.embed("no-folder", "no-folder", out="never-written", **changes),
+    "cli.search": lambda **changes: cli.search("no-folder", "no-file", **changes),
+    "cli.train": lambda **changes: cli.train("no-folder", out="never-written", **changes),
     "distributed.gather_shards": lambda **changes: distributed.gather_shards(ROWS, **changes),
     "distributed.shard": distributed.shard,
 }
