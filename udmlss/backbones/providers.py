@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from udmlss._checks import value_error
-from udmlss.backbones.backbone import Backbone
+from udmlss.backbones.backbone import Backbone, Interpolation
 
 LITE_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
@@ -58,19 +58,19 @@ def timm_backbone(name: str, image_size: int | None, *, pretrained: bool) -> Bac
     """Return a model of timm with pooled features."""
     timm = _import("timm", '"udmlss[timm]"', name)
     model = name.removeprefix("timm/")
-    settings = {}
-    if image_size is not None and config.fixed_input_size:
-        settings["img_size"] = image_size  # position embeddings are resized
-    config = timm.get_pretrained_cfg(model)
-    if pretrained and not config.has_weights:
+    weights = timm.get_pretrained_cfg(model)
+    if pretrained and not weights.has_weights:
         rule = "`name` must be a model of timm with pretrained weights"
         remedy = "Choose one of timm.list_models(pretrained=True), or pass `pretrained=False`"
         raise value_error(rule, repr(name), remedy)
+    settings = {}
+    if image_size is not None and weights.fixed_input_size:
+        settings["img_size"] = image_size  # position embeddings are resized
     with _named_download_errors(name):
         trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **settings)
     data = timm.data.resolve_model_data_config(trunk)
     size = data["input_size"][-1] if image_size is None else image_size
-    interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    interpolation: Interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
     return Backbone(name, trunk, size, data["mean"], data["std"], data["crop_pct"], interpolation)
 
 
