@@ -36,7 +36,7 @@ def test_the_default_image_size_is_that_of_the_weights():
 
 @pytest.mark.parametrize(
     ("name", "n_features"),
-    [("torchvision/mobilenet_v3_small", 1024), ("timm/test_vit", 64), ("timm/test_resnet.r160_in1k", 64)],
+    [("torchvision/mobilenet_v3_small", 1024), ("timm/test_vit", 64), ("timm/test_resnet.r160_in1k", 96)],
 )
 def test_a_trunk_computes_features_of_another_size_also_in_training(name, n_features):
     if name.startswith("timm"):
@@ -44,7 +44,8 @@ def test_a_trunk_computes_features_of_another_size_also_in_training(name, n_feat
     backbone = load_backbone(name, image_size=64, pretrained=False)
     features = backbone.trunk.train()(torch.rand(2, 3, 64, 64))
     assert features.shape == (2, n_features)
-    assert not any(isinstance(layer, nn.Dropout) for layer in [*backbone.trunk.modules()][-2:])
+    if name == "torchvision/mobilenet_v3_small":  # its only dropout belongs to the classifier
+        assert not any(isinstance(layer, nn.Dropout) for layer in backbone.trunk.modules())
 
 
 def test_transforms_of_timm_are_those_of_the_weights():
@@ -55,17 +56,19 @@ def test_transforms_of_timm_are_those_of_the_weights():
     assert backbone.crop_fraction == config["crop_pct"]
 
 
-def test_googlenet_with_and_without_its_weights_is_the_same_function(monkeypatch):
-    from torchvision.models import googlenet  # noqa: PLC0415 (torchvision is imported by few tests)
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_model_with_auxiliary_classifiers_is_the_same_with_and_without_its_weights(name, monkeypatch):
+    from torchvision import models  # noqa: PLC0415 (torchvision is imported by few tests)
 
-    weights = googlenet(weights=None, init_weights=False).state_dict()
+    weights = models.get_model(name, weights=None, init_weights=False).state_dict()
     monkeypatch.setattr(DOWNLOAD, lambda *_, **__: weights)
-    trained = load_backbone("torchvision/googlenet", image_size=32).trunk.eval()
-    empty = load_backbone("torchvision/googlenet", image_size=32, pretrained=False).trunk.eval()
+    trained = load_backbone(f"torchvision/{name}", image_size=80).trunk.eval()
+    empty = load_backbone(f"torchvision/{name}", image_size=80, pretrained=False).trunk.eval()
     empty.load_state_dict(trained.state_dict())
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 80, 80)
     with torch.no_grad():
         assert torch.equal(trained(images), empty(images))
+    assert trained.train()(images).shape == trained.eval()(images).shape
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,6 @@ NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
 FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
 
 
-@pytest.fixture(autouse=True)
-def _without_shape_checks(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # they would become a part of the program
-
-
 def transformers_backbone():
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -30,7 +25,7 @@ def timm_backbone():
 
 
 def torchvision_backbone():
-    return load_backbone("torchvision/shufflenet_v2_x0_5", image_size=32, pretrained=False)
+    return load_backbone("torchvision/resnet18", image_size=32, pretrained=False)
 
 
 def model_of(backbone):
@@ -95,7 +90,8 @@ def test_a_program_that_computes_other_embeddings_is_an_error_and_is_not_written
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier file"]
 
 
-def test_wrong_arguments_are_errors(tmp_path):
+def test_wrong_arguments_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     model = model_of(FLAT)
     for wrong, message in (
         ({"backbone": None}, "`backbone` must be a Backbone, got NoneType"),

@@ -66,9 +66,9 @@ def test_a_model_goes_to_the_hub_and_comes_back(model, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("offline")
 def test_an_unreachable_hub_is_an_error(model):
-    with pytest.raises(ConnectionError, match="The transfer of 'user/no-birds' from or to .* failed"):
+    with pytest.raises(ConnectionError, match=r"The transfer of 'user/no-birds' from or to .* failed"):
         EmbeddingModel.from_pretrained("user/no-birds")
-    with pytest.raises(ConnectionError, match="The transfer of 'user/birds' .* failed"):
+    with pytest.raises(ConnectionError, match=r"The transfer of 'user/birds' .* failed"):
         model.push_to_hub("user/birds")
 
 
