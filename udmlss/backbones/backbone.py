@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_number, type_error, value_error
 
+Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Any], Tensor]
 
 _CROP_SCALE = (0.16, 1)  # fraction of the area of random crops, as published
@@ -48,7 +49,7 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float = 227 / 256
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if not isinstance(self.trunk, nn.Module):
@@ -77,7 +78,8 @@ class Backbone:
 
         interpolation = v2.InterpolationMode(self.interpolation)
         crop = v2.RandomResizedCrop(self.image_size, scale=_CROP_SCALE, interpolation=interpolation)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), *self._to_tensor()])
+        transform: Transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *self._to_tensor()])
+        return transform
 
     def test_transform(self) -> Transform:
         """Return the transform of images that are embedded: resizing, a center crop, and normalization.
@@ -89,7 +91,8 @@ class Backbone:
 
         interpolation = v2.InterpolationMode(self.interpolation)
         resize = v2.Resize(round(self.image_size / self.crop_fraction), interpolation=interpolation)
-        return v2.Compose([resize, v2.CenterCrop(self.image_size), *self._to_tensor()])
+        transform: Transform = v2.Compose([resize, v2.CenterCrop(self.image_size), *self._to_tensor()])
+        return transform
 
     def _to_tensor(self) -> list[nn.Module]:
         from torchvision.transforms import v2  # noqa: PLC0415 (as above)

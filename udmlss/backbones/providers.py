@@ -4,21 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
 
 from udmlss._checks import value_error
-from udmlss.backbones.backbone import Backbone
+from udmlss.backbones.backbone import Backbone, Interpolation
 
 LITE_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
 _LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255  # the pixels 0..255 are normalized as (x - 127) / 128
-_TORCHVISION_SETTINGS: dict[str, dict[str, Any]] = {  # with which the pretrained weights were trained
-    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
-    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False},
-}
+_AS_TRAINED = {"aux_logits": False, "transform_input": True, "init_weights": False}
+_SETTINGS_WITHOUT_WEIGHTS = {"googlenet": _AS_TRAINED, "inception_v3": _AS_TRAINED}  # torchvision's own with weights
+_AUXILIARY_CLASSIFIERS = ("aux1", "aux2", "AuxLogits")
 
 
 def efficientnet_lite(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
@@ -41,9 +39,7 @@ def torchvision_backbone(name: str, image_size: int | None, *, pretrained: bool)
 
     model = name.removeprefix("torchvision/")
     weights = models.get_model_weights(model).DEFAULT
-    settings = dict(_TORCHVISION_SETTINGS.get(model, {}))
-    if pretrained:
-        settings.pop("init_weights", None)  # torchvision sets it itself if it loads weights
+    settings = {} if pretrained else _SETTINGS_WITHOUT_WEIGHTS.get(model, {})
     with _named_download_errors(name):
         trunk = models.get_model(model, weights=weights if pretrained else None, **settings)
     _remove_classifier(trunk, name)
@@ -58,19 +54,19 @@ def timm_backbone(name: str, image_size: int | None, *, pretrained: bool) -> Bac
     """Return a model of timm with pooled features."""
     timm = _import("timm", '"udmlss[timm]"', name)
     model = name.removeprefix("timm/")
-    settings = {}
-    if image_size is not None and config.fixed_input_size:
-        settings["img_size"] = image_size  # position embeddings are resized
-    config = timm.get_pretrained_cfg(model)
-    if pretrained and not config.has_weights:
+    weights = timm.get_pretrained_cfg(model)
+    if pretrained and not weights.has_weights:
         rule = "`name` must be a model of timm with pretrained weights"
         remedy = "Choose one of timm.list_models(pretrained=True), or pass `pretrained=False`"
         raise value_error(rule, repr(name), remedy)
+    settings = {}
+    if image_size is not None and weights.fixed_input_size:
+        settings["img_size"] = image_size  # position embeddings are resized
     with _named_download_errors(name):
         trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **settings)
     data = timm.data.resolve_model_data_config(trunk)
     size = data["input_size"][-1] if image_size is None else image_size
-    interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    interpolation: Interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
     return Backbone(name, trunk, size, data["mean"], data["std"], data["crop_pct"], interpolation)
 
 
@@ -98,11 +94,15 @@ def is_timm_name(name: str) -> bool:
 
 
 def _remove_classifier(trunk: nn.Module, name: str) -> None:
-    """Replace the last linear layer, and dropout directly before it, by the identity.
+    """Replace the last linear layer, and dropout directly before it, by the identity; remove auxiliary classifiers.
 
     Raises:
         ValueError: The model does not end in a linear layer.
     """
+    for auxiliary in _AUXILIARY_CLASSIFIERS:
+        if hasattr(trunk, auxiliary):
+            trunk.aux_logits = False
+            setattr(trunk, auxiliary, None)
     layers = [(path, layer) for path, layer in trunk.named_modules() if not any(layer.children())]
     last, layer = layers[-1]
     if not isinstance(layer, nn.Linear):

@@ -147,7 +147,7 @@ class EmbeddingModel(nn.Module):
             revision: Branch, tag or commit of the repository. None means the main branch.
 
         Returns:
-            The model, in training mode and on the device of `trunk` or else on the CPU.
+            The model, in evaluation mode and on the device of `trunk` or else on the CPU.
 
         Raises:
             ValueError: There is no folder or repository of this name, or an error of `load_model`.
@@ -157,7 +157,7 @@ class EmbeddingModel(nn.Module):
         Example:
             >>> model = EmbeddingModel.from_pretrained("user/birds")  # doctest: +SKIP
         """
-        return cls(*read_model(local_folder(name_or_folder, revision), trunk, embedder)[:2])
+        return cls(*read_model(local_folder(name_or_folder, revision), trunk, embedder)[:2]).eval()
 
     def push_to_hub(
         self,
@@ -207,8 +207,8 @@ def load_model(
             its description, which holds linear layers, normalizations and activations.
 
     Returns:
-        The model, in training mode and on the device of `trunk` or else on the CPU, and the backbone, whose transforms
-        prepare pictures for the model. The backbone is None if the model was saved without one.
+        The model, in evaluation mode and on the device of `trunk` or else on the CPU, and the backbone, whose
+        transforms prepare pictures for the model. The backbone is None if the model was saved without one.
 
     Raises:
         ValueError: The folder is not a saved model, a file is damaged or has a newer format, `trunk` or `embedder` must
@@ -221,4 +221,4 @@ def load_model(
         >>> image = backbone.test_transform()(picture)  # doctest: +SKIP
     """
     trunk, embedder, backbone = read_model(Path(folder).expanduser(), trunk, embedder)
-    return EmbeddingModel(trunk, embedder), backbone
+    return EmbeddingModel(trunk, embedder).eval(), backbone

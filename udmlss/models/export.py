@@ -27,8 +27,8 @@ def export_onnx(
 
     The file has one input `images` (n, 3, image_size, image_size), which are RGB pictures, and one output `embeddings`
     (n, d). It normalizes the pixels itself; resizing and cropping are left to the caller. The number n of pictures may
-    differ from call to call. Before the file gets its name, onnxruntime computes the embeddings of random pictures, which
-    must equal those of the model.
+    differ from call to call. Before the file gets its name, onnxruntime computes the embeddings of random pictures,
+    which must equal those of the model.
 
     Args:
         model: An `EmbeddingModel`, compiled or not, which is not changed.
@@ -48,7 +48,7 @@ def export_onnx(
     """
     runtime = _import_onnx()
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
-    program = _trace(embedder, images)
+    program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     with _replaced_file(Path(path).expanduser()) as part:
         names = {"input_names": ["images"], "output_names": ["embeddings"]}
         torch.onnx.export(program, (), part, **names, dynamo=True, external_data=False, verbose=False)
@@ -82,7 +82,7 @@ def export_torch(
         >>> export_torch(model, "birds.pt2", backbone=backbone)  # doctest: +SKIP
     """
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
-    program = _trace(embedder, images)
+    program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     _check_equal(program.module()(images), embedder(images))
     with _replaced_file(Path(path).expanduser()) as part:
         torch.export.save(program, part)
@@ -119,11 +119,6 @@ def _random_pictures(backbone: Backbone, pixels: Pixels) -> Float[Tensor, "b 3 h
     return images if pixels == "uint8" else images.float() / 255
 
 
-def _trace(embedder: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("n", min=1)
-    return torch.export.export(embedder, (images,), dynamic_shapes=({0: batch},))
-
-
 def _check_equal(found: Tensor, expected: Tensor) -> None:
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE:
@@ -146,7 +141,9 @@ def _import_onnx() -> Any:  # noqa: ANN401 (a module)
 def _replaced_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces the file after the `with` block."""
     if path.is_dir():
-        raise value_error("`path` must be a file", f"the folder {path}", f"Choose a name, such as {path / path.name}.onnx")
+        raise value_error(
+            "`path` must be a file", f"the folder {path}", f"Choose a name, such as {path / path.name}.onnx"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:

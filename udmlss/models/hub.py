@@ -25,9 +25,10 @@ pipeline_tag: image-feature-extraction
 An embedding model for image retrieval, trained without labels by udmlss.
 
 ```python
+from huggingface_hub import snapshot_download
 from udmlss.models import load_model
 
-model, backbone = load_model("{repository}")
+model, backbone = load_model(snapshot_download("{repository}"))
 ```
 """
 
@@ -56,13 +57,14 @@ def upload_model(
     private: bool | None,
 ) -> str:
     """Save a model in a repository; `EmbeddingModel.push_to_hub` documents arguments and errors."""
-    with _clear_errors(repository) as hub, TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(model, folder, backbone=backbone, recipe=recipe)
         (folder / "README.md").write_text(_CARD.format(repository=repository), encoding="utf-8")
-        address = hub.create_repo(repository, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=address.repo_id, folder_path=folder)
-        return str(address)
+        with _clear_errors(repository) as hub:
+            address = hub.create_repo(repository, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=address.repo_id, folder_path=folder)
+            return str(address)
 
 
 def _is_repository_name(name: str) -> bool:
@@ -87,9 +89,9 @@ def _clear_errors(repository: str) -> Iterator[ModuleType]:
         rule = "The model must be an existing folder or a repository of the Hugging Face Hub that you may read"
         remedy = "Check the name, or log in with `hf auth login`"
         raise value_error(rule, f"{repository!r} ({error})", remedy) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+    except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # and the base of the errors of its HTTP library
         message = (
-            f"The Hugging Face Hub could not be reached for {repository!r}, and there is no folder of this name: "
-            f"{error}. Connect to the network, or pass a folder."
+            f"The transfer of {repository!r} from or to the Hugging Face Hub failed, and there is no folder of this "
+            f"name: {error}. Connect to the network, or pass a folder."
         )
         raise ConnectionError(message) from error

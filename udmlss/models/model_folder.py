@@ -44,6 +44,9 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
             message = f"The model could not be written to {folder}: {error}"
             raise OSError(message) from error
         (part / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for path in (part / WEIGHTS, part / CONFIG):
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
