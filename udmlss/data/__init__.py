@@ -1,4 +1,4 @@
-"""Datasets for training and evaluation: rendered characters, published benchmarks, and folders of images."""
+"""Datasets for training and evaluation: rendered characters, published benchmarks, and image files."""
 
 from udmlss.data.archives import unpack
 from udmlss.data.glyphs import Glyphs, glyphs
@@ -8,6 +8,7 @@ from udmlss.data.path_lists import read_paths
 from udmlss.data.published import cars196, cub200, inshop, sop
 from udmlss.data.quality import ImageCheck, ImageFinding, check_images
 from udmlss.data.splits import split_classes
+from udmlss.data.tar_images import TarImages
 
 __all__ = [
     "DamagedImage",
@@ -15,6 +16,7 @@ __all__ = [
     "ImageCheck",
     "ImageFiles",
     "ImageFinding",
+    "TarImages",
     "cars196",
     "check_images",
     "cub200",

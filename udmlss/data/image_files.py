@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from udmlss._checks import as_labels, check_choice, type_error, value_error
+from udmlss._checks import as_labels, check_choice, value_error
 from udmlss.data.image_reader import as_color, as_value_range, describe_error, read_image
-from udmlss.data.path_lists import PathList
+from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.types import Labels
 
 _WHITE = (255, 255, 255)
@@ -88,7 +88,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         value_range: tuple[float, float] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.paths: Sequence[Path] = _as_path_list(paths)
+        self.paths: Sequence[Path] = as_path_list(paths, "paths")
         n = len(self.paths)
         self.labels: Tensor = torch.full((n,), -1) if labels is None else as_labels(labels, n).cpu()
         self.classes: list[str] = list(classes)
@@ -176,13 +176,6 @@ def label_images(
     label_of = {key: label for label, key in enumerate(names)}
     labels = torch.tensor([label_of[key] for _, key in images], dtype=torch.int64)
     return ImageFiles([path for path, _ in images], labels, list(names.values()), transform)
-
-
-def _as_path_list(paths: Sequence[str | os.PathLike[str]]) -> PathList:
-    if isinstance(paths, str | os.PathLike):  # a text would be a sequence of one path per letter
-        remedy = "Pass a list, or `find_images(folder)` for the images in a folder"
-        raise type_error("`paths` must be a sequence of paths", repr(str(paths)), remedy)
-    return paths if isinstance(paths, PathList) else PathList(paths)
 
 
 def _summarize(damaged: Sequence[DamagedImage]) -> str:

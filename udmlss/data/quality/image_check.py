@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from udmlss._checks import check_integer, value_error
-from udmlss.data.path_lists import PathList
+from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.data.quality.inspection import inspect_file
 from udmlss.data.quality.near_duplicates import THUMBNAIL_BYTES, find_near_duplicates
 
@@ -123,6 +123,7 @@ def check_images(
 
     Raises:
         ValueError: There are no paths, or a setting is out of range.
+        TypeError: `paths` is one path instead of a sequence.
 
     References:
         [1] N. Krawetz. Kind of Like That. hackerfactor.com, 2013.
@@ -134,7 +135,7 @@ def check_images(
     """
     check_integer("min_size", min_size, 1)
     check_integer("max_distance", max_distance, 0, _MAX_BITS)
-    paths = PathList(paths)
+    paths = as_path_list(paths, "paths")
     if not paths:
         raise value_error("`paths` must contain at least one path", "none", "Check the folder or the list")
     findings: list[ImageFinding] = []
