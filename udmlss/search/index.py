@@ -33,8 +33,9 @@ class SearchIndex:
     Similarity is the cosine. Up to 2**22 numbers n x d, such as 8,000 x 512, the search is exact. In a larger index,
     faiss divides the embeddings into cells of near embeddings. A search reads only the cells nearest to the query,
     and compares the query with a few candidates in them. The numbers of cells and candidates are chosen such that a
-    sample of the items finds its ten nearest neighbors with the target recall. The search remains exact if faiss is
-    not installed, or if the target cannot be reached.
+    sample of the items finds its ten nearest neighbors with the target recall. The recall is lower for more than ten
+    neighbors, and for queries that are unlike all items. The search remains exact if faiss is not installed, or if
+    the target cannot be reached.
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy. The index stores a copy at unit
@@ -152,7 +153,7 @@ class SearchIndex:
         else:
             n_candidates = min(len(self), max(int(k), CANDIDATES_PER_NEIGHBOR * int(rerank_neighbors)))
             candidates = self._nearest(rows, n_candidates)
-            found = rerank(self._rows, rows, candidates, n_neighbors=int(rerank_neighbors), k=int(k))
+            found = rerank(self._rows, rows, *candidates, n_neighbors=int(rerank_neighbors), k=int(k))
         return self._ids[found[1].numpy()], found[0].numpy()
 
     def search_images(self, model: nn.Module, images: Images, k: int = 10) -> Found:
