@@ -123,5 +123,5 @@ def test_a_damaged_or_foreign_folder_is_an_error(tmp_path, damage):
 
 
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="`folder` must be a folder that `SearchIndex.save` wrote, got .*No such file"):
+    with pytest.raises(ValueError, match=r"`folder` must be a folder that `SearchIndex.save` .*No such file"):
         SearchIndex.load(tmp_path / "nowhere")

@@ -37,7 +37,11 @@ def test_what_is_not_a_matrix_of_numbers_is_an_error(given, kind, message):
         (["a", "b", "a"], ValueError, "`ids` must be unique, got 'a' 2 times"),
         (["a", "b"], ValueError, r"`ids` must have 3 elements, one per embedding, got shape \(2,\)"),
         (np.zeros((3, 1), dtype=int), ValueError, r"`ids` must have 3 elements, one per embedding, got shape \(3, 1\)"),
-        (["a", "b", 3], TypeError, "`ids` must be all integers, or all strings or paths, got elements of type int, str"),
+        (
+            ["a", "b", 3],
+            TypeError,
+            "`ids` must be all integers, or all strings or paths, got elements of type int, str",
+        ),
         ([1, 2, True], TypeError, "`ids` must be all integers, or all strings or paths, got elements of type bool"),
         (np.array([1.0, 2.0, 3.0]), TypeError, "`ids` must be integers or strings, got an array of float64"),
     ],
