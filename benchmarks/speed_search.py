@@ -1,7 +1,7 @@
 """Measure a search index: time and memory of building it, recall, and queries per second.
 
-    python benchmarks/speed_search.py                                    # 100,000 x 128 and 1,000,000 x 128, all threads
-    python benchmarks/speed_search.py --threads 1 --clock processor      # on a shared machine
+    python benchmarks/speed_search.py                                  # 100,000 x 128 and 1,000,000 x 128, all cores
+    python benchmarks/speed_search.py --threads 1 --clock processor    # on a shared machine
     python benchmarks/speed_search.py --shapes 5000x64 --queries 100 --approximate
 
 The table is saved in benchmarks/results/search unless --shapes is given. Each line is measured in a new process. The
@@ -31,8 +31,9 @@ SHAPES = "100000x128,1000000x128"
 SPREADS = {"clustered": 0.7, "noisy": 2.0}  # of the classes; noisy classes overlap, so that there are no clusters
 SINGLE = 100  # queries that are searched one by one
 K = 10
-HEADER = f"""| embeddings | data | built in | memory | recall of a sample | recall@{K} | queries/s | one query | exact search |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = ("embeddings", "data", "built in", "memory", "recall of a sample", f"recall@{K}")
+COLUMNS += ("queries/s", "one query", "exact search")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 EXPLANATION = f"""
 clustered and noisy: made unit vectors of about n / 60 classes. The standard deviation within classes is
 {SPREADS["clustered"]} and {SPREADS["noisy"]} of the length of their centers. Noisy classes overlap. memory: peak while
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(lines[-1], flush=True)
     out = ROOT / "benchmarks/results/search" if args.out is None and args.shapes == SHAPES else args.out
     if out is not None:
-        command = shlex.join(["python", "benchmarks/speed_search.py", *(sys.argv[1:] if arguments is None else arguments)])
+        given = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "benchmarks/speed_search.py", *given])
         source = f"`{command}` with {', '.join(f'{name} {value}' for name, value in versions().items())}.\n"
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text("\n".join([*lines, EXPLANATION, source]))

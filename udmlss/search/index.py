@@ -33,8 +33,9 @@ class SearchIndex:
     Similarity is the cosine. Up to 2**22 numbers n x d, such as 8,000 x 512, the search is exact. In a larger index,
     faiss divides the embeddings into cells of near embeddings. A search reads only the cells nearest to the query,
     and compares the query with a few candidates in them. The numbers of cells and candidates are chosen such that a
-    sample of the items finds its ten nearest neighbors with the target recall. The search remains exact if faiss is
-    not installed, or if the target cannot be reached.
+    sample of the items finds its ten nearest neighbors with the target recall. The recall is lower for more than ten
+    neighbors, and for queries that are unlike all items. The search remains exact if faiss is not installed, or if
+    the target cannot be reached.
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy. The index stores a copy at unit
@@ -81,9 +82,7 @@ class SearchIndex:
         self._keys, self._n_built, self._n_keys, self._cells = np.arange(len(self)), len(self), len(self), None
         faiss = import_faiss()
         if faiss is not None and self._target_recall < 1 and self._rows.numel() > _EXACT:
-            self._cells = InvertedFile.build(
-                faiss, self._rows, target_recall=self._target_recall, seed=self._seed
-            )
+            self._cells = InvertedFile.build(faiss, self._rows, target_recall=self._target_recall, seed=self._seed)
 
     @property
     def recall(self) -> float:
@@ -152,7 +151,7 @@ class SearchIndex:
         else:
             n_candidates = min(len(self), max(int(k), CANDIDATES_PER_NEIGHBOR * int(rerank_neighbors)))
             candidates = self._nearest(rows, n_candidates)
-            found = rerank(self._rows, rows, candidates, n_neighbors=int(rerank_neighbors), k=int(k))
+            found = rerank(self._rows, rows, *candidates, n_neighbors=int(rerank_neighbors), k=int(k))
         return self._ids[found[1].numpy()], found[0].numpy()
 
     def search_images(self, model: nn.Module, images: Images, k: int = 10) -> Found:
@@ -259,7 +258,8 @@ class SearchIndex:
             OSError: Writing failed. A previous index is unchanged.
         """
         arrays = {_ROWS: self._rows.numpy(), _IDS: self._ids, _KEYS: self._keys}
-        settings = {"target_recall": self._target_recall, "seed": self._seed, "n_built": self._n_built, "n_keys": self._n_keys}
+        settings = {"target_recall": self._target_recall, "seed": self._seed}
+        settings |= {"n_built": self._n_built, "n_keys": self._n_keys}
         if self._cells is not None:
             faiss = import_faiss()
             arrays[_ORIGIN] = self._cells.origin.numpy()
@@ -281,12 +281,14 @@ class SearchIndex:
         """
         settings, arrays = read_index(Path(folder).expanduser())
         index = cls.__new__(cls)
-        index._rows, index._ids, index._keys = torch.from_numpy(arrays[_ROWS]), arrays[_IDS], arrays[_KEYS]
-        index._target_recall, index._seed = settings["target_recall"], settings["seed"]
-        index._n_built, index._n_keys, index._cells = settings["n_built"], settings["n_keys"], None
-        faiss = import_faiss()
+        index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+        return index
+
+    def _restore(self, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        self._rows, self._ids, self._keys = torch.from_numpy(arrays[_ROWS]), arrays[_IDS], arrays[_KEYS]
+        self._target_recall, self._seed = settings["target_recall"], settings["seed"]
+        self._n_built, self._n_keys = settings["n_built"], settings["n_keys"]
+        self._cells, faiss = None, import_faiss()
         if _CELLS in arrays and faiss is not None:
             cells = faiss.deserialize_index(arrays[_CELLS])
-            origin = torch.from_numpy(arrays[_ORIGIN])
-            index._cells = InvertedFile(cells, origin, settings["factor"], settings["recall"])
-        return index
+            self._cells = InvertedFile(cells, torch.from_numpy(arrays[_ORIGIN]), settings["factor"], settings["recall"])

@@ -97,8 +97,8 @@ class InvertedFile:
 
         Args:
             rows: The unit rows of the file.
-            keys: Key of each row, in ascending order. A key of the file that is not among them is ignored: rows are not
-                removed from the file, because `remove_ids` of faiss 1.15 damages the codes of rows that are added later.
+            keys: Key of each row, in ascending order. Other keys in the file are ignored: removed rows stay in it,
+                because `remove_ids` of faiss 1.15 damages the codes of rows that are added later.
             queries: Queries at unit length.
             k: Number of neighbors.
         """

@@ -24,7 +24,13 @@ def expand_queries(
 
 
 def rerank(
-    rows: Float32[Tensor, "n d"], queries: Float32[Tensor, "q d"], found: Neighbors, *, n_neighbors: int, k: int
+    rows: Float32[Tensor, "n d"],
+    queries: Float32[Tensor, "q d"],
+    cosines: Float32[Tensor, "q c"],
+    indices: Int64[Tensor, "q c"],
+    *,
+    n_neighbors: int,
+    k: int,
 ) -> Neighbors:
     """Return the k best of the found candidates by the k-reciprocal neighbors that they share with the query.
 
@@ -34,11 +40,11 @@ def rerank(
     Args:
         rows: Unit rows that were searched.
         queries: Queries at unit length.
-        found: Similarities and indices (q, c) of the candidates of each query.
+        cosines: Similarities of the candidates of each query.
+        indices: Rows of the candidates.
         n_neighbors: Number of neighbors in the lists that are compared.
         k: Number of candidates that are returned.
     """
-    cosines, indices = found
     step = max(1, _NUMBERS // (indices.shape[1] * max(rows.shape[1], indices.shape[1])))
     parts = zip(queries.split(step), indices.split(step), strict=True)
     shared = torch.cat([_shared_with_query(rows, *part, n_neighbors) for part in parts])
