@@ -62,17 +62,23 @@ def cluster_reliability(reliability: Float32[Tensor, " n"], pseudo_labels: Pseud
 
 
 def choose_clusters(sizes: Int64[Tensor, " k"], reliability: Float32[Tensor, " k"]) -> list[ClusterGroup]:
-    """Return the largest, smallest, most and least reliable clusters, or all clusters if there are few."""
+    """Return the largest, smallest, most and least reliable clusters, each once, or all clusters if there are few."""
     by_size = sizes.cpu().argsort(descending=True, stable=True).tolist()
     if len(by_size) <= _ALL_CLUSTERS:
         return [ClusterGroup("All clusters, the largest first", by_size)]
-    by_reliability = [each for each in reliability.argsort(descending=True, stable=True).tolist()]
-    by_reliability = [each for each in by_reliability if reliability[each].isfinite()]
+    others = set(by_size[_PER_GROUP:-_PER_GROUP])
+    by_reliability = [
+        cluster
+        for cluster in reliability.argsort(descending=True, stable=True).tolist()
+        if cluster in others and reliability[cluster].isfinite()
+    ]
+    most = by_reliability[:_PER_GROUP]
+    least = by_reliability[_PER_GROUP:][::-1][:_PER_GROUP]
     return [
         ClusterGroup("Largest clusters", by_size[:_PER_GROUP]),
-        ClusterGroup("Smallest clusters", by_size[: -_PER_GROUP - 1 : -1]),
-        ClusterGroup("Most reliable clusters", by_reliability[:_PER_GROUP]),
-        ClusterGroup("Least reliable clusters", by_reliability[: -_PER_GROUP - 1 : -1]),
+        ClusterGroup("Smallest clusters", by_size[::-1][:_PER_GROUP]),
+        ClusterGroup("Most reliable of the other clusters", most),
+        ClusterGroup("Least reliable of the other clusters", least),
     ]
 
 

@@ -60,8 +60,8 @@ def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
             {"score": [report.label_free and report.label_free.score for report in history]},
         ),
         (
-            "Agreement with the previous round",
-            "1: the clusters are the same as before. 0: they agree only by chance.",
+            "Agreement",
+            "Compared with the clusters of the previous round: 1 means equal clusters, 0 means chance.",
             {"agreement": [report.agreement for report in history]},
         ),
         ("Number of clusters", "Clusters that the round trains on.", {"clusters": [r.n_clusters for r in history]}),

@@ -1,19 +1,23 @@
 """A map of embeddings in two dimensions."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from udmlss.neighbors.search import unit_length
 from udmlss.report.neighbor_changes import sample_rows
 
-_MAPPED = 5_000  # largest number of images on a map
-_UMAP_NEIGHBORS = 15
+_MAPPED = 3_000  # largest number of images on a map
+_FEW = 4  # images, of which the principal components are a map
+_PERPLEXITY = 30  # number of neighbors that t-SNE aims to retain
+_ITERATIONS = 500
+_INITIAL_SPREAD = 1e-4  # of the start of t-SNE, as in scikit-learn
+_EQUAL = 1e-12  # a spread of equal embeddings, by rounding
 _OUTLIERS = 0.5  # percent of the points on each side that are moved to the margin
 
 
@@ -22,14 +26,12 @@ class EmbeddingMap:
     """Positions of images in the plane.
 
     Attributes:
-        rows: Rows of the images; a sample if there are more than 5,000.
+        rows: Rows of the images; a sample if there are more than 3,000.
         points: Their positions (m, 2) in 0..1.
-        method: "UMAP" or "PCA".
     """
 
     rows: NDArray[np.int64]
     points: NDArray[np.float64]
-    method: str
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,21 @@ class Tile:
 
 
 def embedding_map(embeddings: Float[Tensor, "n d"], seed: int) -> EmbeddingMap:
-    """Project embeddings of unit length onto two dimensions, by UMAP if umap-learn is installed, otherwise by PCA."""
+    """Project embeddings of unit length onto two dimensions by t-SNE, which starts from the principal components.
+
+    References:
+        Visualizing Data using t-SNE. Van der Maaten, Hinton. 2008. https://jmlr.org/papers/v9/vandermaaten08a.html
+    """
     rows = sample_rows(len(embeddings), _MAPPED, seed)
     directions = unit_length(embeddings.detach()[rows.to(embeddings.device)]).cpu().numpy()
-    points = _umap(directions, seed) if len(rows) > _UMAP_NEIGHBORS else None
-    method = "PCA" if points is None else "UMAP"
-    if points is None:
-        points = _principal_components(directions)
+    points = _principal_components(directions)
+    if len(rows) > _FEW and points.any():
+        perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
+        points = TSNE(
+            perplexity=perplexity, init=points * _INITIAL_SPREAD, max_iter=_ITERATIONS, random_state=seed
+        ).fit_transform(directions.astype(np.float64))
     low, high = np.percentile(points, [_OUTLIERS, 100 - _OUTLIERS], axis=0)
-    return EmbeddingMap(rows.numpy(), np.clip((points - low) / np.maximum(high - low, 1e-12), 0, 1), method)
+    return EmbeddingMap(rows.numpy(), np.clip((points - low) / np.maximum(high - low, _EQUAL), 0, 1))
 
 
 def tiles(found: EmbeddingMap, n_columns: int, n_lines: int) -> list[Tile]:
@@ -77,19 +85,11 @@ def tiles(found: EmbeddingMap, n_columns: int, n_lines: int) -> list[Tile]:
     ]
 
 
-def _umap(directions: NDArray[np.float32], seed: int) -> NDArray[np.float64] | None:
-    try:
-        from umap import UMAP  # noqa: PLC0415 (optional)
-    except ImportError:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # with a seed, UMAP warns that it runs in one thread
-        return np.asarray(UMAP(random_state=seed, metric="cosine").fit_transform(directions), dtype=np.float64)
-
-
 def _principal_components(directions: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the first two principal components, 0 where there are fewer, scaled such that the first varies by 1."""
     points = np.zeros((len(directions), 2))
     n_components = min(2, *directions.shape)
     if len(directions) > 1:
         points[:, :n_components] = PCA(n_components, svd_solver="full").fit_transform(directions)
-    return points
+    spread = points[:, 0].std()
+    return points / spread if spread > _EQUAL else np.zeros_like(points)

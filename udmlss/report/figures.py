@@ -107,8 +107,7 @@ def plot_map(
 ) -> "Figure":
     """Plot embeddings in two dimensions, where similar images lie close together.
 
-    The projection is UMAP's if the package umap-learn is installed and there are more than 15 images, otherwise that
-    onto the first two principal components. Of more than 5,000 images a sample is shown.
+    The projection is t-SNE of scikit-learn. Of more than 3,000 images a sample is shown.
 
     Args:
         embeddings: Embeddings of any length.
@@ -116,7 +115,7 @@ def plot_map(
             one of its images. None plots a point per image.
         labels: Cluster of each image, which colors the points; a negative label is gray. None plots all points in one
             color. Labels do not change a map with images.
-        seed: Seed of the sample and of UMAP.
+        seed: Seed of the sample and of the projection.
 
     Returns:
         The figure.
@@ -129,7 +128,7 @@ def plot_map(
     Example:
         >>> from udmlss.report import plot_map
         >>> plot_map(torch.eye(4), labels=[0, 0, 1, 1]).axes[0].get_title()
-        '4 embeddings, projected by PCA'
+        'Map of 4 embeddings'
     """
     check_embeddings(embeddings)
     check_integer("seed", seed, 0)
@@ -142,7 +141,7 @@ def plot_map(
     axes = figure.add_subplot()
     axes.set(xticks=[], yticks=[], aspect=2 / 3)
     axes.spines[:].set_color(_GRAY)
-    axes.set_title(f"{len(found.rows):,} embeddings, projected by {found.method}", color=_INK, fontsize=11)
+    axes.set_title(f"Map of {len(found.rows):,} embeddings", color=_INK, fontsize=11)
     if thumbnails is None:
         shown = clusters[found.rows].numpy()
         axes.scatter(*found.points.T, c=_colors(shown), s=10, linewidths=0)

@@ -160,7 +160,7 @@ class _Page:
     ) -> None:
         self.thumbnails, self.embeddings, self.pseudo_labels, self.seed = thumbnails, embeddings, pseudo_labels, seed
         self.labels = pseudo_labels.labels.cpu()
-        self.method = ""
+        self.n_mapped = 0
 
     def facts(self, history: Sequence[RoundReport], duplicates: DuplicateGroups) -> dict[str, str]:
         """Return the key figures, each with its name."""
@@ -174,7 +174,7 @@ class _Page:
             "Near-duplicates": f"{sum(map(len, duplicates.groups)):,} in {len(duplicates.groups):,} groups",
         }
         if history:
-            facts["Training"] = f"{history[-1].step:,} steps in {len(history):,} rounds"
+            facts |= {"Rounds": f"{len(history):,}", "Training steps": f"{history[-1].step:,}"}
         scores = [report.label_free.score for report in history if report.label_free is not None]
         if scores:
             facts["Label-free score"] = f"{scores[0]:.3f} → {scores[-1]:.3f}"
@@ -229,7 +229,7 @@ class _Page:
     def map(self) -> list[dict[str, Any]]:
         """Return the places of the map, line by line."""
         found = embedding_map(self.embeddings, self.seed)
-        self.method, self.n_mapped = found.method, len(found.rows)
+        self.n_mapped = len(found.rows)
         return [
             {"tile": tile, "picture": self._picture(tile.row), "name": self._describe(tile.row)}
             for tile in tiles(found, _MAP_COLUMNS, _MAP_LINES)
