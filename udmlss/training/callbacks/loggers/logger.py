@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["step", "round"]
 Values = Mapping[str, float | None]
 
+_ROUND = tuple(field.name for field in fields(RoundReport) if field.name != "label_free")
 _SCORES = (*(field.name for field in fields(LabelFreeScores)), "score")
 
 
@@ -98,7 +99,7 @@ class Logger:
             self._hook = None
         self._run = None
         if is_rank_zero():
-            # An error leaves the reason that is set before training
+            # After an error the reason is still "max_steps"
             completed = run.stop_reason != "max_steps" or run.step >= run.rounds.n_steps
             try:
                 self._close(completed=completed)
@@ -152,9 +153,6 @@ def import_tracker(module: str, logger: str, extra: str) -> Any:  # noqa: ANN401
     except ImportError as error:
         message = f'`{logger}` requires {extra}, got none. Install it: pip install "udmlss[{extra}]"'
         raise ImportError(message, name=error.name) from error
-
-
-_ROUND = tuple(field.name for field in fields(RoundReport) if field.name != "label_free")
 
 
 def _round_values(report: RoundReport) -> dict[str, float | None]:
