@@ -54,9 +54,9 @@ def read_wandb(folder):
         row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         step = row["_step"]
         for name, value in row.items():
-            if name == "clusters":
+            if name == "clusters/_type":
                 images.append(step)
-            elif not name.startswith("_"):
+            elif name.startswith(("step/", "round/")):
                 add(found, name, step, value)
     return found, images
 

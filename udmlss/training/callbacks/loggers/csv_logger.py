@@ -41,7 +41,7 @@ class CSVLogger(Logger):
         self._first: dict[Kind, int] = {}
         self._files: dict[Kind, TextIO] = {}
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Create the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in _NAMES.values():
@@ -51,11 +51,11 @@ class CSVLogger(Logger):
                     found = f"{name} with the columns {header.strip()[:80]}"
                     raise value_error("`folder` must not hold files of another program", found, "Choose another folder")
 
-    def open(self, first_step: int, first_round: int) -> None:
+    def _open(self, first_step: int, first_round: int) -> None:
         """Set from which step on the rows of earlier files are removed."""
         self._first = {"step": first_step, "round": first_round}
 
-    def write(self, kind: Kind, step: int, values: Values) -> None:
+    def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Append a row."""
         del step  # is one of the values
         if kind not in self._files:
@@ -63,7 +63,7 @@ class CSVLogger(Logger):
         csv.writer(self._files[kind], lineterminator="\n").writerow(values.values())
         self._files[kind].flush()
 
-    def close(self, *, completed: bool) -> None:
+    def _close(self, *, completed: bool) -> None:
         """Close the files."""
         del completed
         files, self._files = list(self._files.values()), {}

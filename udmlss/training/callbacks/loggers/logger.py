@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 Kind = Literal["step", "round"]
 Values = Mapping[str, float | None]
 
+_ROUND = tuple(field.name for field in fields(RoundReport) if field.name != "label_free")
 _SCORES = (*(field.name for field in fields(LabelFreeScores)), "score")
 
 
 class Logger:
     """Log every step and every round on rank 0.
 
-    A subclass writes the values. An error in `connect` ends training before it starts. A later error is a warning, and
+    A subclass writes the values. An error in `_connect` ends training before it starts. A later error is a warning, and
     the logger writes nothing further, because a training must not be lost with its log. A logger has no state that a
     checkpoint saves, so that it can be added to a run that is resumed, or removed from it.
 
@@ -46,10 +47,10 @@ class Logger:
         self._clock: float | None = None
         self._hook: Any = None
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Prepare for writing, before training and on rank 0; the first step is not known yet."""
 
-    def open(self, first_step: int, first_round: int) -> None:
+    def _open(self, first_step: int, first_round: int) -> None:
         """Remove what an interrupted run has written of steps and rounds that will be logged again.
 
         Args:
@@ -57,14 +58,14 @@ class Logger:
             first_round: The step at the end of the first round that will be logged.
         """
 
-    def write(self, kind: Kind, step: int, values: Values) -> None:
+    def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Write values by name; None is a value that was not measured."""
         raise NotImplementedError
 
-    def write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
+    def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
         """Write a contact sheet of clusters."""
 
-    def close(self, *, completed: bool) -> None:
+    def _close(self, *, completed: bool) -> None:
         """Write what is left and close files.
 
         Args:
@@ -73,7 +74,7 @@ class Logger:
 
     def on_start(self, run: "Run") -> None:
         """Prepare for writing, and read the learning rates from now on."""
-        run_on_rank_zero(self.connect)
+        run_on_rank_zero(self._connect)
         if is_rank_zero():
             self._run, self._is_open, self._clock = run, False, None
             # A scheduler has changed the learning rates when `on_step` is called
@@ -98,10 +99,10 @@ class Logger:
             self._hook = None
         self._run = None
         if is_rank_zero():
-            # An error leaves the reason that is set before training
+            # After an error the reason is still "max_steps"
             completed = run.stop_reason != "max_steps" or run.step >= run.rounds.n_steps
             try:
-                self.close(completed=completed)
+                self._close(completed=completed)
             except Exception as error:  # noqa: BLE001 (of any tracker)
                 self._warn(error)
 
@@ -115,24 +116,24 @@ class Logger:
             return
         try:
             if not self._is_open:
-                self._open(self._run, kind, step)
-            self.write(kind, step, values)
+                self._begin(self._run, kind, step)
+            self._write(kind, step, values)
             if kind == "round" and self.show_clusters and self._run.pseudo_labels is not None:
                 labels = self._run.pseudo_labels.labels
-                self.write_image(step, contact_sheet(self._run.rounds, labels, self.show_clusters))
+                self._write_image(step, contact_sheet(self._run.rounds, labels, self.show_clusters))
         except Exception as error:  # noqa: BLE001 (of any tracker)
             self._run = None
             self._warn(error)
 
-    def _open(self, run: "Run", kind: Kind, step: int) -> None:
+    def _begin(self, run: "Run", kind: Kind, step: int) -> None:
         """Open before the first report. A run that is resumed at the end of a round reports this round first."""
         self._is_open = True
         if kind == "step" and step == 1:
-            self.open(0, 0)
+            self._open(0, 0)
             if run.rounds.start_scores is not None:
-                self.write("round", 0, dict.fromkeys(_ROUND) | {"step": 0} | _score_values(run.rounds.start_scores))
+                self._write("round", 0, dict.fromkeys(_ROUND) | {"step": 0} | _score_values(run.rounds.start_scores))
         else:
-            self.open(step if kind == "step" else step + 1, step)
+            self._open(step if kind == "step" else step + 1, step)
 
     def _warn(self, error: Exception) -> None:
         name, reason = type(self).__name__, f"{type(error).__name__}: {error}"
@@ -152,9 +153,6 @@ def import_tracker(module: str, logger: str, extra: str) -> Any:  # noqa: ANN401
     except ImportError as error:
         message = f'`{logger}` requires {extra}, got none. Install it: pip install "udmlss[{extra}]"'
         raise ImportError(message, name=error.name) from error
-
-
-_ROUND = tuple(field.name for field in fields(RoundReport) if field.name != "label_free")
 
 
 def _round_values(report: RoundReport) -> dict[str, float | None]:

@@ -43,7 +43,7 @@ class MLflowLogger(Logger):
         self._last_logged: dict[Kind, int] = {}
         self._metrics: list[Any] = []
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Start a run unless there is one, and find the last step that it has."""
         active = self._mlflow.active_run()
         self._owns_run = active is None
@@ -56,7 +56,7 @@ class MLflowLogger(Logger):
             "round": self._last_step("round/loss", "round/score"),
         }
 
-    def write(self, kind: Kind, step: int, values: Values) -> None:
+    def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Write values, the last of a round at once."""
         if step <= self._last_logged[kind]:
             return
@@ -66,12 +66,12 @@ class MLflowLogger(Logger):
         if kind == "round" or len(self._metrics) >= _PER_REQUEST:
             self._send()
 
-    def write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
+    def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
         """Write a contact sheet."""
         if step > self._last_logged["round"]:
             self._client.log_image(self._run_id, image.numpy(), key="clusters", step=step)
 
-    def close(self, *, completed: bool) -> None:
+    def _close(self, *, completed: bool) -> None:
         """Send what is left, and end a run that the logger has started."""
         client, self._client = self._client, None
         if client is None:

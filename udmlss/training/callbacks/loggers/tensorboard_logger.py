@@ -39,24 +39,24 @@ class TensorBoardLogger(Logger):
         self.folder = Path(folder).expanduser()
         self._writer: Any = None
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Create the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def open(self, first_step: int, first_round: int) -> None:
+    def _open(self, first_step: int, first_round: int) -> None:
         """Open an event file that hides earlier values from a step on."""
         self._writer = self._tensorboard.SummaryWriter(str(self.folder), purge_step=min(first_step, first_round))
 
-    def write(self, kind: Kind, step: int, values: Values) -> None:
+    def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Write scalars."""
         for name, value in by_full_name(kind, values).items():
             self._writer.add_scalar(name, value, step)
 
-    def write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
+    def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
         """Write a contact sheet."""
         self._writer.add_image("clusters", image, step, dataformats="HWC")
 
-    def close(self, *, completed: bool) -> None:
+    def _close(self, *, completed: bool) -> None:
         """Write what is in memory and close the event file."""
         del completed
         writer, self._writer = self._writer, None

@@ -36,20 +36,20 @@ class WandbLogger(Logger):
         self._tracked: Any = None
         self._owns_run = False
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Start a run unless there is one."""
         self._owns_run = self._wandb.run is None
         self._tracked = self._wandb.init() if self._owns_run else self._wandb.run
 
-    def write(self, kind: Kind, step: int, values: Values) -> None:
+    def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Write values."""
         self._log_values(step, by_full_name(kind, values))
 
-    def write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
+    def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
         """Write a contact sheet."""
         self._log_values(step, {"clusters": self._wandb.Image(image.numpy())})
 
-    def close(self, *, completed: bool) -> None:
+    def _close(self, *, completed: bool) -> None:
         """Finish a run that the logger has started."""
         run, self._tracked = self._tracked, None
         if run is not None and self._owns_run:
