@@ -17,7 +17,7 @@ from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, t
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
 from udmlss.image_loader import ImageLoader
-from udmlss.types import Images, Output, Precision
+from udmlss.types import PRECISIONS, Images, Output, Precision
 
 _FEATURES_AT_ONCE = 8192
 
@@ -36,7 +36,7 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         check_integer("num_workers", self.num_workers, 0)
-        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        check_choice("precision", self.precision, PRECISIONS)
         check_integer("batch_size", self.batch_size, 1)
 
 
@@ -67,7 +67,7 @@ def embed(
         batch_size: Number of images per forward pass.
         num_workers: Number of processes that load images. 0 loads them in the main process. With workers the main
             process loads no item, so that a dataset may open its file in the first call of `__getitem__`.
-        precision: "bfloat16" runs forward passes in mixed precision. The result is float32 in both cases, also for a
+        precision: "bfloat16" and "float16" run forward passes in mixed precision. The result is float32 in both cases, also for a
             model whose parameters have another data type.
         seed: Seed of random transforms of the images.
         sharded: Whether to distribute the images over the ranks of `torch.distributed`, each of which must make the

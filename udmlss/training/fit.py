@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_choice, check_number
+from udmlss._checks import check_choice, check_integer, check_number
 from udmlss._generators import fork_generators
 from udmlss._threads import one_training_per_process
 from udmlss._torch import device_of, restore_modes
@@ -27,7 +27,7 @@ from udmlss.training.rounds import MAX_STEPS, RELABEL_EVERY, ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
 from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
-from udmlss.types import Epochs, Images, Precision, PseudoLabels, UsesSeed
+from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
@@ -55,6 +55,7 @@ def fit(
     freeze_batch_norm: bool | None = None,
     average_weights: bool = True,
     precision: Precision = "float32",
+    chunk_size: int | None = None,
     clip_norm: float | None = None,
     num_workers: int = 0,
     embeddings_folder: str | PathLike[str] | None = None,
@@ -98,7 +99,11 @@ def fit(
             trained from scratch.
         average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
             `WeightAverage` in `callbacks` replaces it.
-        precision: "bfloat16" runs forward passes in mixed precision. Losses are computed in float32.
+        precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
+            scales the loss so that gradients do not vanish. Losses are computed in float32.
+        chunk_size: Number of images per forward and backward pass in a step, which bounds the memory of large batches.
+            The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
+            about a third longer. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
         num_workers: Number of processes that load images.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
@@ -139,9 +144,11 @@ def fit(
         with SynchronizedErrors():
             stack.enter_context(one_training_per_process())
             check_auxiliary(auxiliary)
-            check_choice("precision", precision, ("float32", "bfloat16"))
+            check_choice("precision", precision, PRECISIONS)
             if clip_norm is not None:
                 check_number("clip_norm", clip_norm, above=0)
+            if chunk_size is not None:
+                check_integer("chunk_size", chunk_size, 1)
             hooks = Callbacks(callbacks, average_weights=average_weights)
             rounds = Rounds(
                 model,
@@ -178,7 +185,9 @@ def fit(
         check_ranks(description)
         for module in modules.values():
             module.train()
-        step = TrainingStep(run, freeze_batch_norm=freeze_batch_norm, precision=precision, clip_norm=clip_norm)
+        step = TrainingStep(
+            run, freeze_batch_norm=freeze_batch_norm, precision=precision, chunk_size=chunk_size, clip_norm=clip_norm
+        )
         try:
             hooks.start(run)
             run.stop_reason = _train(run, step, hooks)
