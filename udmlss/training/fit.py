@@ -29,6 +29,7 @@ from udmlss.training.step import TrainingStep
 from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
 from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
+_LOADING_TIME = 0.3  # fraction of the time of a round above which slow loading is reported
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
 
@@ -57,7 +58,7 @@ def fit(
     precision: Precision = "float32",
     chunk_size: int | None = None,
     clip_norm: float | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     embeddings_folder: str | PathLike[str] | None = None,
     label_free: bool = False,
     callbacks: object = (),
@@ -105,7 +106,7 @@ def fit(
             The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
             about a third longer. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
-        num_workers: Number of processes that load images.
+        num_workers: Number of processes that load images. None means as many as suit the device; see `embed`.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
         label_free: Whether to compute label-free scores for the history, which takes a further pass over some images
             and a search. Callbacks that need them switch them on.
@@ -225,6 +226,8 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
                 if run.stop_request is not None:
                     run.end_round(None)
                     return "callback"
+            if run.show_progress and not run.history and step.waiting > _LOADING_TIME * run.seconds:
+                _say_that_loading_is_slow(step.waiting / run.seconds)
             if hooks.end_round(run.end_round(run.rounds.score()), run):
                 return "callback"
     return "max_steps"
@@ -257,6 +260,12 @@ def _modules(
 @cache  # once per process is enough
 def _say_that_labels_are_ignored() -> None:
     tqdm.write("fit: ignores the labels and other fields that come with the images", file=sys.stderr)
+
+
+@cache
+def _say_that_loading_is_slow(fraction: float) -> None:
+    text = f"fit: {fraction:.0%} of the time is spent on waiting for images; a higher `num_workers` may help"
+    tqdm.write(text, file=sys.stderr)
 
 
 def _progress_text(step: StepReport, pseudo_labels: PseudoLabels, label_free: LabelFreeScores | None) -> str:

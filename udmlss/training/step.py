@@ -1,5 +1,6 @@
 """One optimizer step: forward pass, losses, backward pass and update."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,6 +27,9 @@ Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
 class TrainingStep:
     """Take optimizer steps on the parts of a run.
 
+    Attributes:
+        waiting: Time in seconds that was spent on waiting for batches.
+
     Args:
         run: The run, whose step counter is increased.
         freeze_batch_norm: Whether the statistics of batch normalization are fixed. If they are, rotation needs no
@@ -45,6 +49,7 @@ class TrainingStep:
         chunk_size: int | None = None,
     ) -> None:
         self.run = run
+        self.waiting = 0.0
         self.max_norm = inf if clip_norm is None else float(clip_norm)
         reuse_features = freeze_batch_norm and chunk_size is None
         self.losses = _Losses(run, reuse_features=reuse_features, precision=precision, chunk_size=chunk_size)
@@ -65,7 +70,7 @@ class TrainingStep:
             self.parallel = data_parallel(self.losses)
         buffers = [(buffer, buffer.clone()) for module in run.modules.values() for buffer in module.buffers()]
         try:
-            losses = self.parallel(partial(next, batches))
+            losses = self.parallel(partial(self._next, batches))
             means = _mean_over_ranks(losses)
             run.optimizer.zero_grad()
             run.scaler.scale(losses["loss"]).backward()
@@ -88,6 +93,12 @@ class TrainingStep:
             rotation_accuracy=means.get("rotation_accuracy"),
             auxiliary_loss=means.get("auxiliary_loss"),
         )
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waiting += time.perf_counter() - started
+        return batch
 
     def _parameter_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self.losses.parameters()]
@@ -153,7 +164,8 @@ class _Losses(nn.Module):
     def _embed_in_chunks(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Embed the images; the activations of a chunk are computed again in its backward pass instead of stored."""
         if self.chunk_size is None or len(images) <= self.chunk_size:
-            return self.model(images)
+            embeddings: Tensor = self.model(images)
+            return embeddings
         chunks = [
             checkpoint(self.model, chunk, use_reentrant=False, context_fn=self._contexts)
             for chunk in images.split(self.chunk_size)

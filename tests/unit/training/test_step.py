@@ -314,9 +314,10 @@ def test_float16_skips_steps_with_an_infinite_gradient_and_lowers_the_scale():
     saved = step.run.scaler.state_dict()
     assert saved["scale"] == scale / 2
     step.run.criterion.metric_loss.failure = "gradient"
+    while step.run.scaler.get_scale() > 1:
+        take(step)
     with pytest.raises(FloatingPointError, match="The gradient must be finite"):
-        for _ in range(20):
-            take(step)
+        take(step)
 
 
 def test_batch_without_assigned_images_trains_the_rotation_only():
