@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
 
 ClusterOn = Literal["features-first", "embeddings", "features"]
-MAX_STEPS, RELABEL_EVERY = Epochs(4), Epochs(1)
+MAX_STEPS, RELABEL_EVERY = Epochs(8), Epochs(1)
 _CLUSTERS_PER_BATCH = 8
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
