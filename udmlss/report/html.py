@@ -1,0 +1,292 @@
+"""The report as one HTML file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+import udmlss
+from udmlss._checks import check_embeddings, check_integer, type_error, value_error
+from udmlss.report.clusters import by_typicality, choose_clusters, cluster_reliability, image_reliability
+from udmlss.report.curves import as_svg, curves_of
+from udmlss.report.embedding_map import embedding_map, tiles
+from udmlss.report.figures import check_count, check_rows, check_start, require_report_packages
+from udmlss.report.near_duplicates import DuplicateGroups, find_groups
+from udmlss.report.neighbor_changes import compare_neighbors, sample_rows
+from udmlss.report.thumbnails import Thumbnails
+from udmlss.results import RoundReport
+from udmlss.types import PseudoLabels
+
+_DUPLICATE_SIMILARITY = 0.95
+_TYPICAL, _ATYPICAL = 8, 4
+_UNASSIGNED, _NEIGHBORS = 24, 6
+_GROUPS, _PER_GROUP = 12, 6
+_MAP_COLUMNS, _MAP_LINES = 24, 16
+_NAMED = 5  # unreadable images
+
+
+def write_report(
+    path: str | Path,
+    images: Any,  # noqa: ANN401 (any dataset)
+    embeddings: Float[Tensor, "n d"],
+    pseudo_labels: PseudoLabels,
+    *,
+    history: Sequence[RoundReport] = (),
+    start_embeddings: Float[Tensor, "n e"] | None = None,
+    duplicates: Sequence[Sequence[int]] | None = None,
+    title: str = "Report",
+    summary: str | None = None,
+    n_queries: int = 8,
+    seed: int = 0,
+) -> Path:
+    """Write a report on a training run as one HTML file, which needs neither a server nor a network.
+
+    It shows curves of the measurements, clusters, unassigned images, searches before and after training,
+    near-duplicates, and a map of the embeddings. The file holds at most about 900 small pictures, whatever the number
+    of images, and is first written under another name, so that it is never incomplete. Images that cannot be read are
+    shown as gray placeholders.
+
+    Args:
+        path: Path of the file. Missing folders are created, and an existing file is replaced.
+        images: Paths of image files, or a map-style dataset of image tensors (c, h, w) or of images of Pillow. If a
+            dataset has `paths`, such as `udmlss.data.ImageFiles`, the files are shown, not the transformed images.
+        embeddings: Embeddings of the images after training, of any length.
+        pseudo_labels: Clusters of the images, such as `FitResult.pseudo_labels`.
+        history: The reports of the rounds, such as `FitResult.history`. Without rounds there are no curves.
+        start_embeddings: Embeddings of the images before training. None shows only the neighbors after training.
+        duplicates: Groups of rows of near-duplicates. None searches for images with a cosine similarity of at least
+            0.95 by the embeddings before training, or by `embeddings` without those.
+        title: Title of the page.
+        summary: Paragraphs at the top of the page, separated by an empty line. None writes none.
+        n_queries: Number of images whose neighbors are shown, which are sampled.
+        seed: Seed of the samples.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: Jinja2 or matplotlib is not installed.
+        OSError: The file cannot be written. An existing file is unchanged.
+        TypeError: `images` is not a sequence of paths or a map-style dataset, `pseudo_labels` is not `PseudoLabels`,
+            or embeddings are not floating-point tensors.
+        ValueError: Embeddings are not finite, the numbers of images, embeddings and labels differ, `duplicates` holds
+            a number that is not a row, `path` is a folder, or `n_queries` or `seed` is below 0.
+
+    Example:
+        >>> from udmlss.report import write_report
+        >>> result = fit(model, images)  # doctest: +SKIP
+        >>> write_report("report.html", images, embed(model, images), result.pseudo_labels)  # doctest: +SKIP
+    """
+    check_integer("n_queries", n_queries, 0)
+    check_integer("seed", seed, 0)
+    check_embeddings(embeddings)
+    check_start(start_embeddings, len(embeddings))
+    thumbnails = Thumbnails(images)
+    check_count("images", thumbnails, len(embeddings))
+    _check_pseudo_labels(pseudo_labels, len(embeddings))
+    path = _check_path(path)
+    require_report_packages("jinja2", "matplotlib")
+    if duplicates is None:
+        compared = embeddings if start_embeddings is None else start_embeddings
+        found = find_groups(compared, _DUPLICATE_SIMILARITY, int(seed))
+    else:
+        groups = [check_rows("duplicates", group, len(embeddings)) for group in duplicates if len(group)]
+        found = DuplicateGroups(groups, None)
+    page = _Page(thumbnails, embeddings, pseudo_labels, int(seed))
+    sections = {
+        "facts": page.facts(history, found),
+        "curves": page.curves(history),
+        "cluster_groups": page.cluster_groups(),
+        "unassigned": page.unassigned(),
+        "queries": page.queries(start_embeddings, int(n_queries)),
+        "duplicates": page.duplicates(found),
+        "map": page.map(),
+    }
+    _write(path, _render(page, title, summary, {"history": history, "found": found} | sections))
+    return path
+
+
+def _check_pseudo_labels(pseudo_labels: object, n: int) -> None:
+    if not isinstance(pseudo_labels, PseudoLabels):
+        rule = "`pseudo_labels` must be PseudoLabels"
+        raise type_error(rule, type(pseudo_labels).__name__, "Use PseudoLabels.from_labels for other types")
+    check_count("pseudo_labels", pseudo_labels.labels, n)
+
+
+def _check_path(path: str | Path) -> Path:
+    if Path(path).is_dir():
+        raise value_error("`path` must be the path of a file", f"the folder {path}", 'Append a name, "report.html"')
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A thumbnail of the page."""
+
+    uri: str
+    alt: str
+    mark: str = ""  # a word that is shown on the picture
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """The card of a cluster."""
+
+    number: int
+    size: int
+    reliability: float | None
+    typical: list[_Picture]
+    atypical: list[_Picture] = field(default_factory=list)
+
+
+class _Page:
+    """The parts of a page, as plain values for the template.
+
+    Args:
+        thumbnails: Thumbnails of the images.
+        embeddings: Embeddings after training.
+        pseudo_labels: Clusters of the images.
+        seed: Seed of the samples.
+    """
+
+    def __init__(
+        self, thumbnails: Thumbnails, embeddings: Float[Tensor, "n d"], pseudo_labels: PseudoLabels, seed: int
+    ) -> None:
+        self.thumbnails, self.embeddings, self.pseudo_labels, self.seed = thumbnails, embeddings, pseudo_labels, seed
+        self.labels = pseudo_labels.labels.cpu()
+        self.n_mapped = 0
+
+    def facts(self, history: Sequence[RoundReport], duplicates: DuplicateGroups) -> dict[str, str]:
+        """Return the key figures, each with its name."""
+        sizes = self.pseudo_labels.sizes
+        n_unassigned = self.pseudo_labels.n_unassigned
+        facts = {
+            "Images": f"{len(self.labels):,}",
+            "Clusters": f"{self.pseudo_labels.n_clusters:,}",
+            "Images per cluster": f"{int(sizes.min()):,} to {int(sizes.max()):,}",
+            "Without a cluster": f"{n_unassigned:,} ({n_unassigned / len(self.labels):.0%})",
+            "Near-duplicates": f"{sum(map(len, duplicates.groups)):,} in {len(duplicates.groups):,} groups",
+        }
+        if history:
+            facts |= {"Rounds": f"{len(history):,}", "Training steps": f"{history[-1].step:,}"}
+        scores = [report.label_free.score for report in history if report.label_free is not None]
+        if scores:
+            facts["Label-free score"] = f"{scores[0]:.3f} → {scores[-1]:.3f}"
+        return facts
+
+    def curves(self, history: Sequence[RoundReport]) -> list[dict[str, Any]]:
+        """Return the curves, each as an SVG element with its text."""
+        return [
+            {"curves": curves, "svg": as_svg(curves, f"curve{number}")}
+            for number, curves in enumerate(curves_of(history))
+        ]
+
+    def cluster_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of clusters with their cards."""
+        reliability = cluster_reliability(
+            image_reliability(self.embeddings, self.pseudo_labels, self.seed), self.pseudo_labels
+        )
+        groups = choose_clusters(self.pseudo_labels.sizes, reliability)
+        return [
+            {"title": group.title, "cards": [self._card(number, reliability) for number in group.clusters]}
+            for group in groups
+            if group.clusters
+        ]
+
+    def unassigned(self) -> list[_Picture]:
+        """Return a sample of the images without a cluster."""
+        rows = (self.labels < 0).nonzero().flatten()
+        return [self._picture(row) for row in rows[sample_rows(len(rows), _UNASSIGNED, self.seed)].tolist()]
+
+    def queries(self, start_embeddings: Float[Tensor, "n e"] | None, n_queries: int) -> list[dict[str, Any]]:
+        """Return sampled queries with their neighbors before and after training."""
+        rows = sample_rows(len(self.labels), n_queries, self.seed)
+        found = compare_neighbors(rows, self.embeddings, start_embeddings, _NEIGHBORS)
+        return [
+            {
+                "query": self._picture(each.query),
+                "name": self.thumbnails.name(each.query),
+                "before": each.before and [self._picture(row, "gone" if row in each.lost else "") for row in each.before],
+                "after": [self._picture(row, "new" if row in each.gained else "") for row in each.after],
+                "n_new": len(each.gained),
+            }
+            for each in found
+        ]
+
+    def duplicates(self, found: DuplicateGroups) -> list[dict[str, Any]]:
+        """Return the first groups of near-duplicates."""
+        return [
+            {"size": len(group), "pictures": [self._picture(row) for row in group[:_PER_GROUP]]}
+            for group in found.groups[:_GROUPS]
+        ]
+
+    def map(self) -> list[dict[str, Any]]:
+        """Return the places of the map, line by line."""
+        found = embedding_map(self.embeddings, self.seed)
+        self.n_mapped = len(found.rows)
+        return [
+            {"tile": tile, "picture": self._picture(tile.row), "name": self._describe(tile.row)}
+            for tile in tiles(found, _MAP_COLUMNS, _MAP_LINES)
+        ]
+
+    def _card(self, number: int, reliability: Float32[Tensor, " k"]) -> _Cluster:
+        rows = by_typicality(self.embeddings, self.pseudo_labels, number)
+        known = float(reliability[number]) if reliability[number].isfinite() else None
+        if len(rows) <= _TYPICAL + _ATYPICAL:
+            return _Cluster(number, len(rows), known, [self._picture(row) for row in rows])
+        typical, atypical = rows[:_TYPICAL], rows[-_ATYPICAL:]
+        return _Cluster(
+            number, len(rows), known, [self._picture(row) for row in typical], [self._picture(row) for row in atypical]
+        )
+
+    def _picture(self, row: int, mark: str = "") -> _Picture:
+        uri = self.thumbnails.uri(row)
+        unreadable = ", cannot be read" if row in self.thumbnails.unreadable else ""
+        return _Picture(uri, self._describe(row) + unreadable, mark)
+
+    def _describe(self, row: int) -> str:
+        cluster = int(self.labels[row])
+        return f"{self.thumbnails.name(row)}, {f'cluster {cluster}' if cluster >= 0 else 'no cluster'}"
+
+
+def _render(page: _Page, title: str, summary: str | None, sections: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 (optional)
+
+    environment = Environment(
+        loader=PackageLoader("udmlss.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    unreadable = sorted(page.thumbnails.unreadable)
+    return environment.get_template("report.html").render(
+        page=page,
+        title=title,
+        paragraphs=[text for text in (summary or "").split("\n\n") if text.strip()],
+        threshold=_DUPLICATE_SIMILARITY,
+        map_columns=_MAP_COLUMNS,
+        map_lines=_MAP_LINES,
+        n_unreadable=len(unreadable),
+        unreadable=[page.thumbnails.name(row) for row in unreadable[:_NAMED]],
+        n_pictures=page.thumbnails.n_pictures,
+        today=date.today().strftime("%d %B %Y").lstrip("0"),  # noqa: DTZ011 (the user's date)
+        version=udmlss.__version__,
+        **sections,
+    )
+
+
+def _write(path: Path, html: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        part.write_text(html, encoding="utf-8", errors="replace")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
