@@ -151,7 +151,14 @@ def udml(
 
 
 def default(
-    model: EmbeddingModel, data: Data, settings: Settings, seed: int, *, true_labels: bool = False
+    model: EmbeddingModel,
+    data: Data,
+    settings: Settings,
+    seed: int,
+    *,
+    true_labels: bool = False,
+    label_free: bool = False,
+    callbacks: Sequence[object] = (),
 ) -> FitResult:
     """Train by `fit(model, images)` with its default arguments, of which the settings change none.
 
@@ -161,6 +168,8 @@ def default(
         settings: The settings, which name the backbone.
         seed: Seed of the run.
         true_labels: Whether to train on the true labels in place of clusters.
+        label_free: As for `fit`.
+        callbacks: As for `fit`.
 
     Raises:
         KeyboardInterrupt: The training was interrupted.
@@ -169,7 +178,16 @@ def default(
     if not from_scratch:
         initialize_embedder(model, data, settings, {})
     labeler = TrueLabels(data.labels) if true_labels else None
-    result = fit(model, data.train, labeler=labeler, cluster_images=data.plain, from_scratch=from_scratch, seed=seed)
+    result = fit(
+        model,
+        data.train,
+        labeler=labeler,
+        cluster_images=data.plain,
+        from_scratch=from_scratch,
+        label_free=label_free,
+        callbacks=callbacks,
+        seed=seed,
+    )
     if result.stop_reason == "interrupt":
         raise KeyboardInterrupt
     return result

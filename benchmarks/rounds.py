@@ -2,6 +2,7 @@
 
     python benchmarks/rounds.py --data glyphs --methods udml,supervised --steps 2408
     python benchmarks/rounds.py --data cub100 --trunk-lr 3e-4 --lr 3e-3 --relabel-every 10
+    python benchmarks/rounds.py --data plankton --methods default --validate
 
 The test images are scored after each round, with labels that `fit` does not use. The runs are saved in a folder per
 settings; the table lists all of them.
@@ -35,12 +36,15 @@ weights `BestWeights` restores. early stopping: the same among the rounds until 
 training. The label-free score is that of embeddings, also in the columns of features."""
 
 
-class RecallPerRound:
-    """A callback that measures R@1 on the test images before training and after every round."""
+Scores = dict[str, dict[str, float]]  # by measure and output
+
+
+class ScoresPerRound:
+    """A callback that scores the test images before training and after every round."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        self.recalls: list[dict[str, float]] = []
+        self.scores: list[Scores] = []
 
     def on_start(self, run: Training) -> None:
         self.run = run
@@ -51,27 +55,31 @@ class RecallPerRound:
 
     def _score(self) -> None:
         model: EmbeddingModel = self.run.rounds.model  # the averaged model, if there is one
-        self.recalls.append(recalls_of(model, self.data))
+        self.scores.append(scores_of(model, self.data))
 
 
-def recalls_of(model: EmbeddingModel, data: Data) -> dict[str, float]:
-    rows = embed_both(model, data.test)
-    return {output: metrics.recall_at_k(rows[output], data.test_labels, 1)[1] for output in OUTPUTS}
+def scores_of(model: EmbeddingModel, data: Data) -> Scores:
+    """Return R@1 and MAP@R of the test images."""
+    rows, labels = embed_both(model, data.test), data.test_labels
+    return {
+        "recall": {output: metrics.recall_at_k(rows[output], labels, 1)[1] for output in OUTPUTS},
+        "map_at_r": {output: metrics.map_at_r(rows[output], labels) for output in OUTPUTS},
+    }
 
 
 def train(method: str, seed: int, settings: Settings, data: Data) -> Run:
     """Train a method and measure R@1 after every round."""
-    recall, started = RecallPerRound(data), time.perf_counter()
-    result = METHODS[method](build_model(settings, seed), data, settings, seed, label_free=True, callbacks=[recall])
+    per_round, started = ScoresPerRound(data), time.perf_counter()
+    result = METHODS[method](build_model(settings, seed), data, settings, seed, label_free=True, callbacks=[per_round])
     reports = [(0, result.start, None)]
     reports += [(report.step, report.label_free, report.agreement) for report in result.history]
     stopping = EarlyStopping("agreement", threshold=0.95, patience=3)
     stops = [report.step for report in result.history if stopping.on_round(report)]
     return describe(method, seed, settings, time.perf_counter() - started) | {
-        "stop_step": stops[0] if stops else settings.steps,
+        "stop_step": stops[0] if stops else result.history[-1].step,
         "rounds": [
-            {"step": step, "label_free": asdict(scores), "agreement": agreement, "recall": recall}
-            for (step, scores, agreement), recall in zip(reports, recall.recalls, strict=True)
+            {"step": step, "label_free": asdict(label_free), "agreement": agreement, **scores}
+            for (step, label_free, agreement), scores in zip(reports, per_round.scores, strict=True)
         ],
     }
 

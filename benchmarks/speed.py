@@ -25,6 +25,7 @@ from speed_evaluation import lines_of_evaluate, lines_of_sampler
 from speed_measurements import CLOCK_VARIABLE, CLOCKS, Row, Sizes
 from speed_tables import markdown, save
 from speed_training import (
+    lines_of_chunks,
     lines_of_cpu,
     lines_of_fit,
     lines_of_gpu,
@@ -37,6 +38,7 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "fit": lines_of_fit,
     "gpu": lines_of_gpu,
     "cpu": lines_of_cpu,
+    "chunks": lines_of_chunks,
     "round": lines_of_round,
     "warm-start": lines_of_warm_start,
     "rotation": lines_of_rotation,
@@ -66,6 +68,7 @@ QUICK = Sizes(
     million=(400, 8, 20, 1),
     cold=(300, 16, 30, 2),
     loss_batches=(20,),
+    chunk_batch=160,
     growth=(200, 400),
 )
 

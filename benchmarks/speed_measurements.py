@@ -45,6 +45,7 @@ class Sizes:
         million: The same with a million embeddings.
         cold: The same, with initial centers that each implementation chooses itself.
         loss_batches: Batch sizes of the line "metric-loss".
+        chunk_batch: Number of images per step of the line "chunks".
         growth: Numbers of embeddings of the line "growth".
     """
 
@@ -67,6 +68,7 @@ class Sizes:
     million: tuple[int, ...] = (1_000_000, 128, 10_000, 3)
     cold: tuple[int, ...] = (15_000, 512, 2_800, 25)
     loss_batches: tuple[int, ...] = (80, 240)
+    chunk_batch: int = 1280
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 

@@ -16,10 +16,12 @@ from torch.nn import functional
 from torch.optim import AdamW
 from torchvision.models import mobilenet_v2
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit, parameter_groups
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, Rounds, UDMLSSLoss, fit, parameter_groups
 from udmlss.data import glyphs
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.results import StepReport
+from udmlss.training.run import Run
+from udmlss.training.step import TrainingStep
 
 P, K, ROTATED, DIMENSIONS = 16, 5, 16, 128
 ALLOCATOR = {  # glibc's allocator then reuses memory in the next step instead of returning it to the system
@@ -220,6 +222,32 @@ def prepare_step(sizes: Sizes, channels_last: bool) -> Callable[[], float]:  # n
         return median(seconds(step) for _ in range(sizes.cpu_steps))
 
     return measure
+
+
+def lines_of_chunks(sizes: Sizes) -> list[Row]:
+    """Compare a step in chunks with one forward and backward pass of the whole batch, on the same images."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(mobilenet_v2().features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = EmbeddingModel(trunk, nn.Linear(1280, DIMENSIONS))
+    model.to(memory_format=torch.channels_last).train()
+    criterion, n_images = build_criterion(), sizes.chunk_batch
+    images = torch.rand(n_images, 3, sizes.pixels, sizes.pixels).to(memory_format=torch.channels_last)
+    labels = torch.arange(n_images) // K
+    optimizer = AdamW(parameter_groups(model, criterion))
+    rounds = Rounds(model, images, ClusterPseudoLabeler(2), max_steps=1)
+    run = Run(rounds, {"model": model, "criterion": criterion}, optimizer, None, [])
+    step = TrainingStep(run, freeze_batch_norm=False, precision="float32", clip_norm=None, chunk_size=P * K)
+
+    def whole() -> None:
+        optimizer.zero_grad()
+        criterion(model(images), labels).backward()
+        optimizer.step()
+
+    ours, theirs = measure_alternately(
+        sizes.pairs, lambda: seconds(lambda: step(iter([(images, labels)]))), lambda: seconds(whole)
+    )
+    note = f"MobileNetV2, {n_images} images of {sizes.pixels} pixels in chunks of {P * K}"
+    return [Row("chunks", "a step of `fit` with `chunk_size`", "the whole batch", ours, theirs, aim=1.35, note=note)]
 
 
 def lines_of_rotation(sizes: Sizes) -> list[Row]:

@@ -65,8 +65,9 @@ def autocast(model: nn.Module, precision: Precision) -> torch.autocast:
 
     A model whose parameters are not in float32 runs in their data type.
     """
-    enabled = precision == "bfloat16" and dtype_of(model) in {torch.float32, None}
-    return torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=enabled)
+    enabled = precision != "float32" and dtype_of(model) in {torch.float32, None}
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device_of(model).type, dtype=dtype, enabled=enabled)
 
 
 @contextmanager

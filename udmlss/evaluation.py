@@ -26,7 +26,7 @@ def evaluate(
     ks: int | Sequence[int] = (1, 2, 4, 8),
     output: Output = "embeddings",
     batch_size: int = 128,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     precision: Precision = "float32",
     seed: int = 0,
     progress: bool = False,
@@ -45,7 +45,7 @@ def evaluate(
         ks: The k of recall@k, one or several.
         output: "embeddings" scores the model's embeddings, "features" those of its trunk.
         batch_size: Number of images per forward pass.
-        num_workers: Number of processes that load images. 0 loads them in the main process.
+        num_workers: As for `embed`.
         precision: "bfloat16" embeds in mixed precision.
         seed: Seed of k-means, whose clusters NMI and AMI score.
         progress: Whether to show a progress bar.

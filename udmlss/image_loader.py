@@ -1,5 +1,6 @@
 """Batches of images, loaded in worker processes that are started once."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from udmlss.types import Images
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
+
+_MOST_WORKERS = 8
 
 Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
 
@@ -118,6 +121,19 @@ class ImageLoader:
         if self._pool is None or not self._pool.is_ready():
             self._pool = _Pool(self._source, self._num_workers, pin_memory=self._pin_memory)
         yield from self._pool.load(requests)
+
+
+def default_workers(datasets: Sequence[Images], device: torch.device) -> int:
+    """Return the number of worker processes for a model on a device, if the caller gives none.
+
+    Workers help if a GPU would wait for images that are decoded and transformed. They need the start method "fork",
+    because others run the program of the caller again.
+    """
+    in_memory = all(isinstance(IndexedImages(images).images, Tensor) for images in datasets)
+    if in_memory or device.type != "cuda" or get_start_method() != "fork":
+        return 0
+    n_cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST_WORKERS, n_cores)
 
 
 _Kind = Literal["batch", "items", "has_other_fields"]

@@ -16,8 +16,8 @@ from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, trunk_of
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
-from udmlss.image_loader import ImageLoader
-from udmlss.types import Images, Output, Precision
+from udmlss.image_loader import ImageLoader, default_workers
+from udmlss.types import PRECISIONS, Images, Output, Precision
 
 _FEATURES_AT_ONCE = 8192
 
@@ -30,13 +30,14 @@ class InferenceOptions:
         ValueError: A number is out of range, or the precision is unknown.
     """
 
-    num_workers: int = 0
+    num_workers: int | None = None
     precision: Precision = "float32"
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        check_integer("num_workers", self.num_workers, 0)
-        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        if self.num_workers is not None:
+            check_integer("num_workers", self.num_workers, 0)
+        check_choice("precision", self.precision, PRECISIONS)
         check_integer("batch_size", self.batch_size, 1)
 
 
@@ -46,7 +47,7 @@ def embed(
     *,
     output: Output = "embeddings",
     batch_size: int = 128,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     precision: Precision = "float32",
     seed: int = 0,
     sharded: bool = False,
@@ -65,10 +66,12 @@ def embed(
         images: Any map-style dataset of images. Labels in its items are ignored.
         output: "embeddings" for the output of the model, or "features" for the output of its trunk.
         batch_size: Number of images per forward pass.
-        num_workers: Number of processes that load images. 0 loads them in the main process. With workers the main
-            process loads no item, so that a dataset may open its file in the first call of `__getitem__`.
-        precision: "bfloat16" runs forward passes in mixed precision. The result is float32 in both cases, also for a
-            model whose parameters have another data type.
+        num_workers: Number of processes that load images. 0 loads them in the main process. None means 0 for a tensor
+            or a model on the CPU, and for a model on a GPU one for each core, at most 8, if processes are forked. With
+            workers the main process loads no item, so that a dataset may open its file in the first call of
+            `__getitem__`.
+        precision: "bfloat16" and "float16" run forward passes in mixed precision. The result is float32 in all cases,
+            also for a model whose parameters have another data type.
         seed: Seed of random transforms of the images.
         sharded: Whether to distribute the images over the ranks of `torch.distributed`, each of which must make the
             call.
@@ -124,7 +127,10 @@ def embed(
 
 def image_loader(datasets: Sequence[Images], model: nn.Module, options: InferenceOptions) -> ImageLoader:
     """Return a loader of datasets for a model."""
-    return ImageLoader(datasets, options.num_workers, pin_memory=device_of(model).type == "cuda")
+    device, num_workers = device_of(model), options.num_workers
+    if num_workers is None:
+        num_workers = default_workers(datasets, device)
+    return ImageLoader(datasets, num_workers, pin_memory=device.type == "cuda")
 
 
 def embed_all(

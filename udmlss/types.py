@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -13,7 +13,8 @@ from torch import Tensor
 from udmlss._checks import as_labels, check_embeddings, check_integer, check_number, type_error, value_error
 from udmlss._chunks import group_means
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS = get_args(Precision)
 Output = Literal["embeddings", "features"]
 Labels = Shaped[Tensor, "_"] | NDArray[Any] | Sequence[int]
 

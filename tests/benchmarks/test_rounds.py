@@ -41,9 +41,9 @@ def test_each_round_is_scored_with_the_weights_of_that_round(flowers, settings_o
 
     def record(model, data):
         embedded.append(runs.embed_both(model, data.test))
-        return {"call": len(embedded)}
+        return {"recall": {"call": len(embedded)}}
 
-    monkeypatch.setattr(rounds, "recalls_of", record)
+    monkeypatch.setattr(rounds, "scores_of", record)
     run = rounds.train(method, 0, settings, data)
     assert run["stop_step"] == 3  # three rounds in a row must agree with the previous round, and the first has none
     assert [found["step"] for found in run["rounds"]] == [0, 1, 2, 3]
@@ -60,7 +60,7 @@ def test_recalls_are_those_of_the_test_images(flowers, settings_of):
     settings = settings_of()
     data, model = open_data(settings, flowers), build_model(settings, 0)
     expected = metrics.recall_at_k(runs.embed_both(model, data.test)["embeddings"], data.test_labels, 1)[1]
-    assert rounds.recalls_of(model, data)["embeddings"] == expected
+    assert rounds.scores_of(model, data)["recall"]["embeddings"] == expected
 
 
 def test_runs_with_different_settings_have_one_table_and_figure(flowers, options, tmp_path):

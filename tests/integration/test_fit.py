@@ -65,7 +65,16 @@ def test_random_transforms_follow_the_seed_and_the_global_random_state_is_unchan
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
-@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"clip_norm": 1e6}, {"channels_last": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"chunk_size": 7},
+        {"clip_norm": 1e6},
+        {"channels_last": True},
+    ],
+)
 def test_numerical_options_change_the_result_by_rounding_only(options):
     plain, chosen = make_model(), make_model()
     if options.pop("channels_last", False):

@@ -193,9 +193,9 @@ CHANGES = {
         "`cluster_images` must be the same images as `images`, got 23 and 24 images. Build both from the same files",
     ),
     "precision": (
-        value(precision="float16"),
+        value(precision="float8"),
         ValueError,
-        "`precision` must be one of 'float32', 'bfloat16', got 'float16'. Pass one of these.",
+        "`precision` must be one of 'float32', 'bfloat16', 'float16', got 'float8'. Pass one of these.",
     ),
     "cluster_on": (
         value(cluster_on="pixels"),

@@ -10,7 +10,8 @@ from processes import end_children
 from torch.utils.data import Dataset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from udmlss.image_loader import ImageLoader
+from udmlss.dataset import IndexedImages
+from udmlss.image_loader import ImageLoader, default_workers
 
 IMAGES = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 BATCHES = [[0, 1], [2, 2], [3, 4], [11]]
@@ -252,3 +253,12 @@ def test_a_dataset_that_cannot_be_pickled_is_an_error_under_spawn():
             load(loader, images)
     finally:
         set_start_method(before, force=True)
+
+
+def test_workers_are_the_default_for_images_that_are_loaded_for_a_gpu_alone(monkeypatch):
+    n_cores, cuda = len(os.sched_getaffinity(0)), torch.device("cuda")
+    assert default_workers([Noisy(), IMAGES], cuda) == (min(8, n_cores) if get_start_method() == "fork" else 0)
+    assert default_workers([Noisy()], torch.device("cpu")) == 0
+    assert default_workers([IMAGES, IndexedImages(IMAGES)], cuda) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_cores))
+    assert default_workers([Noisy()], cuda) <= 1

@@ -55,6 +55,20 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
                 vars(norm)["train"] = train
 
 
+@contextmanager
+def constant_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalize batches as usual in the `with` block, but do not update the running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, n_batches) in zip(norms, settings, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, n_batches
+
+
 class _StayInEvaluation:
     """A method `train` that changes nothing. Code that was compiled before reads the mode, but would ignore a hook."""
 

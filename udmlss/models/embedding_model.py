@@ -84,7 +84,7 @@ class EmbeddingModel(nn.Module):
         embedding_size: int | None = None,
         *,
         batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         precision: Precision = "float32",
         progress: bool = True,
     ) -> "EmbeddingModel":
@@ -98,7 +98,7 @@ class EmbeddingModel(nn.Module):
             images: Images with test-time transforms, such as the training images: any dataset that `embed` accepts.
             embedding_size: Dimension d of the embeddings, at most f. None means 512, or f if f is smaller.
             batch_size: Number of images per forward pass.
-            num_workers: Number of processes that load images. 0 loads them in the main process.
+            num_workers: As for `embed`.
             precision: "bfloat16" embeds in mixed precision.
             progress: Whether to show a progress bar.
 

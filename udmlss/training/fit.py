@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from udmlss._checks import check_choice, check_number
+from udmlss._checks import check_choice, check_integer, check_number
 from udmlss._generators import fork_generators
 from udmlss._threads import one_training_per_process
 from udmlss._torch import device_of, restore_modes
@@ -27,8 +27,9 @@ from udmlss.training.rounds import MAX_STEPS, RELABEL_EVERY, ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
 from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
-from udmlss.types import Epochs, Images, Precision, PseudoLabels, UsesSeed
+from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
+_LOADING_TIME = 0.3  # fraction of the time of a round above which slow loading is reported
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
 
@@ -55,8 +56,9 @@ def fit(
     freeze_batch_norm: bool | None = None,
     average_weights: bool = True,
     precision: Precision = "float32",
+    chunk_size: int | None = None,
     clip_norm: float | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     embeddings_folder: str | PathLike[str] | None = None,
     label_free: bool = False,
     callbacks: object = (),
@@ -98,9 +100,13 @@ def fit(
             trained from scratch.
         average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
             `WeightAverage` in `callbacks` replaces it.
-        precision: "bfloat16" runs forward passes in mixed precision. Losses are computed in float32.
+        precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
+            scales the loss so that gradients do not vanish. Losses are computed in float32.
+        chunk_size: Number of images per forward and backward pass in a step, which bounds the memory of large batches.
+            The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
+            about a third longer. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
-        num_workers: Number of processes that load images.
+        num_workers: Number of processes that load images. None means as many as suit the device; see `embed`.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
         label_free: Whether to compute label-free scores for the history, which takes a further pass over some images
             and a search. Callbacks that need them switch them on.
@@ -139,9 +145,11 @@ def fit(
         with SynchronizedErrors():
             stack.enter_context(one_training_per_process())
             check_auxiliary(auxiliary)
-            check_choice("precision", precision, ("float32", "bfloat16"))
+            check_choice("precision", precision, PRECISIONS)
             if clip_norm is not None:
                 check_number("clip_norm", clip_norm, above=0)
+            if chunk_size is not None:
+                check_integer("chunk_size", chunk_size, 1)
             hooks = Callbacks(callbacks, average_weights=average_weights)
             rounds = Rounds(
                 model,
@@ -178,7 +186,9 @@ def fit(
         check_ranks(description)
         for module in modules.values():
             module.train()
-        step = TrainingStep(run, freeze_batch_norm=freeze_batch_norm, precision=precision, clip_norm=clip_norm)
+        step = TrainingStep(
+            run, freeze_batch_norm=freeze_batch_norm, precision=precision, chunk_size=chunk_size, clip_norm=clip_norm
+        )
         try:
             hooks.start(run)
             run.stop_reason = _train(run, step, hooks)
@@ -216,6 +226,8 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
                 if run.stop_request is not None:
                     run.end_round(None)
                     return "callback"
+            if run.show_progress and not run.history and step.waiting > _LOADING_TIME * run.seconds:
+                _say_that_loading_is_slow(step.waiting / run.seconds)
             if hooks.end_round(run.end_round(run.rounds.score()), run):
                 return "callback"
     return "max_steps"
@@ -248,6 +260,12 @@ def _modules(
 @cache  # once per process is enough
 def _say_that_labels_are_ignored() -> None:
     tqdm.write("fit: ignores the labels and other fields that come with the images", file=sys.stderr)
+
+
+@cache
+def _say_that_loading_is_slow(fraction: float) -> None:
+    text = f"fit: {fraction:.0%} of the time is spent on waiting for images; a higher `num_workers` may help"
+    tqdm.write(text, file=sys.stderr)
 
 
 def _progress_text(step: StepReport, pseudo_labels: PseudoLabels, label_free: LabelFreeScores | None) -> str:

@@ -6,8 +6,9 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from udmlss._checks import check_number, value_error
-from udmlss._torch import trunk_of
+from udmlss._torch import device_of, trunk_of
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW
 PRETRAINED_LR, SCRATCH_LR, PROXY_LR = 3e-5, 1e-3, 1e-2
 
 
@@ -80,7 +81,8 @@ def build_optimizer(
     rates = {name: rate for name, rate in {"trunk_lr": trunk_lr, "lr": lr}.items() if rate is not None}
     if optimizer is None:
         rates = {"trunk_lr": SCRATCH_LR if from_scratch else PRETRAINED_LR} | rates
-        return AdamW(parameter_groups(**modules, **rates))  # type: ignore[arg-type] # modules by parameter name
+        fused = device_of(modules["model"]).type in _FUSED
+        return AdamW(parameter_groups(**modules, **rates), fused=fused)  # type: ignore[arg-type] # modules by name
     if rates:
         rule = "Learning rates belong to the optimizer where one is given"
         remedy = "Pass one of the two: `parameter_groups` takes the same learning rates"

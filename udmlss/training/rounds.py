@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
 
 ClusterOn = Literal["features-first", "embeddings", "features"]
-MAX_STEPS, RELABEL_EVERY = Epochs(4), Epochs(1)
+MAX_STEPS, RELABEL_EVERY = Epochs(8), Epochs(1)
 _CLUSTERS_PER_BATCH = 8
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
@@ -69,7 +69,8 @@ class Rounds:
             every round. Features are scaled to unit length.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
-            that later changes of a dataset have no effect. 0 loads images in the main process.
+            that later changes of a dataset have no effect. 0 loads images in the main process. None means as many as
+            suit the device; see `embed`.
         precision: "bfloat16" embeds in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
@@ -110,7 +111,7 @@ class Rounds:
         relabel_every: int | Epochs = RELABEL_EVERY,
         cluster_on: ClusterOn = "features-first",
         label_free: bool = False,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         precision: Precision = "float32",
         embeddings_folder: str | PathLike[str] | None = None,
         seed: int = 0,

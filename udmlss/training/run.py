@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -37,6 +38,7 @@ class Run:
         auxiliary: The auxiliary loss, or None.
         optimizer: The optimizer.
         scheduler: The scheduler, or None.
+        scaler: Scales the loss if the precision is "float16".
         rounds: The rounds. `rounds.model` is the model that is embedded and clustered.
         callbacks: The callbacks.
         step: Number of optimizer steps that were taken.
@@ -66,6 +68,7 @@ class Run:
         self.rotation_head: RotationPretextHead | None = modules.get("rotation_head")  # type: ignore[assignment]
         self.auxiliary = modules.get("auxiliary")
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.scaler = GradScaler(device_of(self.model).type, enabled=rounds.options.precision == "float16")
         self.callbacks = callbacks
         self.show_progress = show_progress
         self.step = 0
@@ -146,6 +149,7 @@ class Run:
             "attributes": self._attributes.changed(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rounds": self.rounds.state_dict(),
             "callbacks": [callback.state_dict() for callback in self._stateful()],
             "step": self.step,
@@ -177,6 +181,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.rounds.load_state_dict(state["rounds"])
         for callback, found in zip(self._stateful(), state["callbacks"], strict=True):
             callback.load_state_dict(found)

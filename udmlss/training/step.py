@@ -1,6 +1,8 @@
 """One optimizer step: forward pass, losses, backward pass and update."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf, isfinite
 
@@ -8,10 +10,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.checkpoint import checkpoint
 
 from udmlss._checks import as_features, check_scalar
 from udmlss._torch import autocast
 from udmlss.distributed import data_parallel, gather, mean_over_ranks, world_size
+from udmlss.models.batch_norm import constant_statistics
 from udmlss.results import StepReport
 from udmlss.training.run import Run
 from udmlss.types import Precision
@@ -23,18 +27,32 @@ Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
 class TrainingStep:
     """Take optimizer steps on the parts of a run.
 
+    Attributes:
+        waiting: Time in seconds that was spent on waiting for batches.
+
     Args:
         run: The run, whose step counter is increased.
         freeze_batch_norm: Whether the statistics of batch normalization are fixed. If they are, rotation needs no
             second forward pass of the upright images.
         precision: Precision of the forward passes.
+        chunk_size: Number of images per forward and backward pass of the embeddings. None passes all at once.
         clip_norm: Largest norm of the gradient of all parameters. None does not clip.
     """
 
-    def __init__(self, run: Run, *, freeze_batch_norm: bool, precision: Precision, clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        freeze_batch_norm: bool,
+        precision: Precision,
+        clip_norm: float | None,
+        chunk_size: int | None = None,
+    ) -> None:
         self.run = run
+        self.waiting = 0.0
         self.max_norm = inf if clip_norm is None else float(clip_norm)
-        self.losses = _Losses(run, reuse_features=freeze_batch_norm, precision=precision)
+        reuse_features = freeze_batch_norm and chunk_size is None
+        self.losses = _Losses(run, reuse_features=reuse_features, precision=precision, chunk_size=chunk_size)
         self._shapes = self._parameter_shapes()
         self.parallel = data_parallel(self.losses)
 
@@ -52,18 +70,20 @@ class TrainingStep:
             self.parallel = data_parallel(self.losses)
         buffers = [(buffer, buffer.clone()) for module in run.modules.values() for buffer in module.buffers()]
         try:
-            losses = self.parallel(partial(next, batches))
+            losses = self.parallel(partial(self._next, batches))
             means = _mean_over_ranks(losses)
             run.optimizer.zero_grad()
-            losses["loss"].backward()
+            run.scaler.scale(losses["loss"]).backward()
             self._clip_gradient()
         except FloatingPointError:
             for buffer, value in buffers:
                 buffer.copy_(value)
             raise
-        run.optimizer.step()
+        scale = run.scaler.get_scale()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
         run.step += 1
-        if run.scheduler is not None:
+        if run.scheduler is not None and run.scaler.get_scale() >= scale:  # otherwise the optimizer took no step
             run.scheduler.step()
         return StepReport(
             step=run.step,
@@ -74,13 +94,22 @@ class TrainingStep:
             auxiliary_loss=means.get("auxiliary_loss"),
         )
 
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waiting += time.perf_counter() - started
+        return batch
+
     def _parameter_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self.losses.parameters()]
 
     def _clip_gradient(self) -> None:
+        """Clip the gradient; raise FloatingPointError if it is not finite and the scale of the loss cannot be lower."""
+        scaler = self.run.scaler
+        scaler.unscale_(self.run.optimizer)
         parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]
         norm = float(clip_grad_norm_(parameters, self.max_norm))
-        if not isfinite(norm):
+        if not isfinite(norm) and scaler.get_scale() <= 1:  # with a higher scale the step is skipped
             self.run.optimizer.zero_grad()
             raise FloatingPointError(f"The gradient must be finite, got a norm of {norm}. {_REMEDY}")
 
@@ -91,7 +120,7 @@ class _Losses(nn.Module):
     The metric loss is computed from the embeddings of all ranks, the other losses from the images of this rank.
     """
 
-    def __init__(self, run: Run, *, reuse_features: bool, precision: Precision) -> None:
+    def __init__(self, run: Run, *, reuse_features: bool, precision: Precision, chunk_size: int | None) -> None:
         super().__init__()
         self.model = run.model
         self.criterion = run.criterion
@@ -100,6 +129,7 @@ class _Losses(nn.Module):
         self.run = run
         self.reuse_features = reuse_features
         self.precision = precision
+        self.chunk_size = chunk_size
 
     def forward(self, load_batch: Callable[[], Batch]) -> dict[str, Float[Tensor, ""]]:
         """Load a batch and return the total loss and its terms.
@@ -123,13 +153,28 @@ class _Losses(nn.Module):
 
     def _embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d"], Rotations | None]:
         if self.rotation_head is None:
-            return self.model(images), None
+            return self._embed_in_chunks(images), None
         if not self.reuse_features:
-            embeddings = self.model(images)
+            embeddings = self._embed_in_chunks(images)
             return embeddings, self.rotation_head.predict_rotations(self.model, images)
         features = as_features(self.model.trunk(images))
         embeddings = self.model.embed_features(features)
         return embeddings, self.rotation_head.predict_rotations(self.model, images, features)
+
+    def _embed_in_chunks(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Embed the images; the activations of a chunk are computed again in its backward pass instead of stored."""
+        if self.chunk_size is None or len(images) <= self.chunk_size:
+            embeddings: Tensor = self.model(images)
+            return embeddings
+        chunks = [
+            checkpoint(self.model, chunk, use_reentrant=False, context_fn=self._contexts)
+            for chunk in images.split(self.chunk_size)
+        ]
+        return torch.cat(chunks)
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of the first forward pass of a chunk and of its repetition."""
+        return nullcontext(), constant_statistics(self.model)
 
     def _auxiliary_loss(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""] | None:
         if self.auxiliary is None:

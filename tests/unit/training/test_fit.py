@@ -1,5 +1,6 @@
 """The progress bar of `fit`, what `fit` prints, and trainings within a training."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from short_training import IMAGES, LABELS, make_model, short_fit, weights
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from udmlss.results import LabelFreeScores, StepReport
@@ -62,6 +63,22 @@ def test_message_that_labels_are_ignored_is_printed_once_per_process(capsys):
             "fit: ignores the labels and other fields that come with the images\n" in capsys.readouterr().err
         )
     assert printed == [False, True, False]
+
+
+class SlowImages(Dataset):
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        time.sleep(0.002)
+        return IMAGES[index]
+
+
+def test_slow_loading_is_reported_once(capsys):
+    short_fit(make_model(), SlowImages(), cluster_images=IMAGES, progress=True)
+    assert capsys.readouterr().err.count("of the time is spent on waiting for images") == 1
+    short_fit(make_model(), progress=True)
+    assert "waiting for images" not in capsys.readouterr().err
 
 
 def test_result_of_many_rounds_has_a_short_repr():

@@ -4,6 +4,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from pml_losses import LOSSES, D, make
 from pytorch_metric_learning import losses
 from torch import nn
 
@@ -32,9 +33,10 @@ def make_step(loss=None, *, head=None, auxiliary=None, model=None, lr=0.1, step_
     modules = {name: module for name, module in modules.items() if module is not None}
     optimizer = torch.optim.SGD(parameter_groups(**modules, lr=lr, proxy_lr=lr), momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5) if step_size else None
-    rounds = Rounds(model, IMAGES, ClusterPseudoLabeler(2), clusters_per_batch=2)
-    run = Run(rounds, modules, optimizer, scheduler, [])
     settings = {"freeze_batch_norm": False, "precision": "float32"} | settings
+    precision = settings["precision"]
+    rounds = Rounds(model, IMAGES, ClusterPseudoLabeler(2), clusters_per_batch=2, precision=precision)
+    run = Run(rounds, modules, optimizer, scheduler, [])
     return TrainingStep(run, clip_norm=clip_norm, **settings)
 
 
@@ -269,6 +271,53 @@ def test_bfloat16_leaves_parameters_and_gradients_in_float32():
     assert dtypes == {torch.float32}
     assert math.isfinite(report.loss)
     assert not torch.equal(values_of(step), before)
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # of pytorch-metric-learning
+@pytest.mark.parametrize("loss", LOSSES)
+def test_chunks_have_the_gradient_of_the_whole_batch(loss):
+    gradients = []
+    for chunk_size in (None, 4, 1):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh())
+        model, head = EmbeddingModel(trunk, nn.Linear(12, D)).double(), RotationPretextHead(12, 4).double()
+        step = make_step(make(loss), head=head, model=model, chunk_size=chunk_size)
+        torch.manual_seed(0)  # some losses sample
+        step(iter([(IMAGES.double(), LABELS)]))
+        gradients.append(torch.cat([parameter.grad.double().flatten() for parameter in parameters_of(step)]))
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_chunk_updates_the_statistics_of_batch_norm_once():
+    model, expected = model_with_batch_norm(), model_with_batch_norm()
+    for chunk in IMAGES.split(4):
+        expected(chunk)
+    take(make_step(model=model, chunk_size=4))
+    found, norm = model.trunk[0], expected.trunk[0]
+    assert found.num_batches_tracked == norm.num_batches_tracked == 2
+    assert found.momentum == norm.momentum
+    torch.testing.assert_close([found.running_mean, found.running_var], [norm.running_mean, norm.running_var])
+
+
+def test_float16_skips_steps_with_an_infinite_gradient_and_lowers_the_scale():
+    step = make_step(Failing(), precision="float16")
+    before = values_of(step)
+    step.run.criterion.metric_loss.failure = "gradient"
+    scale = step.run.scaler.get_scale()
+    take(step)
+    assert step.run.scaler.get_scale() == scale / 2
+    assert torch.equal(values_of(step), before)
+    step.run.criterion.metric_loss.failure = None
+    take(step)
+    assert not torch.equal(values_of(step), before)
+    saved = step.run.scaler.state_dict()
+    assert saved["scale"] == scale / 2
+    step.run.criterion.metric_loss.failure = "gradient"
+    while step.run.scaler.get_scale() > 1:
+        take(step)
+    with pytest.raises(FloatingPointError, match="The gradient must be finite"):
+        take(step)
 
 
 def test_batch_without_assigned_images_trains_the_rotation_only():
