@@ -13,7 +13,7 @@ from torch import nn
 
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss.cli.messages import count
-from udmlss.types import Precision
+from udmlss.types import PRECISIONS, Precision
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only its free space is read)
 _BATCHES_PER_WORKER = 3  # two that were loaded ahead and one that is being loaded
@@ -29,7 +29,7 @@ class Machine:
 
     Attributes:
         device: The device.
-        precision: "float32", or "bfloat16" for mixed precision.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision.
         num_workers: Number of processes that load images.
     """
 
@@ -99,7 +99,7 @@ def keep_freed_memory() -> bool:
 
 def _choose_precision(precision: Precision | None, device: torch.device) -> Precision:
     if precision is not None:
-        check_choice("precision", precision, ("float32", "bfloat16"))
+        check_choice("precision", precision, PRECISIONS)
         return precision
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_bfloat16 else "float32"

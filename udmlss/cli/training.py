@@ -83,7 +83,8 @@ def train(
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
-        precision: "float32", or "bfloat16" for mixed precision. By default "bfloat16" on GPUs that compute in it.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision. By default "bfloat16" on GPUs that compute
+            in it.
         skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
             file is an error.
         progress: Whether to print what is done.

@@ -55,7 +55,8 @@ def test_options_become_keywords_of_the_same_name_and_defaults_are_those_of_the_
     assert calls == [(("run", "a.jpg", "b.jpg"), {"k": 3})]
     assert capsys.readouterr().out == "one\n\ntwo\n"
     replace("train", received)
-    cli.main("train photos --out run --epochs 0.5 --skip-unreadable --precision bfloat16 --no-progress".split())
+    options = ["--epochs", "0.5", "--skip-unreadable", "--precision", "bfloat16", "--no-progress"]
+    cli.main(["train", "photos", "--out", "run", *options])
     keywords = {"out": "run", "epochs": 0.5, "skip_unreadable": True, "precision": "bfloat16", "progress": False}
     assert calls[1] == (("photos",), keywords)
 
@@ -121,7 +122,7 @@ def test_a_warning_is_one_line_and_warnings_are_as_before_afterwards(replace, ca
     assert warnings.showwarning is before
 
 
-def test_the_module_is_the_command_and_a_closed_pipe_is_not_an_error():
+def test_the_module_is_the_command():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     python = [sys.executable, "-m", "udmlss", "--version"]
     found = subprocess.run(python, capture_output=True, text=True, env=environment, check=True)  # noqa: S603

@@ -66,9 +66,9 @@ except ValueError as error:
 
 
 def test_a_run_that_is_not_finished_or_not_there_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="`run` must be the folder of a run, got .*no such folder"):
+    with pytest.raises(ValueError, match=r"`run` must be the folder of a run, got .*no such folder"):
         RunFolder.finished(tmp_path / "none")
-    with pytest.raises(ValueError, match="a folder without run.json"):
+    with pytest.raises(ValueError, match=r"a folder without run\.json"):
         RunFolder.finished(tmp_path)
     claim(tmp_path / "run")
     with pytest.raises(ValueError, match="`run` must be a finished run"):
@@ -110,12 +110,16 @@ def test_neighbors_are_paths_with_descending_similarities(tmp_path):
         assert torch.tensor(row["similarities"]).allclose(similarities[number, order], atol=1e-5)
 
 
+def write_and_fail(path):
+    path.write_text("ne")
+    raise OSError("The disk is full")
+
+
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
     with pytest.raises(OSError, match="disk"), replacing(path) as part:
-        part.write_text("ne")
-        raise OSError("The disk is full")
+        write_and_fail(part)
     assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
     with replacing(path) as part:
         part.write_text("new")
