@@ -65,6 +65,7 @@ NOT_CHECKED = {
 }
 
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
+    ("cli.duplicates", "threshold"): -1.5,
     ("backbones.Backbone", "mean"): None,
     ("data.ImageFiles", "value_range"): None,
     ("data.image_folder", "value_range"): None,

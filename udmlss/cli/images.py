@@ -69,7 +69,8 @@ def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False
     """Return the absolute paths of the images below a folder, or in a text, CSV or Parquet file.
 
     Raises:
-        ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode.
+        ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode or is listed
+            twice.
         OSError: A file in a list of paths does not exist.
     """
     source = Path(folder).expanduser().absolute()
@@ -77,9 +78,13 @@ def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False
         rule = "`folder` must be a folder of images, or a .txt, .csv or .parquet file with their paths"
         raise value_error(rule, f"{folder}, which does not exist", "Check the path")
     paths = find_images(source) if source.is_dir() else read_paths(source)
+    found: set[Path] = set()
     for path in paths:
         if not _is_unicode(path):  # a Parquet file could not hold it
             raise value_error("The path of an image must be valid Unicode", ascii(str(path)), "Rename the file")
+        if path in found:
+            raise value_error("Each image must be listed once", f"{path} twice", f"Remove it from {folder}")
+        found.add(path)
     return ImageFiles(paths, on_error="skip").paths if skip_unreadable else paths
 
 

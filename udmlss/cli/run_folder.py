@@ -156,9 +156,9 @@ class RunFolder:
                 raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings of a new run, or raise an error that names those that differ from the stored ones."""
+        """Store the settings, or if there is something to continue, raise an error that names those that differ."""
         stored = self._read().get("settings")
-        if stored is None:
+        if stored is None or not (self.is_finished or any(self.checkpoints.glob("step-*.pt"))):
             self._write({"format": FORMAT, "settings": dict(settings)})
             return
         changed = [

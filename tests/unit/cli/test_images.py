@@ -50,6 +50,12 @@ def test_a_name_that_no_table_could_hold_is_an_error(folder):
         open_images("photos")
 
 
+def test_a_path_that_is_listed_twice_is_an_error(folder):
+    (folder / "list.txt").write_text("photos/a.png\nphotos/a.png\n")
+    with pytest.raises(ValueError, match=r"Each image must be listed once, got .*a\.png twice"):
+        open_images("list.txt")
+
+
 def test_items_are_transformed_images_without_a_label(folder):
     images = UnlabeledImages([folder / "photos" / "a.png"], lambda image: torch.tensor(image.size))
     assert len(images) == 1

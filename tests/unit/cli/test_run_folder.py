@@ -22,10 +22,14 @@ def claim(folder, **changes):
 
 
 def test_a_folder_belongs_to_one_run_and_the_error_names_what_differs(tmp_path):
-    claim(tmp_path / "new" / "run")
-    claim(tmp_path / "new" / "run")
+    folder = tmp_path / "new" / "run"
+    claim(folder, epochs=1)
+    claim(folder)  # nothing was trained yet
+    RunFolder(folder).checkpoints.mkdir()
+    (RunFolder(folder).checkpoints / "step-000000001.pt").touch()
+    claim(folder)
     with pytest.raises(ValueError, match=r"got images: /photos before and /other now; epochs: 4 before and 2 now\."):
-        claim(tmp_path / "new" / "run", images="/other", epochs=2)
+        claim(folder, images="/other", epochs=2)
 
 
 def test_a_folder_with_other_files_and_a_file_are_errors_and_stay_as_they_are(tmp_path):
