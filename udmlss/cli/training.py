@@ -127,19 +127,16 @@ def train(
     images = {"images": source, "number of images": len(paths), "checksum of their paths": _checksum(paths)}
     run = RunFolder(out)
     with run.claim(images | settings):
-        if not run.is_finished:
+        if run.is_finished:
+            say(f"The run in {run.folder} is finished")
+        else:
             try:
                 _Training(run, network, paths, labeler, machine=machine, settings=settings, progress=progress).run_all()
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("Run the same command again to continue") from None
-        else:
-            say(f"The run in {run.folder} is finished")
-    if not run.report.exists():
-        say("4/4 Writing the report")
-        try:
-            report(run.folder)
-        except ImportError as error:  # the files of the run are complete without the report
-            warnings.warn(f"The report is missing: {error}", stacklevel=2)
+        if not run.report.exists():
+            say("4/4 Writing the report")
+            _write_report(run)
     return run.read_summary()
 
 
@@ -245,6 +242,14 @@ def _load_backbone(name: str, image_size: int | None, device: torch.device) -> B
         with suppress(ValueError):  # a backbone may accept one size only
             return load_backbone(name, image_size=_CPU_IMAGE_SIZE)
     return backbone
+
+
+def _write_report(run: RunFolder) -> None:
+    """Write the report, or issue a warning if its packages are missing: the other files do not need them."""
+    try:
+        report(run.folder)
+    except ImportError as error:
+        warnings.warn(f"The report is missing: {error}", stacklevel=2)
 
 
 def _checksum(paths: Sequence[Path]) -> str:
