@@ -198,7 +198,7 @@ CALLS = {
     "backbones.Backbone": lambda **changes: backbones.Backbone(
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
     ),
-    "backbones.load_backbone": lambda **changes: backbones.load_backbone(**changes),
+    "backbones.load_backbone": backbones.load_backbone,
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from udmlss._checks import check_choice, check_integer, check_number, type_error, value_error
+from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Any], Tensor]
@@ -52,9 +52,7 @@ class Backbone:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.trunk, nn.Module):
-            remedy = "Pass an instance of a subclass of nn.Module"
-            raise type_error("`trunk` must be an nn.Module", type(self.trunk).__name__, remedy)
+        check_module("trunk", self.trunk)
         check_integer("image_size", self.image_size, 1)
         for name, values, above in (("mean", self.mean, None), ("std", self.std, 0)):
             if len(values) != _N_CHANNELS:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from udmlss._checks import as_features, check_integer, type_error
+from udmlss._checks import as_features, check_integer, check_module, type_error
 from udmlss._torch import device_of, to_dtype
 from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
@@ -44,11 +44,8 @@ class EmbeddingModel(nn.Module):
 
     def __init__(self, trunk: nn.Module, embedder: nn.Module) -> None:
         super().__init__()
-        for name, part in (("trunk", trunk), ("embedder", embedder)):
-            if not isinstance(part, nn.Module):
-                found = "the class " + part.__name__ if isinstance(part, type) else type(part).__name__
-                remedy = "Pass an instance of a subclass of nn.Module"
-                raise type_error(f"`{name}` must be an nn.Module", found, remedy)
+        check_module("trunk", trunk)
+        check_module("embedder", embedder)
         self.trunk = trunk
         self.embedder = embedder
 

@@ -16,7 +16,6 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _LIBRARY = "udmlss"
-_FILES = {CONFIG, WEIGHTS, "README.md"}  # huggingface_hub adds hidden files
 _MAX_NAMES = 3
 
 
@@ -31,6 +30,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
     from safetensors import SafetensorError  # noqa: PLC0415 (`import udmlss` does not import safetensors)
     from safetensors.torch import save_file  # noqa: PLC0415 (as above)
 
+    folder = folder.resolve()  # of a link, the folder itself is replaced
     _check_target(folder)
     try:
         text = json.dumps({"library": _LIBRARY, "format": FORMAT} | config, indent=2, allow_nan=False)
@@ -121,12 +121,12 @@ def _check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise value_error("`folder` must be a folder", f"the file {folder}", "Choose another name")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in names if name not in _FILES and not name.startswith(".")]
+    others = [name for name in names if name not in {CONFIG, WEIGHTS}]
     if others:
         rule = "`folder` must be new, empty, or hold a saved model only"
         listed = ", ".join(others[:_MAX_NAMES])
         raise value_error(rule, f"{folder}, which holds {listed}", f"Choose another, such as {folder / 'model'}")
-    if names and CONFIG in names:
+    if CONFIG in names:
         read_config(folder)  # a config.json of another program is not replaced
 
 

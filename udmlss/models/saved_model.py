@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udmlss._checks import type_error, value_error
+from udmlss._checks import check_module, value_error
 from udmlss._torch import check_weights, device_of, trunk_of
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
@@ -62,9 +62,7 @@ def save_model(
         >>> model, _ = load_model("runs/flat", trunk=nn.Flatten())  # doctest: +SKIP
     """
     trunk, embedder = trunk_of(model), getattr(model, "embedder", None)
-    if not isinstance(embedder, nn.Module):
-        rule, remedy = "`model` must have an `embedder`", "Wrap it: EmbeddingModel(trunk, embedder)"
-        raise type_error(rule, type(model).__name__, remedy)
+    check_module("model.embedder", embedder)
     check_weights(model)
     if backbone is not None:
         remedy = "Pass the backbone whose trunk the model has, or None"
@@ -82,6 +80,9 @@ def read_model(
     folder: Path, trunk: nn.Module | None, embedder: nn.Module | None
 ) -> tuple[nn.Module, nn.Module, Backbone | None]:
     """Return the trunk, the embedder and the backbone of a saved model; `load_model` documents arguments and errors."""
+    for name, part in (("trunk", trunk), ("embedder", embedder)):
+        if part is not None:
+            check_module(name, part)
     config, weights = read_config(folder), read_weights(folder)
     try:
         backbone = _build_backbone(config["backbone"], folder, trunk)
@@ -109,7 +110,13 @@ def _weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    return {field.name: getattr(backbone, field.name) for field in fields(backbone) if field.name != "trunk"}
+    described = {field.name: getattr(backbone, field.name) for field in fields(backbone) if field.name != "trunk"}
+    return described | {  # numbers of NumPy cannot be written as JSON
+        "image_size": int(backbone.image_size),
+        "mean": [float(value) for value in backbone.mean],
+        "std": [float(value) for value in backbone.std],
+        "crop_fraction": float(backbone.crop_fraction),
+    }
 
 
 def _build_backbone(described: dict[str, Any] | None, folder: Path, trunk: nn.Module | None) -> Backbone | None:

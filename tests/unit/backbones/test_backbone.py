@@ -46,7 +46,7 @@ def test_the_train_transform_crops_and_flips_at_random(interpolation):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trunk": nn.Flatten}, "`trunk` must be an nn.Module, got type"),
+        ({"trunk": nn.Flatten}, "`trunk` must be an nn.Module, got the class Flatten"),
         ({"image_size": 0}, "`image_size` must be at least 1, got 0"),
         ({"mean": (0.5,)}, "`mean` must have one number each for red, green and blue, got 1 numbers"),
         ({"std": (0.5, 0.5, 0)}, "`std` must be above 0, got 0"),

@@ -2,6 +2,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -159,7 +160,7 @@ def test_a_model_must_have_the_trunk_of_the_backbone(tmp_path):
 def test_a_model_must_have_an_embedder(tmp_path):
     model = nn.Module()
     model.trunk = trunk()
-    with pytest.raises(TypeError, match="`model` must have an `embedder`, got Module"):
+    with pytest.raises(TypeError, match=r"`model\.embedder` must be an nn\.Module, got NoneType"):
         save_model(model, tmp_path / "model")
 
 
@@ -211,3 +212,20 @@ def test_a_trunk_of_another_architecture_is_an_error(saved):
             load_model(saved, trunk=other)
     with pytest.raises(ValueError, match="`trunk` must be passed for a model whose trunk cannot be built"):
         load_model(saved)
+
+
+def test_a_part_that_is_not_a_module_is_an_error(saved, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for wrong in ({"trunk": len}, {"trunk": trunk(), "embedder": nn.Linear}):
+        with pytest.raises(TypeError, match=r"must be an nn\.Module, got (builtin_function|the class Linear)"):
+            load_model(saved, **wrong)
+
+
+def test_a_link_to_a_saved_model_stays_a_link(saved):
+    link = saved.parent / "latest"
+    link.symlink_to(saved)
+    model = EmbeddingModel(trunk(), nn.Linear(12, 4))
+    save_model(model, link)
+    assert link.is_symlink()
+    assert torch.equal(load_model(saved, trunk=trunk())[0].embedder.weight, model.embedder.weight)
+    assert {path.name for path in saved.parent.iterdir()} == {"model", "latest"}
