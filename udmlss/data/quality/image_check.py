@@ -107,8 +107,8 @@ def check_images(
     orientation, with CMYK colors or with a palette, identical files, and near-duplicates.
 
     Near-duplicates are found by the difference hash [1] and a comparison of thumbnails: copies of another size or
-    compression, or with a border cut off by 1 %. They are proposals to look at. In photographs, other images are
-    rarely among them; small objects in front of a plain background are often similar.
+    compression, or with a border cut off by 1 %. They are proposals to look at. Photographs of different things are
+    rarely among them, but small objects in front of a plain background often are.
 
     Args:
         paths: Path of each image, for example from `find_images` or `read_paths`.

@@ -5,6 +5,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from udmlss.data.image_reader import describe_error, has_more_than_8_bits, open_image, read_image, read_orientation
 from udmlss.data.quality.near_duplicates import make_thumbnail
 
@@ -55,9 +57,10 @@ def inspect_file(path: Path, min_size: int) -> Inspection:
 def _inspect_pixels(image: "Image", min_size: int) -> Iterator[tuple[str, str]]:
     if min(image.size) < min_size:
         yield "tiny", f"{image.width} x {image.height} pixels"
-    ranges = [image.getchannel(channel).getextrema() for channel in range(3)]
-    if all(high - low <= _MAX_RANGE for low, high in ranges):
-        yield "constant", f"color {tuple(low for low, _ in ranges)}"
+    colors = np.asarray(image).reshape(-1, 3)
+    low, high = colors.min(axis=0), colors.max(axis=0)
+    if (high - low <= _MAX_RANGE).all():
+        yield "constant", f"color {tuple(low.tolist())}"
 
 
 def _inspect_format(image: "Image") -> Iterator[tuple[str, str]]:

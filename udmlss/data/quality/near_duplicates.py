@@ -47,7 +47,8 @@ def find_near_duplicates(thumbnails: Thumbnails, max_distance: int) -> Int64[NDA
 
 
 def _hamming_distances(one: Hashes, other: Hashes) -> Int64[NDArray[np.int64], " n"]:
-    return np.unpackbits((one ^ other)[:, None].view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
+    bits = np.unpackbits((one ^ other)[:, None].view(np.uint8), axis=1)
+    return np.asarray(bits.sum(axis=1, dtype=np.int64))
 
 
 def _difference_hashes(thumbnails: Thumbnails) -> Hashes:
