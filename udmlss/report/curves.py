@@ -95,7 +95,14 @@ def draw(axes: "Axes", curves: Curves, ink: str) -> None:
     for (name, line), color, style in zip(curves.lines.items(), COLORS, STYLES, strict=False):
         values = [float("nan") if value is None else value for value in line]
         axes.plot(
-            curves.rounds, values, color=color, linestyle=style, linewidth=_LINE_WIDTH, marker=marker, ms=3.5, label=name
+            curves.rounds,
+            values,
+            color=color,
+            linestyle=style,
+            linewidth=_LINE_WIDTH,
+            marker=marker,
+            ms=3.5,
+            label=name,
         )
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     is_count = all(isinstance(value, int) for line in curves.lines.values() for value in _known(line))
@@ -132,7 +139,8 @@ def as_svg(curves: Curves, name: str) -> str:
 def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # of matplotlib before 3.10
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
     for color, page_color in _PAGE_COLORS.items():
         svg = svg.replace(color, page_color)

@@ -195,7 +195,9 @@ def plot_neighbors(
     check_start(start_embeddings, n)
     thumbnails = Thumbnails(images)
     check_count("images", thumbnails, n)
-    found = compare_neighbors(torch.tensor(check_rows("queries", queries, n)), embeddings, start_embeddings, n_neighbors)
+    found = compare_neighbors(
+        torch.tensor(check_rows("queries", queries, n)), embeddings, start_embeddings, n_neighbors
+    )
     blocks = 1 if start_embeddings is None else 2
     columns = 1 + blocks * n_neighbors
     figure = _new_figure(1.15 * columns, 1.4 * len(found))
