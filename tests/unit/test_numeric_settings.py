@@ -17,7 +17,7 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, training
+from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, report, training
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
@@ -34,6 +34,7 @@ PLACES = {
     "stml.": stml,
     "data.": data,
     "distributed.": distributed,
+    "report.": report,
     "training.": training,
     "callbacks.": callbacks,
 }
@@ -179,6 +180,12 @@ CALLS = {
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
     "distributed.gather_shards": lambda **changes: distributed.gather_shards(ROWS, **changes),
     "distributed.shard": distributed.shard,
+    "report.contact_sheet": lambda **changes: report.contact_sheet(IMAGES, [0], **changes),
+    "report.plot_map": lambda **changes: report.plot_map(ROWS, **changes),
+    "report.plot_neighbors": lambda **changes: report.plot_neighbors(IMAGES, ROWS, [0], **changes),
+    "report.write_report": lambda **changes: report.write_report(
+        "never-written", IMAGES, ROWS, udmlss.PseudoLabels.from_labels(LABELS), **changes
+    ),
 }
 
 

@@ -174,8 +174,8 @@ MEASURE = """
   const contrast = (element) => {
     const [low, high] = [getComputedStyle(element).color, background(element)].map(luminance).sort((a, b) => a - b);
     return (high + 0.05) / (low + 0.05); };
-  const texts = all("body *").filter((each) => [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
-    && !each.closest("script, svg"));
+  const hasText = (each) => [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const texts = all("body *").filter((each) => hasText(each) && !each.closest("script, svg"));
   const tiles = all(".tile"), scale = (tile) => getComputedStyle(tile.firstChild).transform;
   const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   const stops = tiles.filter((tile) => tile.tabIndex === 0).length;
