@@ -51,13 +51,14 @@ def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
     }
     if not _known(terms["rotation"]) + _known(terms["auxiliary"]):
         terms = {"total": terms["total"]}
+    label_free = [report.label_free for report in history]
     n_unassigned = [report.n_unassigned for report in history]
     found: list[tuple[str, str, Mapping[str, Sequence[float | None]]]] = [
         ("Loss", "Mean over the steps of a round. Lower is better, but every round has new clusters.", terms),
         (
             "Label-free score",
             "Higher is better: images have the same neighbors in another view, and embeddings use many dimensions.",
-            {"score": [report.label_free and report.label_free.score for report in history]},
+            {"score": [None if scores is None else scores.score for scores in label_free]},
         ),
         (
             "Agreement",
