@@ -25,7 +25,9 @@ class Run:
 def report_of(number: int) -> RoundReport:
     scores = LabelFreeScores(0.9, 0.5 + number / 100, 8.0, 0.7)
     agreement = 0.5 + number / 10 if number else None
-    return RoundReport(number, 10 * number + 10, 13, 3, 0.1, 0.05, agreement, 1 - number / 9, 1.0, None, None, None, scores, 2.0)
+    return RoundReport(
+        number, 10 * number + 10, 13, 3, 0.1, 0.05, agreement, 1 - number / 9, 1.0, None, None, None, scores, 2.0
+    )
 
 
 @pytest.fixture(scope="session")

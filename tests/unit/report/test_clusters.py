@@ -22,10 +22,14 @@ def test_the_reliability_is_the_margin_between_the_own_and_the_most_similar_othe
 
 
 def test_the_reliability_of_the_labeler_is_used_where_it_is_known():
-    labels = SimpleNamespace(labels=torch.tensor([0, 0, 1, 1, -1]), n_clusters=2, reliability=torch.tensor([1, 0.5, torch.nan, torch.nan, 1]))
+    labels = SimpleNamespace(
+        labels=torch.tensor([0, 0, 1, 1, -1]), n_clusters=2, reliability=torch.tensor([1, 0.5, torch.nan, torch.nan, 1])
+    )
     reliability = image_reliability(torch.eye(5), labels, seed=0)
     assert torch.equal(reliability[:2], labels.reliability[:2])
-    torch.testing.assert_close(cluster_reliability(reliability, labels), torch.tensor([0.75, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(
+        cluster_reliability(reliability, labels), torch.tensor([0.75, torch.nan]), equal_nan=True
+    )
 
 
 def test_a_single_cluster_has_a_reliability():

@@ -29,14 +29,18 @@ def test_the_terms_of_the_loss_are_drawn_if_there_are_several(run):
 
 
 def test_the_alternative_text_states_the_values(run):
-    assert curves_of(run.history)[2].alternative == "Agreement. Agreement: first 0.6, last 0.8, lowest 0.6, highest 0.8."
+    assert (
+        curves_of(run.history)[2].alternative == "Agreement. Agreement: first 0.6, last 0.8, lowest 0.6, highest 0.8."
+    )
 
 
 def test_the_svg_is_well_formed_takes_its_colors_from_the_page_and_has_identifiers_of_its_own(run):
     first, second = (as_svg(curves_of(run.history)[4], name) for name in ("a", "b"))
     assert ElementTree.fromstring(first).get("viewBox")  # noqa: S314 (our own text)
     assert not re.search(r"#(?!a-)\w", first)  # neither colors nor foreign identifiers
-    assert {"currentColor", "var(--line-1)", "var(--line-2)"} <= set(re.findall(r"currentColor|var\(--line-\d\)", first))
+    assert {"currentColor", "var(--line-1)", "var(--line-2)"} <= set(
+        re.findall(r"currentColor|var\(--line-\d\)", first)
+    )
     identifiers = [re.findall(r' id="([^"]+)"', svg) for svg in (first, second)]
     assert not set(identifiers[0]) & set(identifiers[1])
     assert len(set(identifiers[0])) == len(identifiers[0])

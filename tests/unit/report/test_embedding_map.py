@@ -19,7 +19,9 @@ def test_images_of_one_cluster_are_neighbors_on_the_map(run):
     np.testing.assert_array_equal(found.points, embedding_map(run.embeddings, seed=0).points)
 
 
-@pytest.mark.parametrize("embeddings", [torch.ones(1, 3), torch.ones(20, 3), torch.arange(1.0, 4).unsqueeze(1), torch.eye(3), torch.eye(6)])
+@pytest.mark.parametrize(
+    "embeddings", [torch.ones(1, 3), torch.ones(20, 3), torch.arange(1.0, 4).unsqueeze(1), torch.eye(3), torch.eye(6)]
+)
 def test_few_or_equal_embeddings_have_a_map(embeddings):
     found = embedding_map(embeddings, seed=0)
     assert np.isfinite(found.points).all()
