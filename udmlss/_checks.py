@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from udmlss._chunks import ColumnRange, row_slices
 
@@ -70,6 +70,13 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise value_error(f"`{name}` must be one of {listed}", repr(value), "Pass one of these")
+
+
+def check_module(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a module of PyTorch."""
+    if not isinstance(value, nn.Module):
+        found = "the class " + value.__name__ if isinstance(value, type) else type(value).__name__
+        raise type_error(f"`{name}` must be an nn.Module", found, "Pass an instance of a subclass of nn.Module")
 
 
 def as_features(output: object, source: str = "The trunk") -> Float[Tensor, "b f"]:

@@ -17,7 +17,7 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, training
+from udmlss import backbones, clustering, data, distributed, losses, metrics, models, neighbors, training
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
@@ -32,6 +32,7 @@ PLACES = {
     "deep_metric.": deep_metric,
     "ranking.": ranking,
     "stml.": stml,
+    "backbones.": backbones,
     "data.": data,
     "distributed.": distributed,
     "training.": training,
@@ -59,6 +60,7 @@ NOT_CHECKED = {
 }
 
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
+    ("backbones.Backbone", "mean"): None,
     ("data.ImageFiles", "value_range"): None,
     ("data.image_folder", "value_range"): None,
     ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
@@ -109,8 +111,10 @@ def sampler(**changes):
 
 def padded(changes):
     """Return sequences of one wrong number with as many further numbers as the setting needs."""
-    lengths = {"value_range": 2, "background": 3, "map_shape": 3, "image_shape": 3}
-    return {name: (*value, *range(4, 3 + lengths[name])) for name, value in changes.items()}
+    lengths = {"value_range": 2, "background": 3, "map_shape": 3, "image_shape": 3, "mean": 3, "std": 3}
+    return {
+        name: (*value, *range(4, 3 + lengths[name])) if name in lengths else value for name, value in changes.items()
+    }
 
 
 CALLS = {
@@ -174,6 +178,10 @@ CALLS = {
     "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
         ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
     ),
+    "backbones.Backbone": lambda **changes: backbones.Backbone(
+        **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
+    ),
+    "backbones.load_backbone": backbones.load_backbone,
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),

@@ -1,6 +1,10 @@
 """A trunk and an embedder as one model."""
 
+import os
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from udmlss._checks import as_features, check_integer, type_error
+from udmlss._checks import as_features, check_integer, check_module, type_error
 from udmlss._torch import device_of, to_dtype
+from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
 from udmlss.inference import InferenceOptions, embed
+from udmlss.models.hub import local_folder, upload_model
 from udmlss.models.pca import embedder_from_features
+from udmlss.models.saved_model import read_model
 from udmlss.types import Images, Precision
 
 _EMBEDDING_SIZE = 512  # the published dimension
@@ -37,11 +44,8 @@ class EmbeddingModel(nn.Module):
 
     def __init__(self, trunk: nn.Module, embedder: nn.Module) -> None:
         super().__init__()
-        for name, part in (("trunk", trunk), ("embedder", embedder)):
-            if not isinstance(part, nn.Module):
-                found = "the class " + part.__name__ if isinstance(part, type) else type(part).__name__
-                remedy = "Pass an instance of a subclass of nn.Module"
-                raise type_error(f"`{name}` must be an nn.Module", found, remedy)
+        check_module("trunk", trunk)
+        check_module("embedder", embedder)
         self.trunk = trunk
         self.embedder = embedder
 
@@ -117,3 +121,101 @@ class EmbeddingModel(nn.Module):
         features = embed_part(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
         size = min(_EMBEDDING_SIZE, features.shape[1]) if embedding_size is None else embedding_size
         return cls(trunk, embedder_from_features(features, size).to(device_of(trunk)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        trunk: nn.Module | None = None,
+        embedder: nn.Module | None = None,
+        revision: str | None = None,
+    ) -> "EmbeddingModel":
+        """Load a saved model from a folder, or from a repository of the Hugging Face Hub.
+
+        `load_model` also returns the backbone, whose transforms prepare pictures for the model. For a repository, call
+        it with the folder that `huggingface_hub.snapshot_download` returns.
+
+        Args:
+            name_or_folder: A folder that `save_model` has written, or the name of a repository, such as "user/birds".
+                An existing folder takes precedence.
+            trunk: As in `load_model`.
+            embedder: As in `load_model`.
+            revision: Branch, tag or commit of the repository. None means the main branch.
+
+        Returns:
+            The model, in evaluation mode and on the device of `trunk` or else on the CPU.
+
+        Raises:
+            ValueError: There is no folder or repository of this name, or an error of `load_model`.
+            ImportError: huggingface_hub or the package of the backbone is needed and is not installed.
+            ConnectionError: The Hub cannot be reached.
+
+        Example:
+            >>> model = EmbeddingModel.from_pretrained("user/birds")  # doctest: +SKIP
+        """
+        return cls(*read_model(local_folder(name_or_folder, revision), trunk, embedder)[:2]).eval()
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        backbone: Backbone | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Save the model in a repository of the Hugging Face Hub, which is created if it does not exist.
+
+        Log in once with `hf auth login`, or set the environment variable HF_TOKEN.
+
+        Args:
+            repository: Name of the repository, such as "user/birds".
+            backbone: As in `save_model`.
+            recipe: As in `save_model`.
+            private: Whether a new repository is private. None leaves it to the settings of the account.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ValueError: The name of the repository is invalid, or an error of `save_model`.
+            TypeError: The recipe cannot be written as JSON.
+            ImportError: huggingface_hub is not installed.
+            ConnectionError: The Hub cannot be reached or rejects the upload.
+
+        Example:
+            >>> model.push_to_hub("user/birds", backbone=backbone)  # doctest: +SKIP
+        """
+        return upload_model(self, repository, backbone=backbone, recipe=recipe, private=private)
+
+
+def load_model(
+    folder: str | os.PathLike[str], *, trunk: nn.Module | None = None, embedder: nn.Module | None = None
+) -> tuple[EmbeddingModel, Backbone | None]:
+    """Load a model and its backbone from a folder that `save_model` has written.
+
+    No code in the files is run, and pretrained weights of the backbone are not downloaded.
+
+    Args:
+        folder: Path of the folder.
+        trunk: Module of the same architecture as the saved trunk, whose weights are replaced. None builds the backbone
+            that the folder names.
+        embedder: Module of the same architecture as the saved embedder, whose weights are replaced. None builds it from
+            its description, which holds linear layers, normalizations and activations.
+
+    Returns:
+        The model, in evaluation mode and on the device of `trunk` or else on the CPU, and the backbone, whose
+        transforms prepare pictures for the model. The backbone is None if the model was saved without one.
+
+    Raises:
+        ValueError: The folder is not a saved model, a file is damaged or has a newer format, `trunk` or `embedder` must
+            be passed, or the weights do not fit.
+        ImportError: The package of the backbone is not installed.
+
+    Example:
+        >>> from udmlss.models import load_model
+        >>> model, backbone = load_model("runs/birds")  # doctest: +SKIP
+        >>> image = backbone.test_transform()(picture)  # doctest: +SKIP
+    """
+    trunk, embedder, backbone = read_model(Path(folder).expanduser(), trunk, embedder)
+    return EmbeddingModel(trunk, embedder).eval(), backbone

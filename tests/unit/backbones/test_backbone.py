@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from udmlss.backbones import Backbone
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+BACKBONE = Backbone("own", nn.Flatten(), 8, MEAN, STD, crop_fraction=0.5)
+
+
+def picture(pixels):
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def normalized(pixels):
+    return (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def test_the_test_transform_normalizes_the_center_of_the_resized_picture():
+    pixels = torch.randint(256, (3, 16, 20), dtype=torch.uint8)  # its shorter side is image_size / crop_fraction
+    torch.testing.assert_close(BACKBONE.test_transform()(picture(pixels)), normalized(pixels[:, 4:12, 6:14]))
+    larger = Image.new("RGB", (60, 90), (10, 20, 30))
+    torch.testing.assert_close(
+        BACKBONE.test_transform()(larger), normalized(torch.tensor([10, 20, 30]).view(3, 1, 1).expand(3, 8, 8))
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_train_transform_crops_and_flips_at_random(interpolation):
+    transform = replace(BACKBONE, interpolation=interpolation).train_transform()
+    color = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1)
+    torch.testing.assert_close(
+        transform(picture(color.expand(3, 30, 40))), normalized(color.expand(3, 8, 8)), atol=1e-5, rtol=0
+    )
+    ramp = torch.arange(40, dtype=torch.uint8).expand(3, 40, 40)
+    images = [transform(picture(ramp)) for _ in range(20)]
+    slopes = [float(image[0, 0, -1] - image[0, 0, 0]) for image in images]
+    assert min(slopes) < 0 < max(slopes)  # flipped or not
+    assert len({round(abs(slope), 3) for slope in slopes}) > 3  # crops of several sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trunk": nn.Flatten}, "`trunk` must be an nn.Module, got the class Flatten"),
+        ({"image_size": 0}, "`image_size` must be at least 1, got 0"),
+        ({"mean": (0.5,)}, "`mean` must have one number each for red, green and blue, got 1 numbers"),
+        ({"std": (0.5, 0.5, 0)}, "`std` must be above 0, got 0"),
+        ({"crop_fraction": 0}, "`crop_fraction` must be above 0, got 0"),
+        ({"interpolation": "cubic"}, "`interpolation` must be one of 'bilinear', 'bicubic', got 'cubic'"),
+    ],
+)
+def test_wrong_settings_are_errors(changes, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((ValueError, TypeError), match=message):
+        replace(BACKBONE, **changes)
+
+
+def test_the_trunk_is_not_printed():
+    assert "Flatten" not in repr(BACKBONE)

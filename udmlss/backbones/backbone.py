@@ -1,0 +1,99 @@
+"""A trunk together with the image size and the normalization of its weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
+
+Interpolation = Literal["bilinear", "bicubic"]
+Transform = Callable[[Any], Tensor]
+
+_CROP_SCALE = (0.16, 1)  # fraction of the area of random crops, as published
+_N_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A trunk, and how pictures are prepared for it.
+
+    `load_backbone` returns a backbone by name. Create one yourself for a trunk of another library.
+
+    Args:
+        name: Name of the backbone, by which `load_model` loads it again, or any other name.
+        trunk: Module from images (b, 3, h, w) to features (b, f).
+        image_size: Height and width of the images in pixels.
+        mean: Mean of the red, green and blue pixels, which lie in 0..1, that is subtracted from the images.
+        std: Standard deviation of the red, green and blue pixels by which the images are divided.
+        crop_fraction: Fraction of the shorter side of a picture that the test transform retains.
+        interpolation: Interpolation of resized pictures.
+
+    Raises:
+        TypeError: `trunk` is not a module, or a number has another type.
+        ValueError: A number is out of range, `mean` or `std` does not have three numbers, or the interpolation is
+            unknown.
+
+    Example:
+        >>> from udmlss.backbones import Backbone
+        >>> backbone = Backbone("flat", nn.Flatten(), image_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+        >>> backbone.image_size
+        32
+    """
+
+    name: str
+    trunk: nn.Module = field(repr=False)
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_fraction: float = 227 / 256
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_module("trunk", self.trunk)
+        check_integer("image_size", self.image_size, 1)
+        for name, values, above in (("mean", self.mean, None), ("std", self.std, 0)):
+            if len(values) != _N_CHANNELS:
+                rule = f"`{name}` must have one number each for red, green and blue"
+                raise value_error(rule, f"{len(values)} numbers", "Pass three numbers")
+            for value in values:
+                check_number(name, value, above=above)
+        check_number("crop_fraction", self.crop_fraction, 0, 1)
+        check_number("crop_fraction", self.crop_fraction, above=0)
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+    def train_transform(self) -> Transform:
+        """Return the transform of training images: a random crop, a random flip, and normalization.
+
+        Crops cover 16 % to 100 % of the area of a picture.
+
+        Returns:
+            A transform from an RGB PIL picture to a float tensor (3, image_size, image_size).
+        """
+        from torchvision.transforms import v2  # noqa: PLC0415 (`import udmlss` does not import torchvision)
+
+        interpolation = v2.InterpolationMode(self.interpolation)
+        crop = v2.RandomResizedCrop(self.image_size, scale=_CROP_SCALE, interpolation=interpolation)
+        transform: Transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *self._to_tensor()])
+        return transform
+
+    def test_transform(self) -> Transform:
+        """Return the transform of images that are embedded: resizing, a center crop, and normalization.
+
+        Returns:
+            A transform from an RGB PIL picture to a float tensor (3, image_size, image_size).
+        """
+        from torchvision.transforms import v2  # noqa: PLC0415 (as above)
+
+        interpolation = v2.InterpolationMode(self.interpolation)
+        resize = v2.Resize(round(self.image_size / self.crop_fraction), interpolation=interpolation)
+        transform: Transform = v2.Compose([resize, v2.CenterCrop(self.image_size), *self._to_tensor()])
+        return transform
+
+    def _to_tensor(self) -> list[nn.Module]:
+        from torchvision.transforms import v2  # noqa: PLC0415 (as above)
+
+        to_tensor: list[nn.Module] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+        return [*to_tensor, v2.Normalize(list(self.mean), list(self.std))]

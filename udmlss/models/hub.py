@@ -1,0 +1,97 @@
+"""Saved models on the Hugging Face Hub."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from udmlss._checks import value_error
+from udmlss.backbones import Backbone
+from udmlss.models.model_folder import CONFIG, WEIGHTS
+from udmlss.models.saved_model import save_model
+
+_CARD = """---
+library_name: udmlss
+pipeline_tag: image-feature-extraction
+---
+
+# {repository}
+
+An embedding model for image retrieval, trained without labels by udmlss.
+
+```python
+from huggingface_hub import snapshot_download
+from udmlss.models import load_model
+
+model, backbone = load_model(snapshot_download("{repository}"))
+```
+"""
+
+
+def local_folder(name_or_folder: str | os.PathLike[str], revision: str | None) -> Path:
+    """Return an existing folder as it is, or else download the repository of this name.
+
+    Raises:
+        ValueError: There is no such folder or repository.
+        ImportError: huggingface_hub is not installed.
+        ConnectionError: The repository cannot be downloaded.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.exists() or not isinstance(name_or_folder, str) or not _is_repository_name(name_or_folder):
+        return folder
+    with _clear_errors(name_or_folder) as hub:
+        return Path(hub.snapshot_download(name_or_folder, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+
+
+def upload_model(
+    model: nn.Module,
+    repository: str,
+    *,
+    backbone: Backbone | None,
+    recipe: Mapping[str, Any] | None,
+    private: bool | None,
+) -> str:
+    """Save a model in a repository; `EmbeddingModel.push_to_hub` documents arguments and errors."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_model(model, folder, backbone=backbone, recipe=recipe)
+        (folder / "README.md").write_text(_CARD.format(repository=repository), encoding="utf-8")
+        with _clear_errors(repository) as hub:
+            address = hub.create_repo(repository, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=address.repo_id, folder_path=folder)
+            return str(address)
+
+
+def _is_repository_name(name: str) -> bool:
+    owner, slash, repository = name.partition("/")
+    return bool(slash and owner.strip("~.") and repository and "/" not in repository)
+
+
+@contextmanager
+def _clear_errors(repository: str) -> Iterator[ModuleType]:
+    """Yield huggingface_hub, and replace its errors by those of the standard library that name the repository."""
+    try:
+        import huggingface_hub as hub  # noqa: PLC0415 (an optional package)
+    except ImportError as error:
+        message = 'The Hugging Face Hub needs the package huggingface_hub. Run: pip install "udmlss[hub]"'
+        raise ImportError(message) from error
+    errors = hub.errors
+    try:
+        yield hub
+    except errors.HFValidationError as error:
+        raise value_error("A repository must be named owner/name", f"{repository!r} ({error})", "Rename it") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        rule = "The model must be an existing folder or a repository of the Hugging Face Hub that you may read"
+        remedy = "Check the name, or log in with `hf auth login`"
+        raise value_error(rule, f"{repository!r} ({error})", remedy) from error
+    except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # and the base of the errors of its HTTP library
+        message = (
+            f"The transfer of {repository!r} from or to the Hugging Face Hub failed, and there is no folder of this "
+            f"name: {error}. Connect to the network, or pass a folder."
+        )
+        raise ConnectionError(message) from error
