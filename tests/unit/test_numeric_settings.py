@@ -55,6 +55,7 @@ NOT_CHECKED = {
     "RoundReport": RESULT,
     "Scores": RESULT,
     "StepReport": RESULT,
+    "data.ImageCheck": RESULT,
     "metrics.Retrieval": RESULT,
     "neighbors.NeighborLists": RESULT,
 }
@@ -182,6 +183,7 @@ CALLS = {
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
     ),
     "backbones.load_backbone": backbones.load_backbone,
+    "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),

@@ -1,4 +1,4 @@
-"""The command `python -m udmlss.data`, which unpacks and verifies a dataset."""
+"""The command `python -m udmlss.data`, which unpacks and verifies a published dataset."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -9,13 +9,12 @@ from pathlib import Path
 from udmlss._checks import value_error
 from udmlss.data.archives import check_md5, unpack
 from udmlss.data.image_files import ImageFiles
-from udmlss.data.image_folder import image_folder
 from udmlss.data.published.cars196 import CARS196, cars196
 from udmlss.data.published.cub200 import CUB200, cub200
 from udmlss.data.published.inshop import INSHOP, inshop
 from udmlss.data.published.layout import PublishedDataset
 from udmlss.data.published.sop import SOP, sop
-from udmlss.data.verification import Report, verify
+from udmlss.data.published.verification import Report, verify
 
 _DATASETS: Mapping[str, tuple[PublishedDataset, Callable[..., ImageFiles]]] = {
     dataset.name: (dataset, open_split)
@@ -47,19 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser("python -m udmlss.data", description="Verify a copy of a published dataset.")
-    parser.add_argument("name", choices=[*_DATASETS, "folder"], help="the dataset, or 'folder' for your own images")
+    parser.add_argument("name", choices=[*_DATASETS], help="the dataset")
     parser.add_argument("root", type=Path, help="the folder that contains the dataset or its archive")
     parser.add_argument("--unpack", action="store_true", help="check and unpack the archive first")
     parser.add_argument("--quick", action="store_true", help="do not read the images, only check that they exist")
-    parser.add_argument("--exclude", action="append", default=[], help="a name or pattern that 'folder' ignores")
     args = parser.parse_args(arguments)
     args.root = args.root.expanduser()
     if not args.root.is_dir():
         parser.error(f"{args.root} is not a folder")
-    if args.unpack and args.name == "folder":
-        parser.error("--unpack is for published datasets, not for a folder")
-    if args.exclude and args.name != "folder":
-        parser.error("--exclude is for a folder, not for published datasets")
     return args
 
 
@@ -75,8 +69,6 @@ def _unpack(dataset: PublishedDataset, root: Path) -> None:
 
 
 def _verify(args: Namespace) -> Report:
-    if args.name == "folder":
-        return verify({"folder": partial(image_folder, args.root, exclude=args.exclude)}, {}, quick=args.quick)
     dataset, open_split = _DATASETS[args.name]
     splits = {split: partial(open_split, args.root, split) for split in dataset.splits}
     return verify(splits, dataset.splits, quick=args.quick)

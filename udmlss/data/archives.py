@@ -73,6 +73,19 @@ def check_md5(path: Path, md5: str) -> None:
         raise value_error(f"{path} must have the published MD5 {md5}", found, "Download it again")
 
 
+def list_tar_members(archive: Path) -> list[tarfile.TarInfo]:
+    """Return the members of an uncompressed tar file.
+
+    Raises:
+        ValueError: The file is not a tar file, is truncated, or has a damaged header.
+    """
+    try:
+        with tarfile.open(archive, "r:") as opened:
+            return _list_members(opened)
+    except _DAMAGE_ERRORS as error:
+        raise value_error(f"{archive} must be a complete tar file", error, "Copy or download it again") from error
+
+
 def _open(archive: Path) -> Any:  # noqa: ANN401 (ZipFile and TarFile have no common base class)
     name = archive.name.lower()
     if name.endswith(".zip"):

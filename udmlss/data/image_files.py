@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from multiprocessing.pool import ThreadPool
 from operator import index as as_index
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar
 from warnings import warn
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from udmlss._checks import as_labels, check_choice, value_error
 from udmlss.data.image_reader import as_color, as_value_range, describe_error, read_image
+from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.types import Labels
 
 _WHITE = (255, 255, 255)
@@ -38,7 +37,7 @@ class DamagedImage(NamedTuple):
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Image files with class labels. An image is read when its item is loaded; an item is `(image, label)`.
+    """Image files, with or without class labels. An image is read when its item is loaded, as `(image, label)`.
 
     Files are read as an image viewer shows them and converted to RGB with 8 bits per channel: the EXIF orientation is
     applied, transparent pixels are composited onto a background, and of an animation the first frame is read. 16-bit
@@ -47,8 +46,9 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     not applied.
 
     Args:
-        paths: Path of each image.
-        labels: Label of each image, an index into `classes`; -1 for an image without a class.
+        paths: Path of each image, for example from `find_images` or `read_paths`.
+        labels: Label of each image, an index into `classes`; -1 for an image without a class. None means that no image
+            has a class.
         classes: Names of the classes; empty for images without classes.
         transform: Function that is applied to each RGB PIL image and should return a tensor. None returns the PIL
             image.
@@ -67,10 +67,12 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     Raises:
         ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1. `background`
             is not a color, or `value_range` is not ascending. `on_error="skip"` leaves out every image.
-        TypeError: `labels` are not integers.
+        TypeError: `paths` is one path instead of a sequence, or `labels` are not integers.
         OSError: A file is missing, damaged or not an image. This error is raised when the item is loaded.
 
     Example:
+        >>> ImageFiles(["1.jpg", "2.jpg"])
+        ImageFiles(2 images without classes)
         >>> ImageFiles(["cats/1.jpg", "cats/2.jpg", "dogs/1.jpg"], [0, 0, 1], ["cats", "dogs"])
         ImageFiles(3 images of 2 classes)
     """
@@ -78,16 +80,17 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def __init__(
         self,
         paths: Sequence[str | os.PathLike[str]],
-        labels: Labels,
-        classes: Sequence[str],
+        labels: Labels | None = None,
+        classes: Sequence[str] = (),
         transform: Callable[[Any], Any] | None = None,
         *,
         background: str | Sequence[int] = _WHITE,
         value_range: tuple[float, float] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.paths: Sequence[Path] = _Paths([Path(path).expanduser() for path in paths])
-        self.labels: Tensor = as_labels(labels, len(self.paths)).cpu()
+        self.paths: Sequence[Path] = as_path_list(paths, "paths")
+        n = len(self.paths)
+        self.labels: Tensor = torch.full((n,), -1) if labels is None else as_labels(labels, n).cpu()
         self.classes: list[str] = list(classes)
         self.transform = transform
         self.background = as_color(background)
@@ -111,7 +114,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         damaged = {path for path, _ in self.skipped}
         indices = [index for index, path in enumerate(self.paths) if path not in damaged]
         warn(f"{len(self.skipped)} of {len(self)} images cannot be read and are skipped: {summary}", stacklevel=3)
-        self.paths, self.labels = _Paths([self.paths[index] for index in indices]), self.labels[indices]
+        self.paths, self.labels = PathList(self.paths[index] for index in indices), self.labels[indices]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -173,42 +176,6 @@ def label_images(
     label_of = {key: label for label, key in enumerate(names)}
     labels = torch.tensor([label_of[key] for _, key in images], dtype=torch.int64)
     return ImageFiles([path for path, _ in images], labels, list(names.values()), transform)
-
-
-class _Paths(Sequence[Path]):
-    """A sequence of paths in one block of memory, which data loader workers share with the main process.
-
-    Args:
-        paths: The paths.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = b"".join(encoded)
-        self._starts = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Path: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[as_index(index)]  # accepts negative indices and raises IndexError
-        return Path(os.fsdecode(self._bytes[self._starts[number] : self._starts[number + 1]]))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment] # as a list
-
-    def __repr__(self) -> str:
-        return repr(list(self))
 
 
 def _summarize(damaged: Sequence[DamagedImage]) -> str:

@@ -11,11 +11,8 @@ from warnings import warn
 from udmlss._checks import check_choice, value_error
 from udmlss.data.image_files import ImageFiles
 from udmlss.data.image_reader import as_color, as_value_range
+from udmlss.data.path_lists import IMAGE_SUFFIXES, PathList, is_image_name
 
-_SUFFIXES = {
-    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
 _UNSUPPORTED_SUFFIXES = {
     *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif"),
     *(".hif", ".jxl", ".nef", ".orf", ".psd", ".raf", ".raw", ".rw2", ".svg"),
@@ -70,7 +67,7 @@ def image_folder(
     check_choice("on_error", on_error, ("raise", "skip"))
     background, value_range = as_color(background), as_value_range(value_range)
     root = Path(root).expanduser()
-    patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
+    patterns = _as_patterns(exclude)
     folders, files = _list_folder(root, patterns) if root.is_dir() else ([], [])
     files_of_class = {folder.name: _find_files(folder, root, patterns) for folder in folders}
     loose_images = _select_images(files)
@@ -85,6 +82,42 @@ def image_folder(
     return ImageFiles(
         paths, labels, classes, transform, background=background, value_range=value_range, on_error=on_error
     )
+
+
+def find_images(root: str | os.PathLike[str], *, exclude: _Patterns = ()) -> Sequence[Path]:
+    """Find the images in a folder and in all its subfolders, whose names are not classes.
+
+    Files are selected by their suffix, links are followed, and hidden files are ignored, as in `image_folder`. A
+    warning names files in other image formats and broken links.
+
+    Args:
+        root: Path of the folder.
+        exclude: Names, relative paths or shell patterns of files and folders that are ignored, at every depth, as in
+            `image_folder`.
+
+    Returns:
+        The sorted paths, in one block of memory that data loader workers share.
+
+    Raises:
+        ValueError: There is no such folder, or it does not contain images.
+        OSError: A folder cannot be read.
+
+    Example:
+        >>> images = ImageFiles(find_images("~/photos"), transform=transform)  # doctest: +SKIP
+    """
+    root = Path(root).expanduser()
+    entries = _find_files(root, None, _as_patterns(exclude)) if root.is_dir() else []
+    paths = _select_images(entries)
+    _warn_of_unopened_files(root, entries)
+    if not paths:
+        found = "none" if root.is_dir() else "no such folder"
+        rule = f"{root} must contain images with the suffix {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise value_error(rule, found, "Pass the folder that contains the images")
+    return PathList(paths)
+
+
+def _as_patterns(exclude: _Patterns) -> list[str]:
+    return [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
 
 
 def _as_sequence(exclude: _Patterns) -> Sequence[str | os.PathLike[str]]:
@@ -109,10 +142,10 @@ def _matches(entry: os.DirEntry[str], patterns: Sequence[str]) -> bool:
     return bool(patterns) and any(Path(entry.path).absolute().match(pattern) for pattern in patterns)
 
 
-def _find_files(folder: Path, root: Path, exclude: Sequence[str]) -> list[os.DirEntry[str]]:
-    """Return the files below a folder in `root`, in all subfolders."""
+def _find_files(folder: Path, root: Path | None, exclude: Sequence[str]) -> list[os.DirEntry[str]]:
+    """Return the files in a folder and in all its subfolders; `root` contains the folder, or is None."""
     found: list[os.DirEntry[str]] = []
-    pending = [(folder, frozenset({os.path.realpath(root)}))]
+    pending = [(folder, frozenset({os.path.realpath(root)} if root else ()))]
     while pending:
         current, parents = pending.pop()
         target = os.path.realpath(current)
@@ -137,7 +170,7 @@ def _is_kind(test: Callable[[], bool]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in _SUFFIXES and _is_kind(entry.is_file)
+    return is_image_name(entry.name) and _is_kind(entry.is_file)
 
 
 def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> None:
@@ -162,7 +195,7 @@ def _warn_of_output_folders(root: Path, files_of_class: Mapping[str, Sequence[os
 
 
 def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[str, list[Path]]) -> None:
-    suffixes = ", ".join(sorted(_SUFFIXES))
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     empty = [name for name, paths in images_of_class.items() if not paths]
     if loose_images and len(empty) < len(images_of_class):
         folder = next(name for name in images_of_class if name not in empty)

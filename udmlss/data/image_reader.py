@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BytesIO
 from operator import index as as_index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -25,28 +26,56 @@ _MAX_VALUE = 255
 _SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
-def read_image(path: Path, background: Color, value_range: ValueRange | None) -> "Image":
+def read_image(path: Path, background: Color, value_range: ValueRange | None, content: bytes | None = None) -> "Image":
     """Return the first frame of an image file as an RGB image with 8 bits per channel.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, which error messages contain.
         background: Color of the background behind transparent pixels.
         value_range: Values of the first and the last shade of gray, for files with more than 8 bits in one channel.
             None means 0..65535 for 16 bits without a sign. For other numbers it means 0..1 (floating point) or 0..255
             (integers) if all values are in this range, and otherwise the smallest and the largest value of the file.
+        content: Bytes of the file. None reads the file.
 
     Raises:
         OSError: The file is missing, damaged or not an image.
         ImportError: Pillow is not installed.
     """
-    pillow = _import_pillow()
+    pillow = import_pillow()
     try:
-        return _read(path, background, value_range)
+        return _read(path if content is None else content, background, value_range)
     except pillow.DecompressionBombError as error:
         message = f"{path} must not be larger than Pillow permits, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
         raise OSError(message) from error
     except Exception as error:  # Pillow's readers raise errors of many types for damaged files
         raise OSError(describe_damage(path, describe_error(error))) from error
+
+
+def open_image(source: Path | bytes) -> "Image":
+    """Open an image file, or the bytes of one, without reading the pixels."""
+    image: Image = import_pillow().open(BytesIO(source) if isinstance(source, bytes) else source)
+    return image
+
+
+def read_orientation(image: "Image") -> object:
+    """Return the orientation in the EXIF or XMP data; 1, which means upright, if these data are damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (viewers ignore damaged EXIF data, for which Pillow raises errors of many types)
+        return 1
+
+
+def read_tag(image: "Image", tag: int) -> object:
+    """Return the value of a TIFF tag, or None if the file is not a TIFF file or does not contain it."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def has_more_than_8_bits(image: "Image") -> bool:
+    """Return whether a channel of an image that is open, and not read yet, has more than 8 bits."""
+    n_bits = read_tag(image, _BITS_PER_SAMPLE)
+    is_deep = isinstance(n_bits, int) and n_bits > 8  # noqa: PLR2004
+    return is_deep or image.mode.startswith(("I", "F")) or ";16B" in _raw_mode(image)
 
 
 def describe_damage(path: Path, reason: str) -> str:
@@ -106,13 +135,14 @@ def _as_integer(value: SupportsIndex) -> int:
 
 
 def _named_color(name: str) -> Sequence[int]:
-    _import_pillow()
+    import_pillow()
     from PIL import ImageColor  # noqa: PLC0415 (optional)
 
     return ImageColor.getrgb(name)
 
 
-def _import_pillow() -> Any:  # noqa: ANN401 (a module)
+def import_pillow() -> Any:  # noqa: ANN401 (a module)
+    """Return the module `PIL.Image`, which recognizes all formats."""
     try:
         from PIL import Image  # noqa: PLC0415 (optional)
     except ImportError as error:
@@ -123,15 +153,14 @@ def _import_pillow() -> Any:  # noqa: ANN401 (a module)
     return Image
 
 
-def _read(path: Path, background: Color, value_range: ValueRange | None) -> "Image":
-    pillow = _import_pillow()
-    with pillow.open(path) as image:
+def _read(source: Path | bytes, background: Color, value_range: ValueRange | None) -> "Image":
+    with open_image(source) as image:
         if image.format == "PNG":
-            with pillow.open(path) as same_image:
+            with open_image(source) as same_image:
                 same_image.verify()  # Pillow compares the checksums of the pixels only here
         transparent_color = _transparent_color(image)  # before loading, which deletes the raw mode
         image.load()
-        orientation = _orientation(image)
+        orientation = read_orientation(image)
         if transparent_color is not None:
             image.info["transparency"] = transparent_color
         if image.mode == "F" or image.mode.startswith("I"):
@@ -143,19 +172,16 @@ def _read(path: Path, background: Color, value_range: ValueRange | None) -> "Ima
 def _transparent_color(image: "Image") -> object:
     """Return the transparent gray value or color of a PNG file in the scale of the loaded pixels, or None."""
     color = image.info.get("transparency")
-    tiles = getattr(image, "tile", None)
-    scale = _SCALE_OF_RAW_MODE.get(str(tiles[0][3])) if tiles else None
+    scale = _SCALE_OF_RAW_MODE.get(_raw_mode(image))
     if scale is None or isinstance(color, bytes | None):
         return color  # bytes are the opacities of a palette
     return tuple(int(value * scale) for value in color) if isinstance(color, tuple) else int(color * scale)
 
 
-def _orientation(image: "Image") -> object:
-    """Return the orientation in the EXIF or XMP data; 1, which means upright, if these data are damaged."""
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 (viewers ignore damaged EXIF data, for which Pillow raises errors of many types)
-        return 1
+def _raw_mode(image: "Image") -> str:
+    """Return the mode of the pixels in the file, such as "RGB;16B"; another text if Pillow does not know it."""
+    tiles = getattr(image, "tile", None)
+    return str(tiles[0][3]) if tiles else ""
 
 
 def _rotate_upright(image: "Image", orientation: object) -> "Image":
@@ -169,13 +195,13 @@ def _rotate_upright(image: "Image", orientation: object) -> "Image":
 
 def _to_8_bits(image: "Image", value_range: ValueRange | None) -> "Image":
     """Scale an image of one channel with more than 8 bits to 8 bits; a transparent value becomes an alpha channel."""
-    pillow = _import_pillow()
+    pillow = import_pillow()
     pixels = _pixels(image)
     low, high = value_range or _value_range(image, pixels)
     finite = np.nan_to_num(pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
     factor = _MAX_VALUE / (high - low) if high > low else 0  # a constant image outside of the usual range is black
     gray = np.clip(np.rint((finite - low) * factor), 0, _MAX_VALUE).astype(np.uint8)
-    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if read_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray = _MAX_VALUE - gray
     scaled: Image = pillow.fromarray(gray)
     transparent_value = image.info.get("transparency")
@@ -187,14 +213,14 @@ def _to_8_bits(image: "Image", value_range: ValueRange | None) -> "Image":
 
 def _pixels(image: "Image") -> NDArray[Any]:
     pixels = np.asarray(image)
-    is_unsigned = image.mode == "I" and _tag(image, _SAMPLE_FORMAT) == _UNSIGNED
+    is_unsigned = image.mode == "I" and read_tag(image, _SAMPLE_FORMAT) == _UNSIGNED
     return pixels.view(np.uint32) if is_unsigned else pixels  # Pillow has no unsigned 32-bit integers
 
 
 def _value_range(image: "Image", pixels: NDArray[Any]) -> ValueRange:
     """Return the values of black and of white."""
     if image.mode != "F" and (image.mode != "I" or image.format in {"PNG", "PPM"}):  # 16 bits without a sign
-        n_bits = _tag(image, _BITS_PER_SAMPLE)
+        n_bits = read_tag(image, _BITS_PER_SAMPLE)
         return 0, 2 ** (n_bits if isinstance(n_bits, int) else 16) - 1
     finite = pixels[np.isfinite(pixels)]
     usual_high = 1 if image.mode == "F" else _MAX_VALUE
@@ -203,15 +229,9 @@ def _value_range(image: "Image", pixels: NDArray[Any]) -> ValueRange:
     return float(finite.min()), float(finite.max())
 
 
-def _tag(image: "Image", tag: int) -> object:
-    """Return the value of a TIFF tag, or None if the file is not a TIFF file or does not contain it."""
-    value = getattr(image, "tag_v2", {}).get(tag)
-    return value[0] if isinstance(value, tuple) else value
-
-
 def _composite(image: "Image", background: Color) -> "Image":
     """Convert an image to RGB, with transparent pixels in front of a background."""
-    pillow = _import_pillow()
+    pillow = import_pillow()
     if not image.has_transparency_data:
         return image.convert("RGB")
     if image.mode == "La":

@@ -1,5 +1,3 @@
-import pickle
-import sys
 from pathlib import Path
 
 import jaxtyping
@@ -20,6 +18,24 @@ def test_image_files_accept_strings_and_any_kind_of_labels(tmp_path, monkeypatch
     images = ImageFiles(["~/0.png", "~/1.png", tmp_path / "2.png"], labels, ("a", "b"), lambda image: image.size)
     assert images.paths == [tmp_path / f"{number}.png" for number in range(3)]
     assert [images[index] for index in (0, np.int64(1), torch.tensor(2))] == [((6, 4), 1), ((6, 4), -1), ((6, 4), 0)]
+
+
+def test_labels_and_classes_are_optional(tmp_path):
+    save_image(tmp_path / "1.png", 7)
+    images = ImageFiles([tmp_path / "1.png"], transform=lambda image: image.getpixel((0, 0))[0])
+    assert (images[0], images.classes, repr(images)) == ((7, -1), [], "ImageFiles(1 images without classes)")
+    assert images.labels.tolist() == [-1]
+    with pytest.raises(ValueError, match=r"`labels` must lie in -1\.\.-1, the indices of `classes`, got 0"):
+        ImageFiles(["1.png"], [0])
+
+
+@pytest.mark.parametrize("path", ["photos", Path("photos")])
+def test_one_path_is_not_a_sequence_of_paths(monkeypatch, path):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(
+        TypeError, match=r"`paths` must be a sequence of paths, got 'photos'\. Pass a list, or `find_im"
+    ):
+        ImageFiles(path)
 
 
 @pytest.mark.parametrize(
@@ -106,23 +122,3 @@ def test_rejects_another_reaction_to_errors(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"`on_error` must be one of 'raise', 'skip', got 'ignore'"):
         ImageFiles(["1.png"], [-1], [], on_error="ignore")
-
-
-def test_paths_are_a_sequence_of_one_object(tmp_path):
-    names = ["a.png", "\u00e9/\u4e2d.png", "x" * 200 + ".png"]
-    paths = ImageFiles([tmp_path / name for name in names], [-1] * 3, []).paths
-    assert list(paths) == [tmp_path / name for name in names]
-    assert paths[-1] == tmp_path / names[-1]
-    assert paths[1:] == [tmp_path / name for name in names[1:]]
-    assert paths != [tmp_path / name for name in names[1:]]
-    assert repr(paths) == repr(list(paths))
-    assert pickle.loads(pickle.dumps(paths)) == paths  # noqa: S301 (pickled here)
-    with pytest.raises(IndexError):
-        paths[3]
-    assert ImageFiles([], torch.empty(0, dtype=torch.int64), []).paths == []
-
-
-def test_many_paths_are_pickled_as_one_block():
-    many = ImageFiles(["folder/image.png"] * 20_000, [-1] * 20_000, []).paths
-    assert len(pickle.dumps(many)) < 20_000 * (len("folder/image.png") + 9)
-    assert sys.getsizeof(many._bytes) < 20_000 * 20

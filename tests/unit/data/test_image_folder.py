@@ -3,7 +3,7 @@ import os
 import pytest
 from layouts import save_image
 
-from udmlss.data import image_folder
+from udmlss.data import find_images, image_folder
 
 
 def test_each_folder_is_a_class_and_names_are_sorted(tmp_path, monkeypatch):
@@ -173,3 +173,31 @@ def test_options_are_passed_on(tmp_path):
         images = image_folder(tmp_path, background="red", value_range=(0, 9), on_error="skip")
     assert (images.background, images.value_range) == ((255, 0, 0), (0, 9))
     assert [path.name for path, _ in images.skipped] == ["2.png"]
+
+
+def test_images_at_every_depth_are_found(tmp_path, monkeypatch):
+    for name in ("b/2.png", "1.JPG", "b/c/0.webp", "a/.hidden/1.png", "a/3.png", "runs/plot.png", ".thumbnails/1.png"):
+        save_image(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").touch()
+    (tmp_path / "photos" / "b" / "back").symlink_to(tmp_path / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = find_images("~/photos", exclude="runs")
+    assert [str(path.relative_to(tmp_path / "photos")) for path in paths] == [
+        "1.JPG",
+        "a/3.png",
+        "b/2.png",
+        "b/c/0.webp",
+    ]
+
+
+def test_finding_images_names_what_is_not_opened_and_requires_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").symlink_to("nowhere.png")
+    (tmp_path / "IMG_1.HEIC").touch()
+    with (
+        pytest.warns(UserWarning, match=r"2 files .* are not opened, .*: IMG_1\.HEIC, a.1\.png\. Convert or repair"),
+        pytest.raises(ValueError, match=r"must contain images with the suffix .*, got none\. Pass the folder that"),
+    ):
+        find_images(tmp_path)
+    with pytest.raises(ValueError, match=r"got no such folder\."):
+        find_images(tmp_path / "missing")

@@ -132,39 +132,28 @@ def test_unpack_requires_an_archive(tmp_path, run):
     assert error.startswith(f"`--unpack` requires Img/img.zip or img.zip in {tmp_path}, got none. Download it")
 
 
-def test_verifies_a_folder_of_images(tmp_path, run):
-    layouts.save_image(tmp_path / "1.png")
-    (tmp_path / "2.png").write_text("no image")
-    status, lines, _ = run("folder", tmp_path)
-    assert status == 1
-    assert lines[0] == "folder: 2 images without classes"
-    assert "2.png must be a complete image file" in lines[1]
-    assert lines[2:] == ["1 problem found."]
-    assert run("folder", tmp_path, "--quick")[0] == 0
-
-
-def test_excludes_files_of_a_folder(tmp_path, run):
-    layouts.save_image(tmp_path / "1.png")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "2.png").write_text("no image")
-    (tmp_path / "1_mask.png").write_text("no image")
-    assert run("folder", tmp_path)[0] == 1
-    status, lines, _ = run("folder", tmp_path, "--exclude", "runs", "--exclude", "*_mask.png")
-    assert (status, lines[0]) == (0, "folder: 1 images without classes")
-
-
 def test_prints_the_first_ten_problems(tmp_path, run):
-    for number in range(12):
-        (tmp_path / f"{number}.png").write_text("no image")
-    status, lines, _ = run("folder", tmp_path)
-    assert (status, len(lines)) == (1, 13)
-    assert lines[-2:] == ["... and 2 more", "12 problems found."]
+    root = layouts.sop(tmp_path, train=(1,) * 12, test=(2, 2))
+    for path in command.sop(root, "train").paths:
+        path.write_text("no image")
+    status, lines, _ = run("sop", root)
+    assert status == 1
+    assert lines[-2:] == ["... and 3 more", "13 problems found."]
+
+
+def test_quick_does_not_read_the_images(tmp_path, run):
+    root = layouts.sop(tmp_path)
+    command.sop(root, "train").paths[0].write_text("no image")
+    assert [run("sop", root, *quick)[1][-1] for quick in ((), ("--quick",))] == [
+        "2 problems found.",
+        "1 problem found.",
+    ]
 
 
 def test_reports_how_to_install_pillow(tmp_path, monkeypatch, run):
-    layouts.save_image(tmp_path / "1.png")
+    root = layouts.sop(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    status, _, error = run("folder", tmp_path)
+    status, _, error = run("sop", root)
     assert status == 1
     assert 'pip install "udmlss[demo]"' in error
 
@@ -175,8 +164,7 @@ def test_reports_how_to_install_pillow(tmp_path, monkeypatch, run):
         (["cub", "."], "invalid choice: 'cub'"),
         (["sop"], "the following arguments are required: root"),
         (["sop", "no/such/place"], "no/such/place is not a folder"),
-        (["folder", ".", "--unpack"], "--unpack is for published datasets"),
-        (["sop", ".", "--exclude", "runs"], "--exclude is for a folder"),
+        (["folder", "."], "invalid choice: 'folder'"),
     ],
 )
 def test_rejects_wrong_arguments(capsys, arguments, message):

@@ -4,7 +4,7 @@ import layouts
 
 from udmlss.data import image_folder, sop
 from udmlss.data.published.layout import SplitSize
-from udmlss.data.verification import verify
+from udmlss.data.published.verification import verify
 
 SIZES = {"train": SplitSize(4, 2), "test": SplitSize(2, 1)}
 
