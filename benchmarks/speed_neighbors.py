@@ -83,10 +83,15 @@ def _search(embeddings: Tensor, exact_up_to: int | None) -> approximate.Neighbor
     return neighbor_lists(embeddings, NEIGHBORS)
 
 
-def unequal_classes(n: int, d: int) -> Tensor:
+def unequal_classes(n: int, d: int, spread: float = 0.7) -> Tensor:
     """Return unit vectors of about n / 60 classes of unequal sizes, in families of similar classes.
 
     Half of the variance within classes is in a few directions, as in embeddings of photographs.
+
+    Args:
+        n: Number of vectors.
+        d: Number of dimensions.
+        spread: Standard deviation within classes; their centers have length 1. The classes overlap from about 1 on.
     """
     generator = torch.Generator().manual_seed(0)
     normal = partial(torch.randn, generator=generator)
@@ -100,7 +105,7 @@ def unequal_classes(n: int, d: int) -> Tensor:
     vectors = torch.empty(n, d)
     for rows in torch.arange(n).split(2**16):
         within = normal(len(rows), d) / d**0.5 + normal(len(rows), len(directions)) @ directions / SPREAD**0.5
-        vectors[rows] = functional.normalize(centers[classes[rows]] + 0.7 * within)
+        vectors[rows] = functional.normalize(centers[classes[rows]] + spread * within)
     return vectors
 
 

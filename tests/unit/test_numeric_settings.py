@@ -18,6 +18,7 @@ from torch import nn
 
 import udmlss
 from udmlss import backbones, clustering, data, distributed, losses, metrics, models, neighbors, training
+from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, search, training
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
@@ -26,6 +27,7 @@ PLACES = {
     "metrics.": metrics,
     "clustering.": clustering,
     "neighbors.": neighbors,
+    "search.": search,
     "models.": models,
     "losses.": losses,
     "cbswr.": cbswr,
@@ -66,6 +68,7 @@ BELOW_RANGE = {  # a value below the range of a setting whose range includes -1;
     ("data.image_folder", "value_range"): None,
     ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
     ("PseudoLabels", "agreement"): -1.5,
+    ("search.near_duplicates", "threshold"): -1.5,
     ("losses.SelfSupervisedRanking", "boundary"): -1.5,
     ("losses.SynthesisRankingLoss", "min_similarity"): -1.5,
     ("deep_metric.binomial_deviance", "base"): -1.5,
@@ -152,6 +155,12 @@ CALLS = {
         ROWS, (torch.arange(6).unsqueeze(1) + torch.arange(1, 6)) % 6, **{"k1": 2, "k2": 2} | changes
     ),
     "neighbors.neighbor_lists": lambda **changes: neighbors.neighbor_lists(ROWS, **{"k": 2} | changes),
+    "search.SearchIndex": lambda **changes: search.SearchIndex(ROWS, **changes),
+    "search.SearchIndex.search": lambda **changes: search.SearchIndex(ROWS).search(ROWS, **changes),
+    "search.SearchIndex.search_images": lambda **changes: search.SearchIndex(ROWS).search_images(
+        Unused(), IMAGES, **changes
+    ),
+    "search.near_duplicates": lambda **changes: search.near_duplicates(ROWS, **changes),
     "losses.CBSwRLoss": lambda **changes: losses.CBSwRLoss(
         losses.ClusteringHead(4, 3), losses.Decoder((4, 1, 1), (3, 4, 4)), **changes
     ),

@@ -1,0 +1,118 @@
+"""Near-duplicates: items of a set, or of two sets, whose embeddings are nearly equal."""
+
+from typing import overload
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from udmlss._checks import check_number, value_error
+from udmlss._chunks import PAIRS
+from udmlss.neighbors.search import without_self
+from udmlss.search.index import SearchIndex
+from udmlss.search.rows import Embeddings, as_unit_rows
+
+_NEIGHBORS = 10  # lists with as many near-duplicates may lack further ones
+_QUERIES = 2**14  # that are searched at once
+
+
+@overload
+def near_duplicates(embeddings: Embeddings, threshold: float = 0.95, *, other: None = None) -> list[list[int]]: ...
+@overload
+def near_duplicates(
+    embeddings: Embeddings, threshold: float = 0.95, *, other: Embeddings
+) -> list[tuple[int, int, float]]: ...
+
+
+def near_duplicates(
+    embeddings: Embeddings, threshold: float = 0.95, *, other: Embeddings | None = None
+) -> list[list[int]] | list[tuple[int, int, float]]:
+    """Find groups of near-duplicates in a set, or near-duplicates of one set in another.
+
+    The search is that of `SearchIndex`: exact for small sets, approximate for large ones. Memory grows with the number
+    of items.
+
+    Args:
+        embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy.
+        threshold: Least cosine similarity of near-duplicates, in -1..1. It depends on the model: look at some pairs.
+        other: Embeddings (m, d) of a second set, such as test images that must not be among the training images. None
+            searches within the first set.
+
+    Returns:
+        Without `other`, groups of at least two indices. Two items are in one group if a chain of similar pairs
+        connects them. Indices are sorted, and groups by their first index. With `other`, the tuples (index in
+        `embeddings`, index in `other`, similarity) of each item of `other` and the most similar item of `embeddings`,
+        in descending order of similarity.
+
+    Raises:
+        ValueError: `threshold` is outside -1..1, embeddings are not finite, or `other` has another dimension.
+        TypeError: Embeddings are not floating-point.
+
+    Example:
+        >>> from udmlss.search import near_duplicates
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.0, -1.0]])
+        >>> near_duplicates(rows)
+        [[0, 2]]
+        >>> near_duplicates(rows, other=torch.tensor([[0.0, 2.0]]))
+        [(1, 0, 1.0)]
+    """
+    check_number("threshold", threshold, -1, 1)
+    rows = as_unit_rows(embeddings)
+    if other is None:
+        return _groups(rows, float(threshold))
+    others = as_unit_rows(other, "other")
+    if others.shape[1] != rows.shape[1]:
+        rule, found = "`embeddings` and `other` must have the same dimension", f"{rows.shape[1]} and {others.shape[1]}"
+        raise value_error(rule, found, "Use one model for both")
+    ids, similarities = SearchIndex(rows).search(others, k=1)
+    order = np.argsort(-similarities[:, 0], kind="stable")
+    order = order[similarities[order, 0] >= threshold]
+    return list(zip(ids[order, 0].tolist(), order.tolist(), similarities[order, 0].tolist(), strict=True))
+
+
+def _groups(rows: Float32[Tensor, "n d"], threshold: float) -> list[list[int]]:
+    if len(rows) == 1:
+        return []
+    index, k, n = SearchIndex(rows), min(_NEIGHBORS, len(rows) - 1), len(rows)
+    edges, is_full = [], []
+    for own in torch.arange(n).split(_QUERIES):
+        ids, similarities = index.search(rows[own], k + 1)
+        similarities, indices = without_self((torch.from_numpy(similarities), torch.from_numpy(ids)), own)
+        positions, ranks = (similarities >= threshold).nonzero(as_tuple=True)
+        edges.append(torch.stack([own[positions], indices[positions, ranks]]))
+        is_full.append(similarities[:, -1] >= threshold)
+    first, second = torch.cat(edges, dim=1).numpy()
+    graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
+    labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+    full = torch.cat(is_full).nonzero().flatten()  # pairs that the lists lack are among these items
+    labels = _joined(rows[full], labels[full], threshold, labels)
+    order = labels.argsort(stable=True)
+    groups = [group.tolist() for group in order.split(labels.bincount().tolist()) if len(group) > 1]
+    return sorted(groups)
+
+
+def _joined(rows: Float32[Tensor, "m d"], groups: Tensor, threshold: float, labels: Tensor) -> Tensor:
+    """Join the groups that any two of these rows connect, and return the new label of each item.
+
+    Each round takes the rows of one group, and searches the groups that are similar to it, then those similar to
+    these, so that every group is compared once.
+    """
+    root = torch.arange(int(labels.max()) + 1)
+    rest = torch.arange(len(rows))
+    while len(rest):
+        target = groups[rest[0]]
+        is_member = groups[rest] == target
+        waiting, rest = rest[is_member], rest[~is_member]
+        while len(waiting) and len(rest):
+            part = waiting[: max(1, PAIRS // len(rest))]
+            waiting = waiting[len(part) :]
+            is_similar = (rows[part] @ rows[rest].T).amax(dim=0) >= threshold
+            if is_similar.any():
+                similar = groups[rest[is_similar]].unique()
+                root[similar] = target
+                is_member = torch.isin(groups[rest], similar)
+                waiting, rest = torch.cat([waiting, rest[is_member]]), rest[~is_member]
+    return root[labels]

@@ -1,0 +1,120 @@
+"""The folder of a saved index: arrays, the file of faiss, and a description with a checksum of each file."""
+
+import json
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udmlss._checks import value_error
+
+_DESCRIPTION = "index.json"
+_FORMAT = {"format": "udmlss search index", "version": 1}
+_BYTES = 2**20  # that are read at once
+_SUFFIX_OF_FAISS = ".faiss"
+
+
+def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an index to a new folder, which then replaces `folder`.
+
+    Args:
+        folder: The folder.
+        settings: Further entries of the description.
+        arrays: Arrays by the name of their file, .npy or, for the bytes of an index of faiss, .faiss.
+
+    Raises:
+        ValueError: `folder` is a file, or a folder without an index that is not empty.
+        OSError: Writing failed. A previous index is unchanged.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()):
+        rule = "`folder` must be new, empty, or the folder of an index, which is replaced"
+        raise value_error(rule, folder, "Name another folder")
+    with _new_folder(folder) as part:
+        for name, array in arrays.items():
+            if name.endswith(_SUFFIX_OF_FAISS):
+                array.tofile(part / name)
+            else:
+                np.save(part / name, array, allow_pickle=False)
+        checksums = {name: _checksum(part / name) for name in arrays}
+        description = {**_FORMAT, "settings": dict(settings), "checksums": checksums}
+        (part / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the settings and the arrays that `write_index` wrote.
+
+    Raises:
+        ValueError: The folder has no index, or a file is missing or is not the one that was written.
+    """
+    description = _description(folder)
+    arrays = {name: _array(folder / name, checksum) for name, checksum in description["checksums"].items()}
+    return description["settings"], arrays
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_an_index(folder, f"{folder}: {error}") from error
+    if not isinstance(found, dict) or found.keys() != {*_FORMAT, "settings", "checksums"}:
+        raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} has another format")
+    if any(found[key] != value for key, value in _FORMAT.items()):
+        raise _not_an_index(folder, f"format {found['format']!r}, version {found['version']!r}")
+    return found
+
+
+def _not_an_index(folder: Path, found: str) -> ValueError:
+    remedy = f"Name the folder of an index, or build a new index and save it to {folder.name}"
+    return value_error("`folder` must be a folder that `SearchIndex.save` wrote", found, remedy)
+
+
+def _array(path: Path, checksum: int) -> NDArray[Any]:
+    rule = f"`folder` must have the file {path.name} that `SearchIndex.save` wrote"
+    remedy = "Build the index again and save it"
+    if not path.is_file():
+        raise value_error(rule, f"{path.parent} without it", remedy)
+    if _checksum(path) != checksum:
+        raise value_error(rule, f"{path} with another checksum, a damaged or foreign file", remedy)
+    if path.suffix == _SUFFIX_OF_FAISS:
+        return np.fromfile(path, dtype=np.uint8)
+    try:
+        found: NDArray[Any] = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise value_error(rule, f"{path}: {error}", remedy) from error
+    return found
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(_BYTES):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` after the block, and is deleted if the block raises an error."""
+    token = secrets.token_hex(4)
+    part, previous = (folder.with_name(f"{folder.name}.{token}.{suffix}") for suffix in ("part", "previous"))
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(previous)  # a folder with files cannot be replaced in one step
+        try:
+            part.rename(folder)
+        except BaseException:
+            if previous.exists():
+                previous.rename(folder)
+            raise
+    except BaseException:
+        rmtree(part, ignore_errors=True)
+        raise
+    rmtree(previous, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""Embeddings and ids as an index stores them."""
+
+import os
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Shaped
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udmlss._checks import check_embeddings, type_error, value_error
+from udmlss._chunks import row_slices
+from udmlss.neighbors.search import unit_length
+
+Embeddings = Float[Tensor, "_ _"] | NDArray[Any]
+Ids = Shaped[Tensor, "_"] | NDArray[Any] | Sequence[str] | Sequence[int] | Sequence[os.PathLike[str]]
+_TORCH_TYPES = (np.float16, np.float32, np.float64)
+
+
+def as_unit_rows(embeddings: Embeddings, name: str = "embeddings") -> Float32[Tensor, "n d"]:
+    """Return embeddings at unit length on the CPU, as a copy.
+
+    Raises:
+        TypeError: They are neither a floating-point tensor nor an array of NumPy.
+        ValueError: They are not 2-D, are empty, or are not finite.
+    """
+    if isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f":
+        dtype = embeddings.dtype if embeddings.dtype in _TORCH_TYPES else np.float32
+        embeddings = torch.from_numpy(np.require(embeddings, dtype, ["C", "W"]))  # PyTorch warns of read-only arrays
+    elif isinstance(embeddings, np.ndarray):
+        raise type_error(f"`{name}` must be floating-point", embeddings.dtype, "Call .astype(np.float32) first")
+    check_embeddings(embeddings, name)
+    rows = torch.empty(embeddings.shape)
+    for part in row_slices(embeddings):
+        rows[part] = unit_length(embeddings[part].detach())
+    return rows
+
+
+def as_ids(ids: Ids, n: int | None = None) -> NDArray[Any]:
+    """Return ids as an array of int64 or of strings; paths become strings.
+
+    Args:
+        ids: The ids.
+        n: Required number of ids. None does not check it.
+
+    Raises:
+        TypeError: The ids are neither all integers nor all strings or paths.
+        ValueError: The ids are not one-dimensional, are not `n`, or one occurs twice.
+    """
+    found = _as_array(ids)
+    if found.ndim != 1 or (n is not None and len(found) != n):
+        rule = "`ids` must be one-dimensional" if n is None else f"`ids` must have {n} elements, one per embedding"
+        raise value_error(rule, f"shape {found.shape}", "Pass one id per embedding, in order")
+    values, counts = np.unique(found, return_counts=True)
+    if len(values) < len(found):
+        twice = values[counts.argmax()].item()
+        raise value_error("`ids` must be unique", f"{twice!r} {counts.max()} times", "Give each item an id of its own")
+    return found
+
+
+def _as_array(ids: Ids) -> NDArray[Any]:
+    if isinstance(ids, Tensor | np.ndarray):
+        found = ids.numpy(force=True) if isinstance(ids, Tensor) else ids
+        if found.dtype.kind in "iu":
+            return found.astype(np.int64)
+        if found.dtype.kind == "U":
+            return found.copy()
+        raise type_error("`ids` must be integers or strings", f"an array of {found.dtype}", "Convert them")
+    elements = list(ids)
+    if elements and all(isinstance(each, Integral) and not isinstance(each, bool) for each in elements):
+        return np.array(elements, dtype=np.int64)
+    if all(isinstance(each, str | os.PathLike) for each in elements):
+        return np.array([os.fspath(each) for each in elements], dtype=np.str_)
+    kinds = ", ".join(sorted({type(each).__name__ for each in elements}))
+    raise type_error("`ids` must be all integers, or all strings or paths", f"elements of type {kinds}", "Convert them")
