@@ -20,8 +20,12 @@ from udmlss.sampler import PseudoLabelSampler
 from udmlss.training import (
     BestWeights,
     Checkpoint,
+    CSVLogger,
     EarlyStopping,
+    MLflowLogger,
     Rounds,
+    TensorBoardLogger,
+    WandbLogger,
     WeightAverage,
     fit,
     parameter_groups,
@@ -32,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BestWeights",
+    "CSVLogger",
     "Checkpoint",
     "ClusterPseudoLabeler",
     "EarlyStopping",
@@ -41,6 +46,7 @@ __all__ = [
     "IndexedImages",
     "LabelFreeScores",
     "LossTerms",
+    "MLflowLogger",
     "PseudoLabelSampler",
     "PseudoLabels",
     "RotationPretextHead",
@@ -48,7 +54,9 @@ __all__ = [
     "Rounds",
     "Scores",
     "StepReport",
+    "TensorBoardLogger",
     "UDMLSSLoss",
+    "WandbLogger",
     "WeightAverage",
     "embed",
     "embedder_from_features",

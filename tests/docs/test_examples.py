@@ -10,6 +10,7 @@ import layouts
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import udmlss
 import udmlss.data
@@ -123,6 +124,46 @@ def test_a_training_in_lightning_resumes_with_its_clusters(run, tmp_path, monkey
     )
     torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
     assert torch.equal(*(each["rounds"]["round"]["pseudo_labels"]["labels"] for each in (resumed, whole)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Accelerate gives advice, for example
+def test_a_training_with_accelerate_resumes_with_its_clusters(run, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    start, rounds = udmlss.UDMLSSLoss.start_round, []
+
+    def fail_once(criterion, pseudo_labels):
+        rounds.append(criterion)
+        if len(rounds) == 2:
+            raise RuntimeError("interrupted in the second round")
+        return start(criterion, pseudo_labels)
+
+    command = ["with_accelerate.py", "--rounds", 3, "--steps", 2, "--folder"]
+    printed = run(*command, "uninterrupted")
+    assert [line.split(":")[0] for line in printed[:3]] == ["round 0", "round 1", "round 2"]
+    monkeypatch.setattr(udmlss.UDMLSSLoss, "start_round", fail_once)
+    with pytest.raises(RuntimeError, match="interrupted in"):
+        run(*command, "interrupted")
+    assert run(*command, "interrupted")[-3:] == printed[-3:]
+    assert len(rounds) == 2 + 2  # from the beginning of the second round
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("uninterrupted", "interrupted"))
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_model_of_hugging_face_trains_on_its_datasets(run, birds, tmp_path, monkeypatch):
+    transformers, datasets = pytest.importorskip("transformers"), pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    network = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+    network.save_pretrained(tmp_path / "network")
+    transformers.BitImageProcessor().save_pretrained(tmp_path / "network")
+    model = ["--model", tmp_path / "network", "--image-size", 28]
+    printed = run("with_hugging_face.py", birds / "images", *model, "--steps", 4, "--relabel-every", 2)
+    assert [line.split(":")[0].split(" ")[0] for line in printed] == ["label-free", "saved"]
+    images = datasets.load_from_disk(tmp_path / "run" / "images").with_format("torch")
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert len(images) == 64
+    torch.testing.assert_close(images["embedding"][:].norm(dim=1), torch.ones(64))
+    assert any(not torch.equal(saved[f"trunk.{name}"], value) for name, value in network.state_dict().items())
 
 
 def test_two_processes_print_once_and_resume(tmp_path, birds, monkeypatch, capfd):

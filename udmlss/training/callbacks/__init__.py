@@ -1,4 +1,4 @@
-"""Callbacks of `fit`: averaged weights, the best weights, early stopping and checkpoints.
+"""Callbacks of `fit`: averaged weights, the best weights, early stopping, checkpoints and loggers.
 
 A callback is an object with any of these methods:
 
@@ -16,6 +16,16 @@ receives label-free scores in the reports of the rounds.
 from udmlss.training.callbacks.best_weights import BestWeights
 from udmlss.training.callbacks.checkpoint import Checkpoint
 from udmlss.training.callbacks.early_stopping import EarlyStopping
+from udmlss.training.callbacks.loggers import CSVLogger, MLflowLogger, TensorBoardLogger, WandbLogger
 from udmlss.training.callbacks.weight_average import WeightAverage
 
-__all__ = ["BestWeights", "Checkpoint", "EarlyStopping", "WeightAverage"]
+__all__ = [
+    "BestWeights",
+    "CSVLogger",
+    "Checkpoint",
+    "EarlyStopping",
+    "MLflowLogger",
+    "TensorBoardLogger",
+    "WandbLogger",
+    "WeightAverage",
+]
