@@ -17,8 +17,7 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import backbones, clustering, data, distributed, losses, metrics, models, neighbors, training
-from udmlss import clustering, data, distributed, losses, metrics, models, neighbors, search, training
+from udmlss import backbones, clustering, data, distributed, losses, metrics, models, neighbors, search, training
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
