@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
@@ -53,32 +52,22 @@ def _show(axis: plt.Axes, image: Tensor, color: str) -> None:
     axis.spines[:].set(color=color, linewidth=2)
 
 
-def save_curves(
-    path: Path, histories: Mapping[str, Sequence[RoundReport]], recalls: Mapping[str, Sequence[float]]
-) -> None:
-    """Save a figure of loss, agreement, rotation accuracy and R@1 by optimizer step, with one line per method."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
-    titles = ("metric loss", "agreement with the previous round", "rotation accuracy", "R@1 on unseen scripts")
-    for axis, title in zip(axes, titles, strict=True):
+def save_curves(path: Path, history: Sequence[RoundReport], recalls: Sequence[float]) -> None:
+    """Save a figure of loss, number of clusters, agreement and R@1 by optimizer step."""
+    curves = {
+        "metric loss": [report.metric_loss for report in history],
+        "number of clusters": [report.n_clusters for report in history],
+        "agreement with the previous round": [report.agreement for report in history],
+        "R@1 on unseen scripts": recalls,
+    }
+    figure, axes = plt.subplots(1, len(curves), figsize=(14, 3.2), layout="constrained")
+    for axis, (title, values) in zip(axes, curves.items(), strict=True):
+        points = [(report.step, value) for report, value in zip(history, values, strict=True) if value is not None]
         axis.set_title(title, fontsize=10, color=INK)
         axis.set_xlabel("optimizer steps")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    for color, (name, history) in zip(mpl.color_sequences["tab10"], histories.items(), strict=False):
-        steps = [report.step for report in history]
-        rows = (
-            [report.metric_loss for report in history],
-            [report.agreement for report in history],
-            [report.rotation_accuracy for report in history],
-            recalls[name],
-        )
-        for axis, values in zip(axes, rows, strict=True):
-            points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=name)
-    axes[2].axhline(0.25, color=INK, linewidth=0.8, linestyle="--")
-    axes[2].annotate("chance", (0.98, 0.25), xycoords=("axes fraction", "data"), va="bottom", ha="right", fontsize=8)
-    axes[2].set_ylim(0, 1)
-    axes[0].legend(frameon=False)
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", markersize=3)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -3,7 +3,8 @@
     python examples/quickstart.py
 
 The network is trained on images of Latin characters and scored on Greek, Cyrillic, Armenian and Georgian ones. The
-scores measure how well it retrieves images of the same character. Two figures are saved in runs/quickstart.
+scores measure how well it retrieves images of the same character. Two figures and a report on the training images are
+saved in runs/quickstart.
 """
 
 import argparse
@@ -11,26 +12,14 @@ from pathlib import Path
 
 import torch
 from pictures import save_curves, save_neighbors
-from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode, v2
 
-from udmlss import (
-    ClusterPseudoLabeler,
-    EmbeddingModel,
-    Epochs,
-    FitResult,
-    RotationPretextHead,
-    RoundReport,
-    UDMLSSLoss,
-    embed,
-    evaluate_embeddings,
-    fit,
-    metrics,
-    parameter_groups,
-)
-from udmlss.data import glyphs
+from udmlss import EmbeddingModel, Epochs, RoundReport, embed, evaluate_embeddings, fit, metrics
+from udmlss.data import Glyphs, glyphs
+from udmlss.report import write_report
+from udmlss.training.run import Run
 
 
 def block(in_channels: int, out_channels: int) -> nn.Module:
@@ -80,56 +69,57 @@ augment = v2.Compose(
 )
 
 
-def train(model: EmbeddingModel, epochs: float, head: RotationPretextHead | None) -> tuple[FitResult, list[float]]:
-    """Train the model in place; return the result of `fit`, and R@1 on the test images after every round."""
-    criterion = UDMLSSLoss(losses.MultiSimilarityLoss(2, 40, 0.5), miner=miners.MultiSimilarityMiner(0.1))
-    test, recalls = glyphs("test"), []
+class RecallPerRound:
+    """A callback that measures R@1 on the test images after each round."""
 
-    def score_round(_report: RoundReport) -> None:
-        recalls.append(metrics.recall_at_k(embed(model, test), test.labels, ks=1)[1])
+    def __init__(self, test: Glyphs) -> None:
+        self.test = test
+        self.recalls: list[float] = []
 
-    result = fit(
-        model,
-        glyphs("train", transform=augment),
-        cluster_images=glyphs("train"),
-        labeler=ClusterPseudoLabeler(500),
-        criterion=criterion,
-        rotation_head=head,
-        optimizer=torch.optim.AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-3, lr=1e-3)),
-        clusters_per_batch=16,
-        views=1,
-        max_steps=Epochs(epochs),
-        relabel_every=Epochs(0.5),
-        from_scratch=True,
-        average_weights=False,
-        callbacks=score_round,
-    )
-    return result, recalls
+    def on_start(self, run: Run) -> None:
+        self.run = run
+
+    def on_round(self, _report: RoundReport) -> None:
+        rows = embed(self.run.rounds.model, self.test)  # the averaged weights, which are clustered and returned
+        self.recalls.append(metrics.recall_at_k(rows, self.test.labels, ks=1)[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=float, default=4, help="length of each training (default: 4)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the figures")
+    parser.add_argument("--epochs", type=float, default=8, help="length of the training (default: 8)")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    test = glyphs("test")
-    models = {"untrained network": build_model(), "UDML": build_model(), "UDML-SS": build_model()}
-    runs = {
-        "UDML": train(models["UDML"], args.epochs, head=None),
-        "UDML-SS": train(models["UDML-SS"], args.epochs, head=RotationPretextHead(512)),
-    }
-    embeddings = {"raw pixels": test.images.flatten(1)} | {name: embed(model, test) for name, model in models.items()}
+    model, images, test = build_model(), glyphs("train"), glyphs("test")
+    untrained, start_embeddings, scores = embed(model, test), embed(model, images), RecallPerRound(test)
+    result = fit(
+        model,
+        glyphs("train", transform=augment),
+        cluster_images=images,
+        max_steps=Epochs(args.epochs),
+        from_scratch=True,
+        label_free=True,
+        callbacks=scores,
+    )
+    embeddings = {"raw pixels": test.images.flatten(1), "untrained network": untrained, "trained": embed(model, test)}
     print("\nScores on scripts that training did not see:\n")
     for name, rows in embeddings.items():
         print(f"{name:18}", evaluate_embeddings(rows, test.labels))
 
-    before_and_after = {name: embeddings[name] for name in ("untrained network", "UDML-SS")}
+    before_and_after = {name: embeddings[name] for name in ("untrained network", "trained")}
     save_neighbors(args.out / "neighbors.png", test.images, test.labels, before_and_after)
-    histories = {name: result.history for name, (result, _) in runs.items()}
-    save_curves(args.out / "curves.png", histories, {name: recalls for name, (_, recalls) in runs.items()})
-    print(f"\nSaved {args.out / 'neighbors.png'} and {args.out / 'curves.png'}")
+    save_curves(args.out / "curves.png", result.history, scores.recalls)
+    write_report(
+        args.out / "report.html",
+        images,
+        embed(model, images),
+        result.pseudo_labels,
+        history=result.history,
+        start_embeddings=start_embeddings,
+        title="Latin characters",
+    )
+    print(f"\nSaved neighbors.png, curves.png and report.html in {args.out}")
 
 
 if __name__ == "__main__":

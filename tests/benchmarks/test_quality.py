@@ -12,6 +12,8 @@ import setups
 import torch
 from settings import load_settings, preset
 
+from udmlss import Epochs
+
 
 def names(folder):
     return sorted(path.name for path in folder.glob("*-*.json"))
@@ -212,12 +214,12 @@ def test_instance_rejects_losses_that_need_classes(flowers, settings_of, loss):
         methods.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
 
 
-def test_glyphs_have_the_network_and_the_length_of_the_quickstart():
+def test_glyphs_have_the_network_of_the_quickstart():
     settings = preset("glyphs")
     data, model = setups.open_data(settings, None), setups.build_model(settings, seed=0)
     image, _ = data.train[0]
     assert model.eval()(image[None].to(next(model.parameters()).device)).shape == (1, settings.embedding_size)
     assert not torch.equal(image, data.plain[0][0])
     batch_size = settings.clusters_per_batch * settings.samples_per_cluster
-    assert settings.steps == setups.quickstart.Epochs(4).in_steps(len(data.labels), batch_size)
-    assert settings.relabel_every == setups.quickstart.Epochs(0.5).in_steps(len(data.labels), batch_size)
+    assert settings.steps == Epochs(4).in_steps(len(data.labels), batch_size)
+    assert settings.relabel_every == Epochs(0.5).in_steps(len(data.labels), batch_size)

@@ -57,17 +57,18 @@ def birds(tmp_path_factory):
     return root
 
 
-def test_quickstart_prints_a_table_and_saves_figures(run, tmp_path):
+def test_quickstart_prints_a_table_and_saves_figures_and_a_report(run, tmp_path):
     printed = run("quickstart.py", "--epochs", 0.6)
     rows = dict(re.split(r" +(?=R@1)", line) for line in printed if "R@1" in line)
-    assert list(rows) == ["raw pixels", "untrained network", "UDML", "UDML-SS"]
+    assert list(rows) == ["raw pixels", "untrained network", "trained"]
     test = udmlss.data.glyphs("test")
     assert rows["raw pixels"] == str(udmlss.evaluate_embeddings(test.images.flatten(1), test.labels))
-    assert len(set(rows.values())) == 4
+    assert len(set(rows.values())) == 3
     for name in ("neighbors.png", "curves.png"):
         with Image.open(tmp_path / "runs" / "quickstart" / name) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(2**24)) > 50
+    assert "Latin characters" in (tmp_path / "runs" / "quickstart" / "report.html").read_text()
 
 
 def test_own_loop_prints_every_round(run, tmp_path, monkeypatch):

@@ -17,7 +17,20 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import backbones, cli, clustering, data, distributed, losses, metrics, models, neighbors, report, search, training
+from udmlss import (
+    backbones,
+    cli,
+    clustering,
+    data,
+    distributed,
+    losses,
+    metrics,
+    models,
+    neighbors,
+    report,
+    search,
+    training,
+)
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
