@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         try:
-            print(_COMMANDS[function][0](function(*positional, **options)))  # noqa: T201 (a command prints)
+            print(_COMMANDS[function][0](function(*positional, **options)), flush=True)  # noqa: T201 (a command prints)
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, needs no more lines
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+            return _FAILURE
         except KeyboardInterrupt as interrupt:
             return _fail(_INTERRUPT, "interrupted", str(interrupt))
         except Exception as error:

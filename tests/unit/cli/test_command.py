@@ -122,6 +122,17 @@ def test_a_warning_is_one_line_and_warnings_are_as_before_afterwards(replace, ca
     assert warnings.showwarning is before
 
 
+def test_a_closed_pipe_ends_the_command_without_a_message(replace, monkeypatch, capsys):
+    replace("train", lambda *_arguments, **_keywords: "result")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["train", "photos", "--out", "run"]) == 1
+        pipe.write("more")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_module_is_the_command():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     python = [sys.executable, "-m", "udmlss", "--version"]
