@@ -61,6 +61,7 @@ NOT_CHECKED = {
 
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
     ("data.ImageFiles", "value_range"): None,
+    ("data.TarImages", "value_range"): None,
     ("data.image_folder", "value_range"): None,
     ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
     ("PseudoLabels", "agreement"): -1.5,
@@ -175,6 +176,7 @@ CALLS = {
     "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
         ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
     ),
+    "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
     "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
