@@ -82,6 +82,7 @@ BELOW_RANGE = {  # a value below the range of a setting whose range includes -1;
     ("cli.duplicates", "threshold"): -1.5,
     ("backbones.Backbone", "mean"): None,
     ("data.ImageFiles", "value_range"): None,
+    ("data.TarImages", "value_range"): None,
     ("data.image_folder", "value_range"): None,
     ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
     ("PseudoLabels", "agreement"): -1.5,
@@ -208,6 +209,7 @@ CALLS = {
     "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
         ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
     ),
+    "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
     "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "backbones.Backbone": lambda **changes: backbones.Backbone(
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
