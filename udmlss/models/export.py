@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +92,10 @@ def export_torch(
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
     program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     _check_equal(program.module()(images), embedder(images))
+    content = BytesIO()
+    torch.export.save(program, content)  # to a file, PyTorch ends the process if the disk is full
     with _replaced_file(Path(path).expanduser()) as part:
-        torch.export.save(program, part)
+        part.write_bytes(content.getbuffer())
 
 
 class _PictureEmbedder(nn.Module):
