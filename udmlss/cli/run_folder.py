@@ -167,10 +167,8 @@ class RunFolder:
             if stored.get(name) != settings.get(name)
         ]
         if changed:
-            rule = (
-                f"A run must be continued with its own pictures and settings, and {self.folder} belongs to another run"
-            )
-            raise value_error(rule, "; ".join(changed), "Use the same settings, or choose another folder with --out")
+            rule = f"The run in {self.folder} must be continued with its own images and settings"
+            raise value_error(rule, "; ".join(changed), "Use the same ones, or another folder as `out`")
 
     def _read(self) -> dict[str, Any]:
         if not self._state.exists():
@@ -222,7 +220,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         if error.errno in {errno.EACCES, errno.EAGAIN}:
             rule, remedy = (
                 "A run must belong to one process at a time",
-                "Wait for the other one, or choose another --out",
+                "Wait for the other one, or use another folder as `out`",
             )
             raise value_error(rule, f"{folder}, which another process uses", remedy) from error
         raise

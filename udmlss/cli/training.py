@@ -119,7 +119,7 @@ def train(
         "image_size": network.image_size,
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
-        "epochs": epochs,
+        "epochs": float(epochs),
         "seed": seed,
         "precision": machine.precision,
     }
