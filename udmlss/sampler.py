@@ -23,8 +23,8 @@ class PseudoLabelSampler(BatchSampler):
     image are correct positives even if its cluster is wrong.
 
     With coarse labels, a batch holds at most one of the clusters of each coarse cluster, so that no two images of a
-    coarse cluster are negatives of each other, whatever the loss. This holds for the batches of all ranks in a step
-    together. Clusters are then sampled equally often only as far as this allows it.
+    coarse cluster are negatives of each other in any loss that compares the images of a batch. This holds for the
+    batches of all ranks in a step together. Clusters are then sampled equally often only as far as this allows it.
 
     The batches are a pure function of the arguments and the epoch. With several ranks the batches are distributed
     round-robin, so that all ranks together see the batches of a single process, and each rank gets the same number.

@@ -23,7 +23,7 @@ _LARGEST_CELL = 8  # times the mean size; thousands of equal rows would otherwis
 _ROUNDING = 1e-9  # of squared distances in float64, as a fraction
 _EQUAL = 1e-12  # largest squared distance of directions that differ by rounding in float32
 _LARGEST_FRACTION = 0.25  # of the cells; the exact search is faster if more must be searched
-_AFFORDABLE = 2**46  # n x n x (d + 128), to which time is proportional: some ten minutes of an exact search on a CPU
+_AFFORDABLE = 2**45  # n x n x (d + 128), to which time is about proportional, of the longest exact search on a CPU
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +53,7 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
     k-means divides the items into cells, and each item is compared with the items of the nearest cells only. The
     number of these cells is chosen such that the lists of a sample of the items have the given recall. If more than a
     quarter of the cells would be needed, the search is exact. On a CPU, sets such as 1,000,000 x 128 are not searched
-    exactly unless `recall` is 1: as many cells are searched as take some ten minutes, and a warning states the recall.
+    exactly unless `recall` is 1: as many cells are searched as take some ten minutes, and a warning gives the recall.
     Memory grows with n x k.
 
     Args:

@@ -18,8 +18,6 @@ from udmlss.neighbors.exact import exact_euclidean
 Neighbors = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # distances or similarities, and indices
 Search = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"], int], tuple[Float[Tensor, "q k"], Int64[Tensor, "q k"]]]
 
-_FEW_QUERIES, _LARGE_GALLERY = 1000, 2**15
-
 faiss_errors: list[str] = []  # why faiss, although it is installed, is not used in this process
 
 
@@ -58,8 +56,7 @@ def has_gpu(faiss: ModuleType | None) -> bool:
 def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"], k: int) -> Neighbors:
     """Return the k highest inner products of each query, in descending order, and the rows of the gallery."""
     faiss = import_faiss()
-    is_slower = len(queries) < _FEW_QUERIES and len(gallery) > _LARGE_GALLERY  # faiss then takes three times as long
-    if faiss is None or gallery.device.type != "cpu" or is_slower:
+    if faiss is None or gallery.device.type != "cpu":
         return _torch_inner_product(queries, gallery, gallery.new_zeros(len(gallery)), k)
     return _faiss_knn(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
 

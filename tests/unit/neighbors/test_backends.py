@@ -76,15 +76,3 @@ def test_a_faiss_that_cannot_exchange_tensors_is_not_used_on_a_gpu(monkeypatch):
         device, search = backends.euclidean_search(faiss, torch.device("meta"))
     assert device.type == "meta"
     assert search is backends._torch_euclidean
-
-
-def test_few_queries_in_a_large_gallery_have_the_same_neighbors_as_many(monkeypatch):
-    faiss = pytest.importorskip("faiss")
-    monkeypatch.setattr(backends, "_LARGE_GALLERY", 50)
-    rows, searched = torch.randn(60, 8), []
-    monkeypatch.setattr(faiss, "knn", lambda *args, knn=faiss.knn, **keys: searched.append(1) or knn(*args, **keys))
-    _, few = backends.most_similar(rows[:5], rows, 7)
-    assert not searched
-    monkeypatch.setattr(backends, "_FEW_QUERIES", 1)
-    assert torch.equal(few, backends.most_similar(rows[:5], rows, 7)[1])
-    assert searched
