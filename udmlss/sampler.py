@@ -1,5 +1,6 @@
 """Batches of P clusters with K images each."""
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,10 @@ class PseudoLabelSampler(BatchSampler):
     With several views each image is repeated in its batch, so that it is augmented several times. The views of an
     image are correct positives even if its cluster is wrong.
 
+    With coarse labels, a batch holds at most one of the clusters of each coarse cluster, so that no two images of a
+    coarse cluster are negatives of each other in any loss that compares the images of a batch. This holds for the
+    batches of all ranks in a step together. Clusters are then sampled equally often only as far as this allows it.
+
     The batches are a pure function of the arguments and the epoch. With several ranks the batches are distributed
     round-robin, so that all ranks together see the batches of a single process, and each rank gets the same number.
 
@@ -29,6 +34,7 @@ class PseudoLabelSampler(BatchSampler):
         clusters_per_batch: Number of clusters P in a batch. The default is the published one.
         samples_per_cluster: Number of images K of each cluster. The default is the published one. With one view it is
             at least 2, so that every image has a positive.
+        coarse_labels: Coarse cluster of each image, which consists of whole clusters. None has no coarse clusters.
         views: Number of times that each sampled image occurs in its batch, which has P * K * views images.
         n_batches: Number of batches of an epoch on each rank. None divides the number of images in the sampled
             clusters by the number of images in the batches of all ranks.
@@ -38,8 +44,8 @@ class PseudoLabelSampler(BatchSampler):
         world_size: Number of processes.
 
     Raises:
-        ValueError: There are fewer than `clusters_per_batch` clusters of `min_cluster_size` images, the labels are not
-            one-dimensional, or a number is out of range.
+        ValueError: There are fewer than `clusters_per_batch` clusters or coarse clusters of `min_cluster_size` images,
+            a cluster lies in several coarse clusters, the labels are not one-dimensional, or a number is out of range.
         TypeError: The labels are not integers.
 
     Example:
@@ -59,6 +65,7 @@ class PseudoLabelSampler(BatchSampler):
         clusters_per_batch: int = 16,
         samples_per_cluster: int = 5,
         *,
+        coarse_labels: Labels | None = None,
         views: int = 1,
         n_batches: int | None = None,
         min_cluster_size: int = 2,
@@ -78,6 +85,9 @@ class PseudoLabelSampler(BatchSampler):
         sizes = np.bincount(self._labels[self._labels >= 0])
         self._clusters = np.flatnonzero(sizes >= min_cluster_size)
         _check_enough_clusters(sizes, len(self._clusters), clusters_per_batch, min_cluster_size)
+        self._groups = self._clusters
+        if coarse_labels is not None:
+            self._groups = self._coarse_clusters(coarse_labels, clusters_per_batch)
         self._sizes = sizes[self._clusters]
         self.clusters_per_batch = int(clusters_per_batch)
         self.samples_per_cluster = int(samples_per_cluster)
@@ -117,21 +127,45 @@ class PseudoLabelSampler(BatchSampler):
         shuffled = generator.permutation(np.flatnonzero(np.isin(self._labels, self._clusters)))
         return shuffled[np.argsort(self._labels[shuffled], kind="stable")]
 
+    def _coarse_clusters(self, coarse_labels: Labels, clusters_per_batch: int) -> NDArray[np.int64]:
+        """Return the coarse cluster of each sampled cluster."""
+        coarse = as_labels(coarse_labels, len(self._labels), "coarse_labels").numpy(force=True)
+        is_sampled = np.isin(self._labels, self._clusters)
+        pairs = np.unique(np.stack([self._labels[is_sampled], coarse[is_sampled]], axis=1), axis=0)
+        if len(pairs) > len(self._clusters):
+            rule = "Each cluster must lie in one coarse cluster of `coarse_labels`"
+            split = pairs[1:, 0][np.diff(pairs[:, 0]) == 0]
+            raise value_error(rule, f"cluster {split[0]} in several", "Pass coarse clusters of whole clusters")
+        n_groups = len(np.unique(pairs[:, 1]))
+        if n_groups < clusters_per_batch:
+            rule = f"`clusters_per_batch={clusters_per_batch}` must not exceed the number of coarse clusters"
+            raise value_error(rule, n_groups, "Lower it, or sample without coarse clusters")
+        return pairs[:, 1]
+
     def _cluster_order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return concatenated permutations of the clusters in which no batch contains a cluster twice."""
-        length = self.n_batches * self.world_size * self.clusters_per_batch
-        n_clusters = len(self._sizes)
-        permutations: list[NDArray[np.int64]] = []
-        incomplete = np.empty(0, dtype=np.int64)  # clusters of the batch at the end of the last permutation
-        for start in range(0, length, n_clusters):
-            permutation = generator.permutation(n_clusters)
-            if len(incomplete):
-                is_free = ~np.isin(permutation, incomplete)
-                others = permutation[is_free][: self.clusters_per_batch - len(incomplete)]
-                permutation = np.concatenate([others, permutation[~np.isin(permutation, others)]])
-            permutations.append(permutation)
-            incomplete = permutation[n_clusters - (start + n_clusters) % self.clusters_per_batch :]
-        return np.concatenate(permutations)[:length]
+        """Return the clusters of consecutive batches, from permutations of all clusters.
+
+        A cluster that does not fit into a batch is deferred to the next one.
+        """
+        groups: list[int] = self._groups.tolist()
+        queue, order = deque[int](), list[int]()
+        for index in range(self.n_batches * self.world_size):
+            if index % self.world_size == 0:
+                sampled = dict[int, int]()  # the cluster of each coarse cluster in the batches of this step
+            batch, deferred = dict[int, int](), list[int]()
+            while len(batch) < self.clusters_per_batch:
+                if not queue:
+                    deferred.clear()  # the next permutation contains these clusters, too
+                    queue.extend(generator.permutation(len(groups)).tolist())
+                cluster = queue.popleft()
+                group = groups[cluster]
+                if group in batch or sampled.setdefault(group, cluster) != cluster:
+                    deferred.append(cluster)
+                else:
+                    batch[group] = cluster
+            queue.extendleft(reversed(deferred))
+            order += batch.values()
+        return np.array(order)
 
 
 def check_views(views: int, samples_per_cluster: int) -> None:

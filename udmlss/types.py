@@ -73,6 +73,12 @@ class PseudoLabels:
         sizes: Number of images in each cluster, all above zero.
         agreement: Adjusted Rand index between this round and the previous one, over the images that have a cluster in
             both: 1 for equal clusters, 0 for chance. None in the first round.
+        reliability: How much more similar each image is to its own cluster than to any other, in -1..1, by
+            `udmlss.clustering.label_margins`. Wrong labels have low values. NaN for an image that the clusterer did
+            not assign. None if the labeler does not compute it.
+        coarse_labels: Coarse cluster of each image, which consists of whole clusters, or -1 for an unassigned image.
+            `fit` samples no batch with two clusters of the same coarse cluster, so that their images are not
+            negatives of each other. None if any clusters may be in the same batch.
 
     Raises:
         ValueError: The fields contradict each other.
@@ -82,12 +88,19 @@ class PseudoLabels:
     centers: Float[Tensor, "k d"] | None
     sizes: Int64[Tensor, " k"]
     agreement: float | None = None
+    reliability: Float[Tensor, " n"] | None = None
+    coarse_labels: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self.labels, self.sizes)
         _check_centers(self.centers, len(self.sizes))
         if self.agreement is not None:
             check_number("agreement", self.agreement, -1, 1)
+        if self.reliability is not None and self.reliability.shape != self.labels.shape:
+            rule = f"`reliability` must have shape {tuple(self.labels.shape)}, one number per image"
+            raise value_error(rule, f"shape {tuple(self.reliability.shape)}", "Pass one number per image, or None")
+        if self.coarse_labels is not None:
+            as_labels(self.coarse_labels, len(self.labels), "coarse_labels")
 
     @classmethod
     def from_labels(cls, labels: Labels, embeddings: Float[Tensor, "n d"] | None = None) -> "PseudoLabels":

@@ -115,7 +115,12 @@ def test_clusters_are_as_compact_as_those_on_the_cpu(gpu, k):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"warm_start": False}, {"average_neighbors": 3}, {"n_clusters": None, "clusterer": KMeans(8)}]
+    "settings",
+    [
+        {"warm_start": False},
+        {"average_neighbors": 3, "unassigned_fraction": 0.1, "coarse": True},
+        {"n_clusters": None, "clusterer": KMeans(8)},
+    ],
 )
 def test_a_labeler_clusters_on_the_gpu_and_returns_labels_on_the_cpu(gpu, settings):
     labeler = ClusterPseudoLabeler(**({"n_clusters": 8} | settings), device=gpu)

@@ -16,7 +16,7 @@ import torch
 from interrupted_training import STEPS, ChangingClusters, Terminating, adam, assert_same, train
 from pytorch_metric_learning import losses
 
-from udmlss import BestWeights, Checkpoint, EarlyStopping, UDMLSSLoss, WeightAverage
+from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, EarlyStopping, UDMLSSLoss, WeightAverage
 from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking, SynthesisRankingLoss, deep_metric
 
 
@@ -53,6 +53,10 @@ VARIATIONS = {
             losses.MultipleLosses([ClusterMemoryLoss(8), losses.SoftTripleLoss(6, 8), losses.ProxyNCALoss(6, 8)])
         ),
         "callbacks": lambda _: [BestWeights()],
+    },
+    "unreliable labels": {
+        "labeler": lambda _: ClusterPseudoLabeler(12, unassigned_fraction=0.1, coarse=True),
+        "clusters_per_batch": None,
     },
     "memory": {"criterion": lambda _: UDMLSSLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, 32))},
     "sampling loss with cluster centers": {

@@ -99,6 +99,7 @@ def train(*callbacks, images=None, **changes):
         "weights": [value for module in modules if module is not None for value in module.state_dict().values()],
         "history": [replace(report, seconds=0.0) for report in result.history],
         "labels": result.pseudo_labels.labels,
+        "opinions": [result.pseudo_labels.reliability, result.pseudo_labels.coarse_labels],
         "figures": (result.stop_reason, result.weights_step, result.start),
     }
 
@@ -108,4 +109,5 @@ def assert_same(one, other):
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0)
     assert one["history"] == other["history"]
     assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["opinions"], other["opinions"], rtol=0, atol=0, equal_nan=True)
     assert one["figures"] == other["figures"]

@@ -92,6 +92,26 @@ def test_all_ranks_together_see_the_batches_of_one_process(case, world_size, epo
 
 @given(cases(), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
+def test_the_batches_of_a_step_have_at_most_one_cluster_of_each_coarse_cluster(case, world_size):
+    labels, options = case
+    first = min(c for c, size in Counter(labels.tolist()).items() if c >= 0 and size >= options["min_cluster_size"])
+    coarse = (labels > first).long()
+    options |= {"clusters_per_batch": 2, "n_batches": 12, "coarse_labels": coarse, "world_size": world_size}
+    ranks = [list(PseudoLabelSampler(labels, **options, rank=rank)) for rank in range(world_size)]
+    for step in zip(*ranks, strict=True):
+        assert len({(coarse[index].item(), labels[index].item()) for batch in step for index in batch}) == 2
+
+
+def test_clusters_are_sampled_equally_if_coarse_clusters_have_equally_many():
+    labels, coarse = shuffled_labels([5] * 24), torch.arange(24) // 4
+    sampler = PseudoLabelSampler(labels, 3, 2, coarse_labels=coarse[labels], n_batches=400)
+    times = Counter(cluster for batch in sampler for cluster in clusters_in(batch, labels, 2))
+    assert max(times.values()) - min(times.values()) <= 4
+    assert list(PseudoLabelSampler(labels, 3, 2, coarse_labels=labels)) == list(PseudoLabelSampler(labels, 3, 2))
+
+
+@given(cases(), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
 def test_an_epoch_has_the_length_of_the_dataset_by_default(case, world_size):
     labels, options = case
     sampler = PseudoLabelSampler(labels, **options, world_size=world_size)
@@ -165,14 +185,10 @@ def test_batches_depend_on_the_seed_and_the_epoch_alone():
     assert str(batches(2, 1)) == str(batches(np.int64(2), np.int64(1), other_epoch_first=True)) == found[2, 1]
 
 
-def test_two_iterators_are_independent():
-    sampler = PseudoLabelSampler(shuffled_labels([5] * 6), 3, 2)
-    assert [pair[0] for pair in zip(sampler, sampler, strict=True)] == list(sampler)
-
-
-def test_set_epoch_does_not_change_a_started_iterator():
+def test_iterators_are_independent_and_set_epoch_does_not_change_a_started_one():
     sampler = PseudoLabelSampler(shuffled_labels([5] * 6), 3, 2)
     expected = list(sampler)
+    assert [pair[0] for pair in zip(sampler, sampler, strict=True)] == expected
     batches = iter(sampler)
     first = next(batches)
     sampler.set_epoch(1)
@@ -212,14 +228,10 @@ def test_accepts_integer_labels_of_any_kind(convert):
     assert list(PseudoLabelSampler(convert(labels), 3, 2)) == list(PseudoLabelSampler(labels, 3, 2))
 
 
-def test_accepts_numbers_of_numpy():
+def test_accepts_numbers_of_numpy_and_gaps_between_the_numbers_of_clusters():
     labels = torch.arange(100).repeat(9)
     sampler = PseudoLabelSampler(labels, np.int8(60), np.int8(2), views=np.int8(3), n_batches=np.int64(4))
     assert list(sampler) == list(PseudoLabelSampler(labels, 60, 2, views=3, n_batches=4))
-    assert len(sampler) == 4
-
-
-def test_cluster_numbers_may_have_gaps():
     labels = [-7, 40, 40, 2, 2, 2, 11]
     for batch in PseudoLabelSampler(labels, 2, 2, n_batches=5):
         assert sorted(clusters_in(batch, torch.tensor(labels), 2)) == [2, 40]
@@ -258,6 +270,8 @@ def test_has_a_short_repr():
         ({"world_size": 0}, r"`world_size` must be at least 1, got 0\. Raise it\."),
         ({"rank": 2, "world_size": 2}, r"`rank` must lie in 0\.\.1, got 2\."),
         ({"rank": -1}, r"`rank` must lie in 0\.\.0, got -1\."),
+        ({"coarse_labels": [0] * 18}, r"`clusters_per_batch=2` must not exceed the number of coarse clusters, got 1\."),
+        ({"coarse_labels": range(18)}, r"Each cluster must lie in one coarse .*, got cluster 0 in several\. Pass"),
     ],
 )
 def test_rejects_invalid_options(options, message):
@@ -266,19 +280,15 @@ def test_rejects_invalid_options(options, message):
         PseudoLabelSampler(labels, **{"clusters_per_batch": 2, "samples_per_cluster": 2} | options)
 
 
-def test_rejects_labels_without_a_cluster():
-    with pytest.raises(ValueError, match=r"got 0 \(the largest sizes are \[\]\)"):
-        PseudoLabelSampler(torch.full((5,), -1), 2, 2)
-
-
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
         (np.array([0.0, 0.0, 1.0, 1.0]), TypeError, r"`labels` must be integers, got .*float64\."),
         (np.array([[0, 0], [1, 1]]), ValueError, r"one label per item, got shape \(2, 2\)\."),
+        (torch.full((5,), -1), ValueError, r"got 0 \(the largest sizes are \[\]\)"),
     ],
 )
-def test_rejects_labels_that_are_not_one_integer_per_image(labels, error, message):
+def test_rejects_labels_that_are_not_one_integer_per_image_or_have_no_cluster(labels, error, message):
     with pytest.raises(error, match=message):
         PseudoLabelSampler(labels, 2, 2)
 

@@ -49,6 +49,8 @@ def test_pseudo_labels_count_clusters_and_unassigned_images():
         ({"sizes": torch.tensor([1, 2, 0])}, r"`sizes` must be the number of images of each cluster"),
         ({"centers": torch.zeros(3, 3)}, r"`centers` must be a finite tensor of 2 rows, .*, got shape \(3, 3\)\."),
         ({"centers": torch.full((2, 3), torch.nan)}, r"`centers` must be a finite tensor of 2 rows"),
+        ({"reliability": torch.zeros(4)}, r"`reliability` must have shape \(5,\), .*, got shape \(4,\)\. Pass"),
+        ({"coarse_labels": torch.tensor([0, 1])}, r"`coarse_labels` must have shape \(5,\), one label per item"),
         ({"agreement": 1.5}, r"`agreement` must lie in -1\.\.1, got 1\.5\."),
     ],
 )

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from udmlss._checks import as_labels, type_error
-from udmlss.clustering.labeler import ClusterPseudoLabeler, has_fit_predict
+from udmlss.clustering.clusterer import has_fit_predict
+from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.types import Labeler, PseudoLabels
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
-from udmlss.clustering.list_length import LENGTHS, choose_list_length
+from udmlss.clustering.list_length import LARGEST_SAMPLE, LENGTHS, choose_list_length, list_length_for
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.approximate import find_lists
 from udmlss.neighbors.graph import shared_neighbor_graph
@@ -30,6 +31,7 @@ class Communities:
 
     Attributes:
         n_neighbors_: Length of the lists in the last `fit_predict`.
+        graph_: The shared-neighbor graph (n, n) of the last `fit_predict`.
 
     Raises:
         ValueError: A number is out of its range, or both `n_neighbors` and `images_per_cluster` are given. In
@@ -49,6 +51,7 @@ class Communities:
     """
 
     n_neighbors_: int
+    graph_: csr_array
 
     def __init__(
         self,
@@ -83,12 +86,21 @@ class Communities:
         column_range = check_embeddings(rows, "X")
         self.check_size(len(rows))
         check_distinct(column_range, len(rows))
-        self.n_neighbors_ = self._list_length() or choose_list_length(rows, seed=self.seed)
-        return self.labels_from_neighbors(find_lists(rows, self.n_neighbors_, seed=self.seed).indices)
+        return self.cluster(rows)
+
+    def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
+        """Return what `fit_predict` returns, for checked rows, whose neighbors are searched once."""
+        length, n = self._list_length(), len(rows)
+        if length is None and n > LARGEST_SAMPLE:
+            length = choose_list_length(rows, seed=self.seed)
+        indices = find_lists(rows, length or min(LENGTHS[-1], n - 1), seed=self.seed).indices
+        self.n_neighbors_ = length or choose_list_length(rows, indices=indices, seed=self.seed)
+        return self.labels_from_neighbors(indices[:, : self.n_neighbors_])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
         """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""
-        found = map_equation_communities(shared_neighbor_graph(indices), seed=self.seed)
+        self.graph_ = shared_neighbor_graph(indices)
+        found = map_equation_communities(self.graph_, seed=self.seed)
         sizes = np.bincount(found)
         return np.where(sizes[found] >= self.min_cluster_size, found, -1)
 
@@ -104,5 +116,30 @@ class Communities:
 
     def _list_length(self) -> int | None:
         if self.images_per_cluster is not None:
-            return min(self.images_per_cluster // 3 + 2, LENGTHS[-1])
+            return list_length_for(self.images_per_cluster)
         return self.n_neighbors
+
+
+def coarse_communities(graph: csr_array, labels: Int64[Tensor, " n"], *, seed: int = 0) -> Int64[Tensor, " n"]:
+    """Find groups of clusters between which a random walk on the graph seldom moves.
+
+    This is the second level of the map equation: the nodes are the clusters, and the weight between two of them is the
+    sum of the weights between their items.
+
+    Args:
+        graph: Symmetric matrix (n, n) of weights, as `shared_neighbor_graph` returns it.
+        labels: Cluster of each item, or -1.
+        seed: Seed of the order in which clusters move between groups.
+
+    Returns:
+        The group of each item, or -1.
+    """
+    clusters = labels.numpy(force=True)
+    rows = np.flatnonzero(clusters >= 0)
+    shape = (len(clusters), int(clusters.max()) + 1)
+    members = csr_array((np.ones(len(rows)), (rows, clusters[rows])), shape=shape)
+    between = (members.T @ graph @ members).tocsr()
+    between.setdiag(0)
+    between.eliminate_zeros()
+    groups = map_equation_communities(between, seed=seed)
+    return torch.from_numpy(np.where(clusters >= 0, groups[clusters], -1))

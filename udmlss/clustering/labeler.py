@@ -1,35 +1,27 @@
 """Pseudo-labels from clusters of embeddings."""
 
-from collections.abc import Callable
 from copy import copy
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from numpy.typing import NDArray
-from sklearn.base import clone
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_distinct, check_embeddings, check_integer, type_error, value_error
+from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
 from udmlss._chunks import ColumnRange, group_means
-from udmlss.clustering.communities import Communities
+from udmlss.clustering.clusterer import Clusterer, ClusterFunction, labels_of_clusterer, n_clusters_or_clusterer
+from udmlss.clustering.communities import Communities, coarse_communities
 from udmlss.clustering.kmeans import check_count, cluster_rows
+from udmlss.clustering.list_length import list_length_for
 from udmlss.clustering.matching import agreement, match_ids
-from udmlss.neighbors.search import averages_with_neighbors, check_n_neighbors
-from udmlss.types import Labels, PseudoLabels
+from udmlss.clustering.reliability import label_margins
+from udmlss.neighbors.approximate import find_lists
+from udmlss.neighbors.graph import shared_neighbor_graph
+from udmlss.neighbors.search import averages_of_lists, check_n_neighbors
+from udmlss.types import PseudoLabels
 
-
-@runtime_checkable
-class Clusterer(Protocol):
-    """A clusterer with scikit-learn's `fit_predict`."""
-
-    def fit_predict(self, X: NDArray[np.float32], /) -> Any:  # noqa: ANN401, N803 (scikit-learn's signature)
-        """Return the cluster of each row (n,), where a negative label means that the row is unassigned."""
-        ...
-
-
-ClusterFunction = Callable[[Tensor], Labels | PseudoLabels]
+_IMAGES_PER_CLUSTER = 50  # assumed for a clusterer whose number of clusters is not known before
 
 
 class ClusterPseudoLabeler:
@@ -51,8 +43,15 @@ class ClusterPseudoLabeler:
         max_iter: Maximum number of iterations of k-means in a round.
         warm_start: Whether k-means starts from the clusters of the previous round. False starts from scratch.
         average_neighbors: Number of nearest neighbors that each embedding is averaged with before clustering, with
-            weights that fall with the rank. This moves embeddings between two clusters into one of them. It searches
-            all embeddings for the neighbors of all. None clusters the embeddings themselves.
+            weights that fall with the rank. This moves embeddings between two clusters into one of them. Communities
+            search the averages for neighbors, too. None clusters the embeddings themselves.
+        reliability: Whether the reliability of each label is also computed for k-means and for a clusterer, which
+            takes a search for neighbors. For communities it is always computed.
+        unassigned_fraction: Fraction of the images, in 0..0.9, that get the label -1 because their labels are the
+            least reliable. 0 does not change the labels.
+        coarse: Whether to find coarse clusters, too, each of several clusters: batches then hold no negatives from the
+            same coarse cluster. They are communities of the graph of clusters. If there is only one,
+            `PseudoLabels.coarse_labels` is None.
         device: Device to which the embeddings are moved for clustering, such as "cuda". None clusters them on their
             own device; embeddings in `fit` are on the CPU.
         seed: Seed of the initial centers of k-means; a clusterer has its own. None uses the seed of `fit`, and 0
@@ -86,18 +85,24 @@ class ClusterPseudoLabeler:
         max_iter: int = 25,
         warm_start: bool = True,
         average_neighbors: int | None = None,
+        reliability: bool = False,
+        unassigned_fraction: float = 0.0,
+        coarse: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        self.n_clusters, self.clusterer = _n_clusters_or_clusterer(n_clusters, images_per_cluster, clusterer)
+        self.n_clusters, self.clusterer = n_clusters_or_clusterer(n_clusters, images_per_cluster, clusterer)
         check_integer("max_iter", max_iter, 1)
         if average_neighbors is not None:
             check_integer("average_neighbors", average_neighbors, 1)
+        check_number("unassigned_fraction", unassigned_fraction, 0, 0.9)
         if seed is not None:
             check_integer("seed", seed, 0)
         self.max_iter = int(max_iter)
         self.warm_start = warm_start
         self.average_neighbors = None if average_neighbors is None else int(average_neighbors)
+        self.reliability, self.coarse = reliability, coarse
+        self.unassigned_fraction = float(unassigned_fraction)
         self.device = None if device is None else torch.device(device)
         self.seed = None if seed is None else int(seed)
         self._default_seed = 0
@@ -131,8 +136,12 @@ class ClusterPseudoLabeler:
         previous = self._previous
         if previous is not None and len(previous.labels) != len(embeddings):
             previous = None
-        labels = self._cluster(embeddings, column_range, previous)
+        labels, graph = self._cluster(embeddings, column_range, previous)
+        reliability = None if graph is None else label_margins(graph, labels)
+        if reliability is not None and self.unassigned_fraction:
+            labels = _without_least_reliable(labels, reliability, self.unassigned_fraction)
         _check_clusters(labels)
+        groups = coarse_communities(graph, labels) if self.coarse and graph is not None else None
         if previous is not None:
             labels = match_ids(labels, previous.labels)
         sizes = labels[labels >= 0].bincount()
@@ -141,6 +150,8 @@ class ClusterPseudoLabeler:
             centers=group_means(embeddings, labels, len(sizes), column_range.sum_dtype).cpu(),
             sizes=sizes,
             agreement=None if previous is None else agreement(labels, previous.labels),
+            reliability=reliability,
+            coarse_labels=None if groups is None or groups.max() == 0 else groups,
         )
         self._round += 1
         return self._previous
@@ -170,43 +181,58 @@ class ClusterPseudoLabeler:
 
     def _cluster(
         self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
-    ) -> Int64[Tensor, " n"]:
-        if self.average_neighbors is not None:
-            embeddings = averages_with_neighbors(embeddings, self.average_neighbors)
+    ) -> tuple[Int64[Tensor, " n"], csr_array | None]:
+        """Return the labels and the graph from which their reliability is computed, or None."""
+        length = self._graph_length(len(embeddings))
+        longest = max(length, self.average_neighbors or 0)
+        indices = find_lists(embeddings, longest).indices if longest else None
+        if self.average_neighbors is not None and indices is not None:
+            embeddings = averages_of_lists(embeddings, indices[:, : self.average_neighbors])
             column_range = ColumnRange.of(embeddings)
             check_distinct(column_range, len(embeddings))
         if isinstance(self.clusterer, Communities):
-            found = self._communities(self.clusterer, embeddings)
-            return PseudoLabels.from_labels(found).labels  # without the gaps of communities that are too small
+            return self._communities(self.clusterer, embeddings)
+        graph = shared_neighbor_graph(indices[:, :length]) if length and indices is not None else None
         if self.n_clusters is None:
-            return self._labels_of_clusterer(embeddings)
+            return labels_of_clusterer(self.clusterer, embeddings), graph
+        return self._k_means(self.n_clusters, embeddings, column_range, previous), graph
+
+    def _graph_length(self, n: int) -> int:
+        """Return the length of the lists of the graph, or 0 if there is none or if communities find their own."""
+        is_needed = self.reliability or self.unassigned_fraction or self.coarse
+        if isinstance(self.clusterer, Communities) or not is_needed:
+            return 0
+        size = _IMAGES_PER_CLUSTER if self.n_clusters is None else n // self.n_clusters
+        return min(list_length_for(size), n - 1)
+
+    def _k_means(
+        self,
+        n_clusters: int,
+        embeddings: Float[Tensor, "n d"],
+        column_range: ColumnRange,
+        previous: PseudoLabels | None,
+    ) -> Int64[Tensor, " n"]:
         start = self._start(embeddings, column_range, previous) if self.warm_start else None
         return cluster_rows(
             embeddings,
             column_range if start is None else column_range.union(ColumnRange.of(start)),
-            self.n_clusters,
+            n_clusters,
             start=start,
             max_iter=self.max_iter,
             seed=(self._default_seed if self.seed is None else self.seed) + self._round,
         )
 
-    def _communities(self, settings: Communities, embeddings: Float[Tensor, "n d"]) -> NDArray[np.int64]:
+    def _communities(
+        self, settings: Communities, embeddings: Float[Tensor, "n d"]
+    ) -> tuple[Int64[Tensor, " n"], csr_array]:
         """Find communities, from lists whose length is chosen in the first round and then retained."""
         communities = copy(settings)
         if self._n_neighbors is not None and self._n_neighbors < len(embeddings):
             communities.n_neighbors, communities.images_per_cluster = self._n_neighbors, None
-        found = communities.fit_predict(embeddings)
+        found = communities.cluster(embeddings)
         self._n_neighbors = communities.n_neighbors_
-        return found
-
-    def _labels_of_clusterer(self, embeddings: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
-        if has_fit_predict(self.clusterer):
-            rows = embeddings.to("cpu", torch.float32, copy=True).numpy()  # a clusterer may write to its input
-            found = clone(self.clusterer, safe=False).fit_predict(rows)
-        else:
-            found = self.clusterer(embeddings)
-        found = found.labels if isinstance(found, PseudoLabels) else found
-        return PseudoLabels.from_labels(as_labels(found, len(embeddings), "labels of the clusterer")).labels
+        # without the gaps of communities that are too small
+        return PseudoLabels.from_labels(found).labels, communities.graph_
 
     def _start(
         self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
@@ -221,34 +247,13 @@ class ClusterPseudoLabeler:
         return centers[: self.n_clusters]
 
 
-def _n_clusters_or_clusterer(n_clusters: Any, images_per_cluster: Any, clusterer: Any) -> tuple[int | None, Any]:  # noqa: ANN401
-    """Return the number of clusters of k-means and None, or None and the clusterer."""
-    settings = {"n_clusters": n_clusters, "images_per_cluster": images_per_cluster, "clusterer": clusterer}
-    given = {name: value for name, value in settings.items() if value is not None}
-    if len(given) > 1:
-        raise value_error(
-            "At most one of `n_clusters`, `images_per_cluster` and `clusterer` must be given",
-            " and ".join(f"`{name}`" for name in given),
-            "ClusterPseudoLabeler(100) runs k-means, ClusterPseudoLabeler(HDBSCAN()) another clusterer",
-        )
-    if n_clusters is None and clusterer is None:
-        return None, Communities(images_per_cluster=images_per_cluster)
-    one = n_clusters if clusterer is None else clusterer
-    if not isinstance(one, type) and (has_fit_predict(one) or callable(one)):
-        return None, one
-    if clusterer is None and not isinstance(one, type):
-        check_integer("n_clusters", one, 2)
-        return int(one), None
-    raise type_error(
-        "`clusterer` must be an object with scikit-learn's `fit_predict`, or a function of embeddings",
-        f"{one!r}",
-        "Pass an instance, such as HDBSCAN(min_cluster_size=5, copy=True)",
-    )
-
-
-def has_fit_predict(clusterer: object) -> bool:
-    """Return whether an object clusters as clusterers of scikit-learn do."""
-    return callable(getattr(clusterer, "fit_predict", None))
+def _without_least_reliable(
+    labels: Int64[Tensor, " n"], reliability: Float[Tensor, " n"], fraction: float
+) -> Int64[Tensor, " n"]:
+    labels = labels.clone()
+    n_unassigned = int(fraction * int((labels >= 0).sum()))
+    labels[reliability.argsort(stable=True)[:n_unassigned]] = -1  # NaN is last
+    return PseudoLabels.from_labels(labels).labels
 
 
 def _check_clusters(labels: Int64[Tensor, " n"]) -> None:

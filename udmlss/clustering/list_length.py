@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -12,12 +12,19 @@ from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import search
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_ROWS = 5000  # the length is chosen on at most this number of rows, to bound the time
+LARGEST_SAMPLE = 5000  # rows that the length is chosen on at most, to bound the time
 _TOLERANCE = 0.02  # fraction of the largest gap; of lengths within it the longest is chosen
 _WEIGHTS = (0.25, 0.5, 0.25)  # of a length and the two next to it, since gaps of single lengths are noisy
 
 
-def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> int:
+def list_length_for(images_per_cluster: int) -> int:
+    """Return the number of neighbors that suits clusters of about this number of images."""
+    return min(images_per_cluster // 3 + 2, LENGTHS[-1])
+
+
+def choose_list_length(
+    embeddings: Float[Tensor, "n d"], *, indices: Int64[Tensor, "n k"] | None = None, seed: int = 0
+) -> int:
     """Choose the number of neighbors from which the communities of the embeddings are found, by the gap statistic.
 
     Communities shorten the description of a random walk along the graph of neighbors. They do so even if the rows have
@@ -28,6 +35,8 @@ def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> in
 
     Args:
         embeddings: At least three rows of any length.
+        indices: The 64 nearest neighbors of each of at most 5,000 rows, or all others if they are fewer, so that they
+            are not searched again. None searches.
         seed: Seed of the random rows.
 
     Returns:
@@ -41,7 +50,10 @@ def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> in
     generator = torch.Generator().manual_seed(seed)
     rows = _sample(embeddings.detach(), generator)
     lengths = [length for length in LENGTHS if 4 * length <= len(rows)] or [LENGTHS[0]]
-    found, random = _compressions(rows, lengths, seed), _compressions(_random_rows(rows, generator), lengths, seed)
+    if indices is None:
+        indices = search(rows, lengths[-1])[1]
+    random_indices = search(_random_rows(rows, generator), lengths[-1])[1]
+    found, random = (_compressions(lists, lengths, seed) for lists in (indices, random_indices))
     gaps = np.convolve(np.pad(found - random, 1, mode="edge"), _WEIGHTS, mode="valid")
     gaps[found <= 0] = -np.inf  # a single community
     is_close = gaps >= gaps.max() - _TOLERANCE * abs(gaps.max())
@@ -50,9 +62,9 @@ def choose_list_length(embeddings: Float[Tensor, "n d"], *, seed: int = 0) -> in
 
 def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
     """Return unit-length rows on the CPU: all of them, or a random one and its nearest neighbors."""
-    if len(embeddings) > _ROWS:
+    if len(embeddings) > LARGEST_SAMPLE:
         query = torch.randint(len(embeddings), (1,), generator=generator).to(embeddings.device)
-        embeddings = embeddings[search(embeddings, _ROWS, embeddings[query])[1][0]]
+        embeddings = embeddings[search(embeddings, LARGEST_SAMPLE, embeddings[query])[1][0]]
     return normalize(embeddings.cpu().float())
 
 
@@ -64,7 +76,6 @@ def _random_rows(rows: Float[Tensor, "m d"], generator: torch.Generator) -> Floa
     return sampled
 
 
-def _compressions(rows: Float[Tensor, "m d"], lengths: list[int], seed: int) -> NDArray[np.float64]:
-    indices = search(rows, min(lengths[-1], len(rows) - 1))[1]
+def _compressions(indices: Int64[Tensor, "m k"], lengths: list[int], seed: int) -> NDArray[np.float64]:
     graphs = [shared_neighbor_graph(indices[:, :length]) for length in lengths]
     return np.array([compression(graph, map_equation_communities(graph, seed=seed)) for graph in graphs])

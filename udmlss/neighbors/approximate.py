@@ -1,5 +1,6 @@
 """Lists of nearest neighbors for sets of any size, exact or by a search of cells of near rows."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ _LARGEST_CELL = 8  # times the mean size; thousands of equal rows would otherwis
 _ROUNDING = 1e-9  # of squared distances in float64, as a fraction
 _EQUAL = 1e-12  # largest squared distance of directions that differ by rounding in float32
 _LARGEST_FRACTION = 0.25  # of the cells; the exact search is faster if more must be searched
+_AFFORDABLE = 2**45  # n x n x (d + 128), to which time is about proportional, of the longest exact search on a CPU
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,12 +52,15 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
     Sets with at most 2**37 multiplications n x n x d, such as 16,000 x 512, are searched exactly. In larger sets
     k-means divides the items into cells, and each item is compared with the items of the nearest cells only. The
     number of these cells is chosen such that the lists of a sample of the items have the given recall. If more than a
-    quarter of the cells would be needed, the search is exact. Memory grows with n x k.
+    quarter of the cells would be needed, the search is exact. On a CPU, sets such as 1,000,000 x 128 are not searched
+    exactly unless `recall` is 1: as many cells are searched as take some ten minutes, and a warning gives the recall.
+    Memory grows with n x k.
 
     Args:
         embeddings: Embeddings of any length, in memory or mapped from a file.
         k: Number of neighbors.
-        recall: Fraction of the k nearest neighbors that approximate lists contain, above 0. 1 searches exactly.
+        recall: Fraction of the k nearest neighbors that approximate lists contain, above 0. 1 searches exactly,
+            however long it takes.
         seed: Seed of the sample and of the cells.
 
     Returns:
@@ -107,12 +112,25 @@ def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int
     cells = _Cells.of(embeddings, generator)
     ranks = cells.ranks(sampled, nearest).cpu().where(distances > _EQUAL, 0)  # any of the equal rows will do
     n_cells = int(ranks.flatten().float().quantile(recall, interpolation="higher")) + 1
-    if n_cells > _LARGEST_FRACTION * len(cells.members):
+    affordable = 1.0 if embeddings.device.type != "cpu" else _AFFORDABLE / (n * n * (d + 128))
+    most = _LARGEST_FRACTION * min(1.0, affordable) * len(cells.members)
+    if n_cells > most and affordable >= 1:
         return NeighborLists(*search(embeddings, k), recall=1.0)
-    similarities, indices = cells.search(embeddings, k, n_cells)
+    similarities, indices = cells.search(embeddings, k, min(n_cells, max(1, int(most))))
     found = _squared_distances(embeddings, sampled, indices[sampled])
     is_nearest = found <= distances.amax(dim=1, keepdim=True) * (1 + _ROUNDING) + _EQUAL
-    return NeighborLists(similarities, indices, float(is_nearest.double().mean()))
+    lists = NeighborLists(similarities, indices, float(is_nearest.double().mean()))
+    if n_cells > most:
+        _warn_of_recall(lists.recall, recall)
+    return lists
+
+
+def _warn_of_recall(found: float, requested: float) -> None:
+    warnings.warn(
+        f"The lists contain {found:.0%} of the nearest neighbors, not {requested:.0%}, because a search with "
+        "that recall would take too long on a CPU. Reduce the dimension of the embeddings, or search on a GPU.",
+        stacklevel=5,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,18 +143,17 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
     check_embeddings(embeddings)
     check_integer("n_neighbors", n_neighbors, 1)
     check_n_neighbors(n_neighbors, len(embeddings))
-    return averages_with_neighbors(embeddings, int(n_neighbors))
+    return averages_of_lists(embeddings, search(embeddings, int(n_neighbors))[1])
 
 
-def averages_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -> Float32[Tensor, "n d"]:
-    """Return what `average_with_neighbors` returns, for checked arguments."""
+def averages_of_lists(embeddings: Float[Tensor, "n d"], indices: Int64[Tensor, "n k"]) -> Float32[Tensor, "n d"]:
+    """Return what `average_with_neighbors` returns, for checked embeddings and their nearest neighbors."""
     directions = unit_length(with_float64(embeddings.detach()))
-    _, indices = search(directions, n_neighbors)
     averages = torch.empty_like(directions)
     for rows in row_slices(directions):
         total = directions[rows].clone()
-        for rank, neighbors in enumerate(indices[rows].T, start=1):
-            total += (1 - rank / (n_neighbors + 1)) * directions[neighbors]
+        for rank, neighbors in enumerate(indices[rows].to(directions.device).T, start=1):
+            total += (1 - rank / (indices.shape[1] + 1)) * directions[neighbors]
         averages[rows] = functional.normalize(total)
     return averages.to(embeddings.device)
 

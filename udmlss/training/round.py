@@ -59,7 +59,10 @@ class Round:
         wanted = self._rounds.clusters_per_batch
         if not self._rounds.accepts_fewer_clusters:
             return wanted
-        return min(wanted, max(2, int((self.pseudo_labels.sizes > 1).sum())))
+        pseudo_labels = self.pseudo_labels
+        groups = pseudo_labels.labels if pseudo_labels.coarse_labels is None else pseudo_labels.coarse_labels
+        is_sampled = (pseudo_labels.labels >= 0) & (pseudo_labels.sizes > 1)[pseudo_labels.labels]
+        return min(wanted, max(2, len(groups[is_sampled].unique())))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Load the batches that were not yielded yet, as images and indices."""
@@ -68,6 +71,7 @@ class Round:
             self.pseudo_labels.labels,
             self._clusters_per_batch(),
             rounds.samples_per_cluster,
+            coarse_labels=self.pseudo_labels.coarse_labels,
             views=rounds.views,
             n_batches=self._n_batches,
             seed=rounds.seed,

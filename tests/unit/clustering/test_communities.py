@@ -5,6 +5,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from udmlss import ClusterPseudoLabeler
 from udmlss.clustering import Communities
+from udmlss.clustering.communities import coarse_communities
+from udmlss.clustering.list_length import choose_list_length
 
 
 def groups_of(sizes, spread=0.1):
@@ -61,6 +63,7 @@ def test_without_settings_groups_are_found_whatever_their_size(n_images):
     found = communities.fit_predict(rows)
     assert adjusted_rand_score(groups, found) > 0.95
     assert n_images / 2 <= communities.n_neighbors_ <= n_images
+    assert communities.n_neighbors_ == choose_list_length(rows)
 
 
 def test_the_length_of_the_lists_follows_from_the_images_of_one_thing():
@@ -94,3 +97,15 @@ def test_settings_that_contradict_each_other_or_the_images_are_an_error():
         Communities(images_per_cluster=4).fit_predict(torch.randn(7, 3))
     with pytest.raises(ValueError, match="The number of neighbors, 2, must be below the number of images, got 2"):
         Communities().fit_predict(torch.randn(2, 3))
+
+
+def test_coarse_communities_are_families_of_clusters():
+    directions, families = torch.eye(4, 24).repeat_interleave(5, dim=0), torch.arange(4).repeat_interleave(5)
+    directions[torch.arange(20), 4 + torch.arange(20)] = 0.5
+    labels = torch.arange(20).repeat_interleave(12)
+    communities = Communities(n_neighbors=16)
+    communities.fit_predict(directions[labels] + 0.15 * torch.randn(240, 24))
+    labels[::12] = -1
+    found = coarse_communities(communities.graph_, labels)
+    assert torch.equal(found < 0, labels < 0)
+    assert adjusted_rand_score(families[labels[labels >= 0]], found[labels >= 0]) == 1

@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from udmlss import ClusterPseudoLabeler, label_free_scores
 from udmlss._chunks import ColumnRange
+from udmlss.clustering import Communities, label_margins
 from udmlss.clustering import labeler as labeler_module
 from udmlss.clustering.kmeans import cluster_means, cluster_rows, k_means
-from udmlss.neighbors import average_with_neighbors
+from udmlss.neighbors import average_with_neighbors, nearest, shared_neighbor_graph
+from udmlss.neighbors import search as search_module
 from udmlss.types import Labeler, Stateful, UsesSeed
 
 
@@ -155,12 +157,55 @@ def test_averages_find_small_groups_that_noise_hides():
 def test_embeddings_are_read_once_before_they_are_clustered(monkeypatch):
     calls, read = [], ColumnRange.of
     monkeypatch.setattr(ColumnRange, "of", lambda matrix: calls.append(len(matrix)) or read(matrix))
-    for labeler in (ClusterPseudoLabeler(6), ClusterPseudoLabeler(DBSCAN(eps=2.0, min_samples=2))):
+    for each in (6, DBSCAN(eps=2.0, min_samples=2), Communities(9)):
+        labeler = ClusterPseudoLabeler(each)
         labeler.label(noise())
         assert calls == [300]
         calls.clear()
     label_free_scores(noise(), noise(20), range(20))
     assert calls == [300, 20]
+
+
+LABELERS = {
+    "communities": (ClusterPseudoLabeler(coarse=True, unassigned_fraction=0.1), 1),
+    "communities of lists of 12": (ClusterPseudoLabeler(Communities(12), coarse=True), 1),
+    "k-means": (ClusterPseudoLabeler(6), 0),
+    "k-means of averages": (ClusterPseudoLabeler(6, average_neighbors=3), 1),
+    "k-means with all options": (ClusterPseudoLabeler(6, average_neighbors=3, coarse=True, unassigned_fraction=0.1), 1),
+    "clusterer with a reliability": (ClusterPseudoLabeler(DBSCAN(eps=2.0, min_samples=2), reliability=True), 1),
+}
+
+
+@pytest.mark.parametrize("name", LABELERS)
+def test_one_search_of_all_embeddings_serves_everything_in_a_round(monkeypatch, name):
+    labeler, expected = LABELERS[name]
+    embeddings, searched, search = noise(), [], search_module.search_in_chunks
+    monkeypatch.setattr(search_module, "search_in_chunks", lambda *args: searched.append(args[0]) or search(*args))
+    for _ in range(2):
+        searched.clear()
+        labeler.label(embeddings)
+        assert sum(rows.data_ptr() == embeddings.data_ptr() for rows in searched) == expected
+
+
+def test_reliability_is_the_margin_of_each_label_and_the_least_reliable_are_unassigned():
+    embeddings, _ = corners(each=20)
+    embeddings += 0.9 * noise(len(embeddings), 6)
+    plain = ClusterPseudoLabeler(5, reliability=True).label(embeddings)
+    graph = shared_neighbor_graph(nearest(embeddings, 20 // 3 + 2)[1])
+    torch.testing.assert_close(plain.reliability, label_margins(graph, plain.labels))
+    found = ClusterPseudoLabeler(5, unassigned_fraction=0.25).label(embeddings)
+    torch.testing.assert_close(found.reliability, plain.reliability)
+    is_assigned = found.labels >= 0
+    assert found.n_unassigned == 25
+    assert found.reliability[~is_assigned].max() <= found.reliability[is_assigned].min()
+    assert torch.equal(found.labels[is_assigned], plain.labels[is_assigned])
+    assert_consistent(found, embeddings)
+    assert ClusterPseudoLabeler(5).label(embeddings).reliability is None
+
+
+def test_a_single_coarse_cluster_restricts_nothing():
+    embeddings = torch.eye(2, 8).repeat_interleave(30, dim=0) + 0.3 * noise(60)
+    assert ClusterPseudoLabeler(2, coarse=True).label(embeddings).coarse_labels is None
 
 
 def test_rejects_averages_that_are_equal():
@@ -192,6 +237,7 @@ def test_a_round_that_failed_does_not_change_the_state():
         ({"n_clusters": True}, TypeError, r"`n_clusters` must be an integer, got True of type bool\."),
         ({"n_clusters": 3, "max_iter": 0}, ValueError, r"`max_iter` must be at least 1, got 0\. Raise it\."),
         ({"n_clusters": 3, "average_neighbors": 0}, ValueError, r"`average_neighbors` must be at least 1, got 0\."),
+        ({"unassigned_fraction": 1}, ValueError, r"`unassigned_fraction` must lie in 0\.\.0\.9, got 1\.0\."),
         ({"n_clusters": 3, "seed": -1}, ValueError, r"`seed` must be at least 0, got -1\. Raise it\."),
         (
             {"clusterer": PCA()},

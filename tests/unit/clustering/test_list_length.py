@@ -30,7 +30,7 @@ def test_few_or_equal_rows_have_a_length():
 
 def test_of_many_rows_those_near_to_one_are_used(monkeypatch):
     rows, _ = groups_of(40, 20, spread=0.1)
-    monkeypatch.setattr("udmlss.clustering.list_length._ROWS", 200)
+    monkeypatch.setattr("udmlss.clustering.list_length.LARGEST_SAMPLE", 200)
     chosen = choose_list_length(rows)
     assert chosen in LENGTHS
     assert adjusted_rand_score(torch.arange(800) // 20, Communities(chosen).fit_predict(rows)) > 0.9

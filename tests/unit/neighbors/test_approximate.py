@@ -52,6 +52,22 @@ def test_small_sets_a_recall_of_1_and_rows_without_near_cells_are_searched_exact
 
 
 @pytest.mark.usefixtures("approximate_search")
+def test_of_rows_without_near_cells_that_are_too_many_a_limited_number_of_pairs_is_compared(monkeypatch):
+    rows, search, n_pairs = torch.randn(3000, 16), approximate.search, []
+    spy = lambda found, k, queries: n_pairs.append(len(found) * len(queries)) or search(found, k, queries)  # noqa: E731
+    monkeypatch.setattr(approximate, "_AFFORDABLE", len(rows) ** 2 * (16 + 128) / 2)
+    monkeypatch.setattr(approximate, "search", spy)
+    with pytest.warns(UserWarning, match=r"contain \d\d% of the nearest .*, not 95%"):
+        lists = neighbor_lists(rows, 10)
+    exact = nearest(rows, 10)[1]
+    found = (lists.indices.unsqueeze(2) == exact.unsqueeze(1)).any(dim=2).double().mean()
+    assert lists.recall == pytest.approx(float(found), abs=0.03)
+    assert sum(n_pairs[1:]) < 0.25 * len(rows) ** 2  # half of a quarter, and cells have different sizes
+    monkeypatch.setattr(approximate, "search", search)
+    assert torch.equal(neighbor_lists(rows, 10, recall=1).indices, exact)
+
+
+@pytest.mark.usefixtures("approximate_search")
 def test_rows_mapped_from_a_file_have_the_same_lists(tmp_path):
     rows = photographs().half()
     np.save(tmp_path / "rows.npy", rows.numpy())

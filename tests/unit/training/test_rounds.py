@@ -14,6 +14,7 @@ from torch import nn
 from udmlss import (
     ClusterPseudoLabeler,
     EmbeddingModel,
+    PseudoLabels,
     RotationPretextHead,
     Rounds,
     frozen_batch_norm,
@@ -165,6 +166,21 @@ def test_round_yields_images_with_their_own_labels():
             assert labels.min() >= 0
             assert labels.bincount(minlength=3).sort().values.tolist() == [0, 6, 6]
     assert lengths == [(0, 4), (1, 3)]
+
+
+def test_a_round_has_no_batch_with_two_clusters_of_a_coarse_cluster():
+    labels, coarse = torch.arange(40) // 4, torch.arange(40) // 8
+
+    class Labeler:
+        def label(self, _):
+            return PseudoLabels(labels, None, labels.bincount(), coarse_labels=coarse)
+
+    model = EmbeddingModel(nn.Flatten(), nn.Linear(48, 4))
+    rounds = Rounds(model, torch.rand(40, 3, 4, 4), Labeler(), samples_per_cluster=2, views=1, max_steps=9)
+    for current in rounds:
+        for _, found in current:
+            assert len(found) == 10
+            assert (found // 2).unique().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_embeddings_in_a_folder_give_the_same_batches_and_leave_no_file(tmp_path):
