@@ -64,6 +64,7 @@ NOT_CHECKED = {
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
     ("backbones.Backbone", "mean"): None,
     ("data.ImageFiles", "value_range"): None,
+    ("data.TarImages", "value_range"): None,
     ("data.image_folder", "value_range"): None,
     ("losses.SynthesisRankingLoss", "anchor_margin"): -1.5,
     ("PseudoLabels", "agreement"): -1.5,
@@ -194,6 +195,7 @@ CALLS = {
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
     ),
     "backbones.load_backbone": backbones.load_backbone,
+    "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
     "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),

@@ -150,15 +150,15 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
         ...     print(path, reason)
     """
 
-    def reason(path: Path) -> str | None:
+    def reason(index: int) -> str | None:
         try:
-            read_image(path, images.background, images.value_range)
+            read_image(images.paths[index], images.background, images.value_range)
         except OSError as error:
             return describe_error(error.__cause__ or error)
         return None
 
     with ThreadPool() as pool:
-        reasons = pool.imap(reason, images.paths, _PATHS_PER_TASK)
+        reasons = pool.imap(reason, range(len(images)), _PATHS_PER_TASK)  # holds all arguments in memory
         bar = tqdm(reasons, "reading", len(images), unit="image", leave=False, disable=not progress)
         return [DamagedImage(path, found) for path, found in zip(images.paths, bar, strict=True) if found is not None]
 

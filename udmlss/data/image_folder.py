@@ -157,8 +157,9 @@ def _find_files(folder: Path, root: Path | None, exclude: Sequence[str]) -> list
     return found
 
 
-def _select_images(entries: Sequence[os.DirEntry[str]]) -> list[Path]:
-    return sorted((Path(entry.path) for entry in entries if _is_image(entry)), key=attrgetter("parts"))
+def _select_images(entries: Sequence[os.DirEntry[str]]) -> list[str]:
+    """Return the paths of the images, sorted by folder and name: a separator comes before all other characters."""
+    return sorted((entry.path for entry in entries if _is_image(entry)), key=lambda path: path.replace(os.sep, "\0"))
 
 
 def _is_kind(test: Callable[[], bool]) -> bool:
@@ -194,14 +195,14 @@ def _warn_of_output_folders(root: Path, files_of_class: Mapping[str, Sequence[os
             warn(f"{what}. Pass exclude={name!r} if it is an output folder.", stacklevel=3)
 
 
-def _check_folder(root: Path, loose_images: list[Path], images_of_class: dict[str, list[Path]]) -> None:
+def _check_folder(root: Path, loose_images: list[str], images_of_class: dict[str, list[str]]) -> None:
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     empty = [name for name, paths in images_of_class.items() if not paths]
     if loose_images and len(empty) < len(images_of_class):
         folder = next(name for name in images_of_class if name not in empty)
         rule = f"{root} must contain either images or one folder per class"
         remedy = f"Move the images into a folder, or pass exclude={folder!r}"
-        raise value_error(rule, f"{loose_images[0].name} and {folder}/", remedy)
+        raise value_error(rule, f"{Path(loose_images[0]).name} and {folder}/", remedy)
     if not loose_images and len(empty) == len(images_of_class):
         found = f"none in {len(empty)} folders" if empty else "none" if root.is_dir() else "no such folder"
         rule = f"{root} must contain images with the suffix {suffixes}"

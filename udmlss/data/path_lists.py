@@ -89,8 +89,8 @@ def is_image_name(name: str) -> bool:
 def read_paths(source: str | os.PathLike[str], column: str | None = None) -> Sequence[Path]:
     """Read the paths of images from a text, CSV or Parquet file.
 
-    A relative path is relative to the folder of `source`, and `~` at its beginning is the home folder. Empty lines are
-    ignored. The paths keep their order.
+    A relative path is relative to the folder of `source`, and `~` at its beginning is the home folder. Empty lines and
+    cells are ignored. The paths keep their order.
 
     Args:
         source: Path of a .txt file with one path per line, of a .csv or .tsv file with a header, or of a .parquet

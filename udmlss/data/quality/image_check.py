@@ -4,7 +4,6 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby
 from multiprocessing.pool import ThreadPool
 from operator import attrgetter
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from udmlss._checks import check_integer, value_error
 from udmlss.data.path_lists import PathList, as_path_list
-from udmlss.data.quality.inspection import inspect_file
+from udmlss.data.quality.inspection import Inspection, inspect_file
 from udmlss.data.quality.near_duplicates import THUMBNAIL_BYTES, find_near_duplicates
 
 _TREATMENTS = {
@@ -28,8 +27,8 @@ _TREATMENTS = {
     "rotated": "is turned upright",
     "CMYK": "is converted to RGB, without the color profile",
     "palette": "is converted to RGB",
-    "identical": "is used in addition to the first one",
-    "near-duplicate": "is used in addition to the first one",
+    "identical": "is used in addition to the earlier one",
+    "near-duplicate": "is used in addition to the earlier one",
 }
 _PATHS_PER_TASK = 16
 _MAX_BITS = 8  # With more, the parts of a hash that are compared become short, so that most images have one in common
@@ -43,7 +42,7 @@ class ImageFinding(NamedTuple):
         kind: "broken", "tiny", "constant", "16-bit", "transparent", "rotated", "CMYK", "palette", "identical" or
             "near-duplicate".
         path: Path of the file.
-        detail: The reason, size, mode or orientation, or the path of the first duplicate.
+        detail: The reason, size, mode or orientation, or the path of an earlier duplicate.
     """
 
     kind: str
@@ -140,8 +139,12 @@ def check_images(
         raise value_error("`paths` must contain at least one path", "none", "Check the folder or the list")
     findings: list[ImageFinding] = []
     readable, thumbnails, checksums = [], bytearray(), bytearray()
+
+    def inspect(index: int) -> Inspection:
+        return inspect_file(paths[index], min_size)
+
     with ThreadPool() as pool:
-        inspections = pool.imap(partial(inspect_file, min_size=min_size), paths, _PATHS_PER_TASK)
+        inspections = pool.imap(inspect, range(len(paths)), _PATHS_PER_TASK)  # holds all arguments in memory
         bar = tqdm(inspections, "checking", len(paths), unit="image", leave=False, disable=not progress)
         for index, inspection in enumerate(bar):
             findings += [ImageFinding(kind, paths[index], detail) for kind, detail in inspection.findings]
