@@ -16,7 +16,7 @@ LITE_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientne
 _LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255  # the pixels 0..255 are normalized as (x - 127) / 128
 _AS_TRAINED = {"aux_logits": False, "transform_input": True, "init_weights": False}
 _SETTINGS_WITHOUT_WEIGHTS = {"googlenet": _AS_TRAINED, "inception_v3": _AS_TRAINED}  # torchvision's own with weights
-_AUXILIARY_CLASSIFIERS = ("aux1", "aux2", "AuxLogits")
+_AUXILIARY = ("aux_logits", "aux1", "aux2", "AuxLogits")  # attributes of the same two models
 
 
 def efficientnet_lite(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
@@ -99,10 +99,9 @@ def _remove_classifier(trunk: nn.Module, name: str) -> None:
     Raises:
         ValueError: The model does not end in a linear layer.
     """
-    for auxiliary in _AUXILIARY_CLASSIFIERS:
-        if hasattr(trunk, auxiliary):
-            trunk.aux_logits = False
-            setattr(trunk, auxiliary, None)
+    for attribute in _AUXILIARY:
+        if hasattr(trunk, attribute):
+            setattr(trunk, attribute, None)
     layers = [(path, layer) for path, layer in trunk.named_modules() if not any(layer.children())]
     last, layer = layers[-1]
     if not isinstance(layer, nn.Linear):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,15 @@ def export_onnx(
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
     program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     with _replaced_file(Path(path).expanduser()) as part:
-        names = {"input_names": ["images"], "output_names": ["embeddings"]}
-        torch.onnx.export(program, (), part, **names, dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(
+            program,
+            f=part,
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
         session = runtime.InferenceSession(part, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"images": images.numpy()})
         _check_equal(torch.from_numpy(found), embedder(images))
@@ -84,8 +92,10 @@ def export_torch(
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
     program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     _check_equal(program.module()(images), embedder(images))
+    content = BytesIO()
+    torch.export.save(program, content)  # to a file, PyTorch ends the process if the disk is full
     with _replaced_file(Path(path).expanduser()) as part:
-        torch.export.save(program, part)
+        part.write_bytes(content.getbuffer())
 
 
 class _PictureEmbedder(nn.Module):
@@ -99,9 +109,9 @@ class _PictureEmbedder(nn.Module):
         trunk_of(model)  # checks the model
         check_weights(model)
         model = getattr(model, "_orig_mod", model)  # of a compiled model
-        self.model = deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format)
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
+        self.model = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+        self.mean = nn.Buffer(torch.tensor(backbone.mean).view(3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(backbone.std).view(3, 1, 1))
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:

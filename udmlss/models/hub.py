@@ -81,6 +81,7 @@ def _clear_errors(repository: str) -> Iterator[ModuleType]:
         message = 'The Hugging Face Hub needs the package huggingface_hub. Run: pip install "udmlss[hub]"'
         raise ImportError(message) from error
     errors = hub.errors
+    unreachable: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)  # of its HTTP library
     try:
         yield hub
     except errors.HFValidationError as error:
@@ -89,7 +90,7 @@ def _clear_errors(repository: str) -> Iterator[ModuleType]:
         rule = "The model must be an existing folder or a repository of the Hugging Face Hub that you may read"
         remedy = "Check the name, or log in with `hf auth login`"
         raise value_error(rule, f"{repository!r} ({error})", remedy) from error
-    except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # and the base of the errors of its HTTP library
+    except unreachable as error:
         message = (
             f"The transfer of {repository!r} from or to the Hugging Face Hub failed, and there is no folder of this "
             f"name: {error}. Connect to the network, or pass a folder."

@@ -61,7 +61,8 @@ def save_model(
         >>> save_model(model, "runs/flat")  # doctest: +SKIP
         >>> model, _ = load_model("runs/flat", trunk=nn.Flatten())  # doctest: +SKIP
     """
-    trunk, embedder = trunk_of(model), getattr(model, "embedder", None)
+    trunk = trunk_of(model)
+    embedder: Any = getattr(model, "embedder", None)
     check_module("model.embedder", embedder)
     check_weights(model)
     if backbone is not None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from udmlss import EmbeddingModel, embedder_from_features
 from udmlss.backbones import Backbone, load_backbone
-from udmlss.models import export, export_onnx, export_torch
+from udmlss.models import export, export_onnx, export_torch, save_model
 
 NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
 FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
@@ -88,6 +88,25 @@ def test_a_program_that_computes_other_embeddings_is_an_error_and_is_not_written
         with pytest.raises(ValueError, match="must compute the embeddings of the model up to -1, got a difference of"):
             function(model_of(FLAT), tmp_path / "model", backbone=FLAT)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier file"]
+
+
+@pytest.mark.parametrize("function", [export_torch, export_onnx, save_model])
+def test_a_full_disk_is_an_error_and_leaves_earlier_files_unchanged(function, tmp_path):
+    resource = pytest.importorskip("resource")  # Windows has no limits of the size of files
+    if function is export_onnx:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    model, path = model_of(FLAT), tmp_path / "model"
+    function(model, path, backbone=FLAT)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large"):
+            function(model, path, backbone=FLAT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_wrong_arguments_are_errors(tmp_path, monkeypatch):
