@@ -17,6 +17,7 @@ from udmlss import Checkpoint, CSVLogger, MLflowLogger, TensorBoardLogger, Wandb
 from udmlss.training.callbacks.loggers import logger as base
 
 TRACKERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger, "mlflow": MLflowLogger}
+WANDB = {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}
 
 
 @pytest.fixture(params=TRACKERS)
@@ -39,8 +40,9 @@ def _tensorboard(folder, _):
 def _wandb(folder, monkeypatch):
     wandb = pytest.importorskip("wandb")
     folder.mkdir()
-    for key, value in {"MODE": "offline", "DIR": folder, "SILENT": "true", "CONSOLE": "off"}.items():
-        monkeypatch.setenv(f"WANDB_{key}", str(value))
+    for key, value in WANDB.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    monkeypatch.setenv("WANDB_DIR", str(folder))
     wandb.init()
 
     def read():
@@ -221,7 +223,7 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
     assert not (tmp_path / "log").exists()
 
 
-def test_a_logger_finishes_the_run_that_it_started(tmp_path, monkeypatch):
+def test_an_mlflow_logger_ends_the_run_that_it_started(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "log").as_uri())
@@ -234,3 +236,14 @@ def test_a_logger_finishes_the_run_that_it_started(tmp_path, monkeypatch):
     assert [run.info.status for run in runs] == ["FINISHED", "FAILED"]
     # A name of MLflow's own would be sampled from Python's generator
     assert all(re.fullmatch(r"udmlss [0-9: -]+", run.info.run_name) for run in runs)
+
+
+def test_a_wandb_logger_finishes_the_run_that_it_started(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for key, value in WANDB.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train(WandbLogger(), max_steps=2, relabel_every=1)
+    assert wandb.run is None
+    wandb.teardown()
+    assert set(tracker_readers.read_wandb(tmp_path)[0]["round", "loss"]) == {1, 2}
