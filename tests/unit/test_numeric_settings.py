@@ -159,7 +159,7 @@ CALLS = {
     ),
     "neighbors.neighbor_lists": lambda **changes: neighbors.neighbor_lists(ROWS, **{"k": 2} | changes),
     "search.SearchIndex": lambda **changes: search.SearchIndex(ROWS, **changes),
-    "search.SearchIndex.search": lambda **changes: search.SearchIndex(ROWS).search(ROWS, **changes),
+    "search.SearchIndex.search": lambda **changes: search.SearchIndex(ROWS).search(ROWS, **{"k": 2} | changes),
     "search.SearchIndex.search_images": lambda **changes: search.SearchIndex(ROWS).search_images(
         Unused(), IMAGES, **changes
     ),

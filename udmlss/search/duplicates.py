@@ -79,8 +79,8 @@ def _groups(rows: Float32[Tensor, "n d"], threshold: float) -> list[list[int]]:
     index, k, n = SearchIndex(rows), min(_NEIGHBORS, len(rows) - 1), len(rows)
     edges, is_full = [], []
     for own in torch.arange(n).split(_QUERIES):
-        ids, similarities = index.search(rows[own], k + 1)
-        similarities, indices = without_self((torch.from_numpy(similarities), torch.from_numpy(ids)), own)
+        ids, found = index.search(rows[own], k + 1)
+        similarities, indices = without_self((torch.from_numpy(found), torch.from_numpy(ids)), own)
         positions, ranks = (similarities >= threshold).nonzero(as_tuple=True)
         edges.append(torch.stack([own[positions], indices[positions, ranks]]))
         is_full.append(similarities[:, -1] >= threshold)

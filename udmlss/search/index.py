@@ -23,7 +23,7 @@ from udmlss.types import Images
 Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities (q, k)
 
 _EXACT = 2**22  # numbers in the embeddings up to which the exact search is fast, by benchmarks/speed_search.py
-_LARGEST_CHANGE = 2  # added or removed items, relative to the others, until cells and recall are computed again
+_LARGEST_CHANGE = 2  # factor between all items ever added and the present ones, until cells are computed again
 _ROWS, _IDS, _KEYS, _ORIGIN, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "origin.npy", "cells.faiss"
 
 
@@ -239,7 +239,7 @@ class SearchIndex:
             self._build()
 
     def _check_type(self, ids: NDArray[Any]) -> None:
-        if ids.dtype.kind != self._ids.dtype.kind:
+        if len(ids) and ids.dtype.kind != self._ids.dtype.kind:
             kinds = {"i": "integers", "U": "strings"}
             rule = f"`ids` must be {kinds[self._ids.dtype.kind]}, as the existing ids"
             raise type_error(rule, kinds[ids.dtype.kind], "Convert them")

@@ -72,7 +72,8 @@ def _as_array(ids: Ids) -> NDArray[Any]:
     elements = list(ids)
     if elements and all(isinstance(each, Integral) and not isinstance(each, bool) for each in elements):
         return np.array(elements, dtype=np.int64)
-    if all(isinstance(each, str | os.PathLike) for each in elements):
-        return np.array([os.fspath(each) for each in elements], dtype=np.str_)
+    paths = [os.fspath(each) for each in elements if isinstance(each, str | os.PathLike)]
+    if len(paths) == len(elements):
+        return np.array(paths, dtype=np.str_)
     kinds = ", ".join(sorted({type(each).__name__ for each in elements}))
     raise type_error("`ids` must be all integers, or all strings or paths", f"elements of type {kinds}", "Convert them")
