@@ -5,6 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
+from udmlss.models import load_model
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PROGRAM = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
@@ -21,19 +23,22 @@ def photos(tmp_path):
             pattern = torch.rand(3, 5, 5, generator=generator).repeat_interleave(24, 1).repeat_interleave(24, 2)
         noisy = 0.9 * pattern + 0.1 * torch.rand(3, 120, 120, generator=generator)
         to_pil_image(noisy).save(tmp_path / "photos" / f"{number:02}.png")
+    to_pil_image(noisy).save(tmp_path / "new.jpg")
     return tmp_path
 
 
 def test_the_program_of_the_readme_runs_as_printed(photos, monkeypatch, capsys):
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[lite]")
     monkeypatch.chdir(photos)
     names = {"__name__": "__main__"}
     exec(compile(PROGRAM, "README.md", "exec"), names)  # noqa: S102 (our own file)
-    assert "FitResult(2 rounds, 2 steps" in capsys.readouterr().out
-    patterns = torch.arange(40) // 4
-    assert (patterns[names["indices"][:, :3]] == patterns[:, None]).float().mean() > 0.9
-    saved = torch.load(photos / "model.pt", weights_only=True)
-    assert saved.keys() == names["model"].state_dict().keys()
+    assert "FitResult(4 rounds, 4 steps" in capsys.readouterr().out
+    stems = [Path(path).stem for path in names["found"][0]]
+    assert stems[0] == "39"
+    assert len({"36", "37", "38", "39"} & set(stems[:4])) >= 3
+    loaded, backbone = load_model(photos / "model")
+    assert backbone.image_size == 112
+    assert all(map(torch.equal, loaded.state_dict().values(), names["model"].state_dict().values()))
 
 
 def test_the_training_loop_of_the_readme_is_that_of_the_example():

@@ -209,12 +209,12 @@ CALLS = {
     "stml.teacher_similarity": lambda **changes: stml.teacher_similarity(
         ROWS, torch.arange(6), **{"sigma": 3.0, "neighbors": 2} | changes
     ),
-    "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
-    "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "backbones.Backbone": lambda **changes: backbones.Backbone(
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
     ),
     "backbones.load_backbone": backbones.load_backbone,
+    "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
+    "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
