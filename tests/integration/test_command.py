@@ -101,7 +101,7 @@ def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):
     assert image not in first.splitlines()[1:]
     page = (trained[0] / "found.html").read_text()
     assert page.count("<img ") == 8
-    assert "1.000 copy.png" in page
+    assert "1.000 photos/copy.png" in page
     code, out, err = run("search", "run", "none.png")
     assert (code, out) == (2, "")
     assert "IMAGE must be image files, got none.png, which does not exist" in err

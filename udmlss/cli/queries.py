@@ -158,7 +158,7 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
     sections = []
     for found in results:
         thumbnails = Thumbnails([found.image, *found.paths])
-        captions = [found.image.name, *(f"{value:.3f} {each.name}" for value, each in _pairs(found))]
+        captions = [_name(found.image), *(f"{value:.3f} {_name(path)}" for value, path in _pairs(found))]
         figures = [
             f'<figure><img src="{thumbnails.uri(row)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
             for row, caption in enumerate(captions)
@@ -166,6 +166,11 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
     with replacing(path) as part:
         part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file with that of its folder, because names may be numbers in each folder."""
+    return "/".join(path.parts[-2:])
 
 
 def _pairs(found: Neighbors) -> list[tuple[float, Path]]:

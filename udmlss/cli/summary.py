@@ -96,7 +96,7 @@ class TrainedRun:
         if gain < _SMALL_GAIN:
             return f"The model has the weights of {step}: training hardly changed the score."
         return (
-            f"The model has the weights of {step}, which have the highest score: training improved it by {gain:.3f}. "
+            f"The model has the weights of {step}, which have the highest score: training improved it by {gain:.3f}.\n"
             "The score is only an indication, so look at the report."
         )
 
