@@ -27,7 +27,8 @@ def test_the_wheel_holds_the_library_its_types_and_its_license_only(built):
     names = zipfile.ZipFile(wheel).namelist()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "udmlss").rglob("*.py")}
     inside = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
-    assert inside == sources | {"udmlss/py.typed"}
+    templates = {f"udmlss/report/templates/report.{ending}" for ending in ("html", "css")}
+    assert inside == sources | templates | {"udmlss/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.name.startswith(f"udmlss-{udmlss.__version__}-py3-none-any")
 

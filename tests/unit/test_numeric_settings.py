@@ -17,7 +17,19 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import nn
 
 import udmlss
-from udmlss import backbones, clustering, data, distributed, losses, metrics, models, neighbors, search, training
+from udmlss import (
+    backbones,
+    clustering,
+    data,
+    distributed,
+    losses,
+    metrics,
+    models,
+    neighbors,
+    report,
+    search,
+    training,
+)
 from udmlss.losses import cbswr, deep_metric, ranking, stml
 from udmlss.training import callbacks
 
@@ -36,6 +48,7 @@ PLACES = {
     "backbones.": backbones,
     "data.": data,
     "distributed.": distributed,
+    "report.": report,
     "training.": training,
     "callbacks.": callbacks,
 }
@@ -202,6 +215,12 @@ CALLS = {
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
     "distributed.gather_shards": lambda **changes: distributed.gather_shards(ROWS, **changes),
     "distributed.shard": distributed.shard,
+    "report.contact_sheet": lambda **changes: report.contact_sheet(IMAGES, [0], **changes),
+    "report.plot_map": lambda **changes: report.plot_map(ROWS, **changes),
+    "report.plot_neighbors": lambda **changes: report.plot_neighbors(IMAGES, ROWS, [0], **changes),
+    "report.write_report": lambda **changes: report.write_report(
+        "never-written", IMAGES, ROWS, udmlss.PseudoLabels.from_labels(LABELS), **changes
+    ),
 }
 
 

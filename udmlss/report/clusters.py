@@ -28,7 +28,9 @@ class ClusterGroup:
     clusters: list[int]
 
 
-def image_reliability(embeddings: Float[Tensor, "n d"], pseudo_labels: PseudoLabels, seed: int) -> Float32[Tensor, " n"]:
+def image_reliability(
+    embeddings: Float[Tensor, "n d"], pseudo_labels: PseudoLabels, seed: int
+) -> Float32[Tensor, " n"]:
     """Return the reliability of each image's pseudo-label; NaN where it is unknown.
 
     Without reliabilities from the labeler this is the cosine similarity to the mean embedding of the image's cluster

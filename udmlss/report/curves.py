@@ -43,21 +43,22 @@ class Curves:
 
 def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
     """Return the curves of a history, without those that have no value."""
-    terms = {
+    terms: dict[str, list[float | None]] = {
         "total": [report.loss for report in history],
         "metric": [report.metric_loss for report in history],
         "rotation": [report.rotation_loss for report in history],
         "auxiliary": [report.auxiliary_loss for report in history],
     }
-    if not any(_known(terms["rotation"]) + _known(terms["auxiliary"])):
+    if not _known(terms["rotation"]) + _known(terms["auxiliary"]):
         terms = {"total": terms["total"]}
-    found = [
+    label_free = [report.label_free for report in history]
+    n_unassigned = [report.n_unassigned for report in history]
+    found: list[tuple[str, str, Mapping[str, Sequence[float | None]]]] = [
         ("Loss", "Mean over the steps of a round. Lower is better, but every round has new clusters.", terms),
         (
             "Label-free score",
-            "Higher is better. Neighbors that stay the same in another view of an image, and embeddings that use many "
-            "dimensions, raise it.",
-            {"score": [report.label_free and report.label_free.score for report in history]},
+            "Higher is better: images have the same neighbors in another view, and embeddings use many dimensions.",
+            {"score": [None if scores is None else scores.score for scores in label_free]},
         ),
         (
             "Agreement",
@@ -76,7 +77,7 @@ def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
         (
             "Images without a cluster",
             "These images are not trained on in this round.",
-            {"unassigned": [report.n_unassigned or None for report in history]},
+            {"unassigned": n_unassigned if any(n_unassigned) else []},
         ),
     ]
     rounds = [report.round for report in history]
@@ -94,9 +95,7 @@ def draw(axes: "Axes", curves: Curves, ink: str) -> None:
     marker = "o" if len(curves.rounds) <= _FEW_ROUNDS else None
     for (name, line), color, style in zip(curves.lines.items(), COLORS, STYLES, strict=False):
         values = [float("nan") if value is None else value for value in line]
-        axes.plot(
-            curves.rounds, values, color=color, linestyle=style, linewidth=_LINE_WIDTH, marker=marker, ms=3.5, label=name
-        )
+        axes.plot(curves.rounds, values, style, color=color, linewidth=_LINE_WIDTH, marker=marker, ms=3.5, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     is_count = all(isinstance(value, int) for line in curves.lines.values() for value in _known(line))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=is_count))
@@ -132,7 +131,8 @@ def as_svg(curves: Curves, name: str) -> str:
 def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # of matplotlib before 3.10
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
     for color, page_color in _PAGE_COLORS.items():
         svg = svg.replace(color, page_color)

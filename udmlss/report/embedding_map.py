@@ -17,7 +17,7 @@ _FEW = 4  # images, of which the principal components are a map
 _PERPLEXITY = 30  # number of neighbors that t-SNE aims to retain
 _ITERATIONS = 500
 _INITIAL_SPREAD = 1e-4  # of the start of t-SNE, as in scikit-learn
-_EQUAL = 1e-12  # a spread of equal embeddings, by rounding
+_ROUNDING = 1e-6  # largest range of embeddings that differ by rounding in float32
 _OUTLIERS = 0.5  # percent of the points on each side that are moved to the margin
 
 
@@ -66,7 +66,7 @@ def embedding_map(embeddings: Float[Tensor, "n d"], seed: int) -> EmbeddingMap:
             perplexity=perplexity, init=points * _INITIAL_SPREAD, max_iter=_ITERATIONS, random_state=seed
         ).fit_transform(directions.astype(np.float64))
     low, high = np.percentile(points, [_OUTLIERS, 100 - _OUTLIERS], axis=0)
-    return EmbeddingMap(rows.numpy(), np.clip((points - low) / np.maximum(high - low, _EQUAL), 0, 1))
+    return EmbeddingMap(rows.numpy(), np.clip((points - low) / np.maximum(high - low, _ROUNDING), 0, 1))
 
 
 def tiles(found: EmbeddingMap, n_columns: int, n_lines: int) -> list[Tile]:
@@ -89,7 +89,7 @@ def _principal_components(directions: NDArray[np.float32]) -> NDArray[np.float64
     """Return the first two principal components, 0 where there are fewer, scaled such that the first varies by 1."""
     points = np.zeros((len(directions), 2))
     n_components = min(2, *directions.shape)
-    if len(directions) > 1:
+    if np.ptp(directions, axis=0).max() > _ROUNDING:
         points[:, :n_components] = PCA(n_components, svd_solver="full").fit_transform(directions)
-    spread = points[:, 0].std()
-    return points / spread if spread > _EQUAL else np.zeros_like(points)
+        points /= points[:, 0].std()
+    return points

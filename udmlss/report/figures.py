@@ -144,7 +144,7 @@ def plot_map(
     axes.set_title(f"Map of {len(found.rows):,} embeddings", color=_INK, fontsize=11)
     if thumbnails is None:
         shown = clusters[found.rows].numpy()
-        axes.scatter(*found.points.T, c=_colors(shown), s=10, linewidths=0)
+        axes.scatter(found.points[:, 0], found.points[:, 1], s=10, c=_colors(shown), linewidths=0)
         return figure
     for tile in tiles(found, _MAP_COLUMNS, _MAP_LINES):
         left, bottom = tile.column / _MAP_COLUMNS, (_MAP_LINES - 1 - tile.line) / _MAP_LINES
@@ -195,7 +195,8 @@ def plot_neighbors(
     check_start(start_embeddings, n)
     thumbnails = Thumbnails(images)
     check_count("images", thumbnails, n)
-    found = compare_neighbors(torch.tensor(check_rows("queries", queries, n)), embeddings, start_embeddings, n_neighbors)
+    rows = torch.tensor(check_rows("queries", queries, n))
+    found = compare_neighbors(rows, embeddings, start_embeddings, n_neighbors)
     blocks = 1 if start_embeddings is None else 2
     columns = 1 + blocks * n_neighbors
     figure = _new_figure(1.15 * columns, 1.4 * len(found))

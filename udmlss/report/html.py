@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
@@ -212,7 +211,7 @@ class _Page:
             {
                 "query": self._picture(each.query),
                 "name": self.thumbnails.name(each.query),
-                "before": each.before and [self._picture(row, "gone" if row in each.lost else "") for row in each.before],
+                "before": [self._picture(row, "gone" if row in each.lost else "") for row in each.before or ()],
                 "after": [self._picture(row, "new" if row in each.gained else "") for row in each.after],
                 "n_new": len(each.gained),
             }

@@ -62,4 +62,4 @@ def sample_rows(n: int, count: int, seed: int) -> Int64[Tensor, "_"]:
 def _nearest(queries: Int64[Tensor, " q"], embeddings: Float[Tensor, "n d"], k: int) -> list[list[int]]:
     rows = queries.to(embeddings.device)
     found = search(embeddings, k + 1, embeddings[rows])
-    return without_self(found, rows)[1].tolist()  # type: ignore[no-any-return]
+    return without_self(found, rows)[1].tolist()

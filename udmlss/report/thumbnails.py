@@ -121,11 +121,12 @@ def _from_pixels(pixels: object) -> Image.Image:
         pixels = pixels.movedim(0, -1).numpy() if pixels.ndim == 3 else pixels.numpy()  # noqa: PLR2004
     values = np.asarray(pixels)
     if values.dtype != np.uint8:
+        values = np.nan_to_num(values, posinf=0, neginf=0)
         low, high = float(values.min()), float(values.max())
         if low >= 0 and high <= 1:
             low, high = 0.0, 1.0
         scaled = (values - low) * (255 / (high - low) if high > low else 0.0)
-        values = np.rint(np.nan_to_num(scaled)).astype(np.uint8)
+        values = np.rint(scaled).astype(np.uint8)
     if values.ndim == 3 and values.shape[2] == 1:  # noqa: PLR2004
         values = values[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(values[..., :3] if values.ndim == 3 else values))  # noqa: PLR2004

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from udmlss.report.curves import as_svg, curves_of
 
@@ -36,7 +36,7 @@ def test_the_alternative_text_states_the_values(run):
 
 def test_the_svg_is_well_formed_takes_its_colors_from_the_page_and_has_identifiers_of_its_own(run):
     first, second = (as_svg(curves_of(run.history)[4], name) for name in ("a", "b"))
-    assert ElementTree.fromstring(first).get("viewBox")  # noqa: S314 (our own text)
+    assert ET.fromstring(first).get("viewBox")  # noqa: S314 (our own text)
     assert not re.search(r"#(?!a-)\w", first)  # neither colors nor foreign identifiers
     assert {"currentColor", "var(--line-1)", "var(--line-2)"} <= set(
         re.findall(r"currentColor|var\(--line-\d\)", first)

@@ -19,7 +19,7 @@ def test_neighbors_are_those_of_each_embedding_and_the_changes_their_differences
 
 
 def test_small_sets_have_fewer_neighbors_and_a_single_image_none():
-    assert compare_neighbors(torch.tensor([1]), torch.eye(3), None, 6)[0].after == [0, 2]
+    assert sorted(compare_neighbors(torch.tensor([1]), torch.eye(3), None, 6)[0].after) == [0, 2]
     assert compare_neighbors(torch.tensor([0]), torch.eye(1), None, 6) == []
 
 
