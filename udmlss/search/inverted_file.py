@@ -55,13 +55,16 @@ class InvertedFile:
         n_cells = int(_CELLS * n**0.5)
         cells = faiss.index_factory(d + d % 2, f"IVF{n_cells},PQ{(d + 1) // 2}x4fs")
         for settings in (cells.cp, cells.pq.cp):
-            settings.min_points_per_centroid, settings.seed = 1, seed  # faiss prints a warning below its default of 39
+            settings.min_points_per_centroid = 1  # faiss prints a warning below its default of 39
+            settings.seed = seed % 2**31  # the seed of faiss has 32 bits
         cells.cp.niter, cells.cp.max_points_per_centroid = _ITERATIONS, _ROWS_PER_CELL
-        sampled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: _ROWS_PER_CELL * n_cells]
-        built = cls(cells, rows[sampled].mean(dim=0), _FACTORS[0], 0.0)
-        cells.train(built._points(rows[sampled]))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        trained = rows[order[: _ROWS_PER_CELL * n_cells]]
+        built = cls(cells, trained.mean(dim=0), _FACTORS[0], 0.0)
+        cells.train(built._points(trained))
         built.add(rows, np.arange(n))
-        return built if built._tune(rows, target_recall, sampled[:_SAMPLED]) else None
+        sampled = order[-_SAMPLED:]  # other rows, where possible: those of k-means have a higher recall than queries
+        return built if built._tune(rows, target_recall, sampled) else None
 
     def _tune(self, rows: Float32[Tensor, "n d"], target_recall: float, sampled: Int64[Tensor, " q"]) -> bool:
         """Choose the number of cells, then of candidates, and return whether the recall was reached."""
