@@ -48,8 +48,8 @@ def write_report(
 
     It shows curves of the measurements, clusters, unassigned images, searches before and after training,
     near-duplicates, and a map of the embeddings. With 8 queries the file holds fewer than 800 small pictures, whatever
-    the number of images. It is first written under another name, so that it is never incomplete. Images that cannot be read are
-    shown as gray placeholders.
+    the number of images. It is first written under another name, so that it is never incomplete. Images that cannot be
+    read are shown as gray placeholders.
 
     Args:
         path: Path of the file. Missing folders are created, and an existing file is replaced.
@@ -96,7 +96,7 @@ def write_report(
         found = find_groups(compared, _DUPLICATE_SIMILARITY, int(seed))
     else:
         groups = [check_rows("duplicates", group, len(embeddings)) for group in duplicates if len(group)]
-        found = DuplicateGroups(groups, None)
+        found = DuplicateGroups(sorted(groups, key=len, reverse=True), None)
     page = _Page(thumbnails, embeddings, pseudo_labels, int(seed))
     sections = {
         "facts": page.facts(history, found),

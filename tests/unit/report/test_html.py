@@ -105,6 +105,13 @@ def test_every_section_starts_with_a_sentence_and_changed_neighbors_have_a_word(
         assert sum(picture["alt"].endswith(f", {word}") for picture in page.named("img")) == n_new
 
 
+def test_very_many_near_duplicates_come_with_a_warning(page, run, tmp_path):
+    warning = "the model finds too many images similar"
+    equal = write_report(tmp_path / "report.html", run.paths, torch.ones(55, 4), run.pseudo_labels, n_queries=1)
+    assert warning in Page(equal).text
+    assert warning not in page.text
+
+
 def test_titles_and_file_names_are_escaped(page):
     assert len(page.named("script")) == 1
     assert not page.named("b")
