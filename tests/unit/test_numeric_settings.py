@@ -19,6 +19,7 @@ from torch import nn
 import udmlss
 from udmlss import (
     backbones,
+    cli,
     clustering,
     data,
     distributed,
@@ -51,6 +52,7 @@ PLACES = {
     "report.": report,
     "training.": training,
     "callbacks.": callbacks,
+    "cli.": cli,
 }
 
 RESULT = "a result, whose numbers the library computes"
@@ -70,11 +72,14 @@ NOT_CHECKED = {
     "Scores": RESULT,
     "StepReport": RESULT,
     "data.ImageCheck": RESULT,
+    "cli.Neighbors": RESULT,
+    "cli.TrainedRun": RESULT,
     "metrics.Retrieval": RESULT,
     "neighbors.NeighborLists": RESULT,
 }
 
 BELOW_RANGE = {  # a value below the range of a setting whose range includes -1; None for a range without a lower limit
+    ("cli.duplicates", "threshold"): -1.5,
     ("backbones.Backbone", "mean"): None,
     ("data.ImageFiles", "value_range"): None,
     ("data.TarImages", "value_range"): None,
@@ -213,6 +218,11 @@ CALLS = {
     "data.ImageFiles": lambda **changes: data.ImageFiles(["a.png"], [0], ["a"], **padded(changes)),
     "data.image_folder": lambda **changes: data.image_folder("no-folder", **padded(changes)),
     "data.split_classes": lambda **changes: data.split_classes(LABELS, **changes),
+    "cli.check": lambda **changes: cli.check("no-folder", **changes),
+    "cli.duplicates": lambda **changes: cli.duplicates("no-folder", **changes),
+    "cli.embed": lambda **changes: cli.embed("no-folder", "no-folder", out="never-written", **changes),
+    "cli.search": lambda **changes: cli.search("no-folder", "no-file", **changes),
+    "cli.train": lambda **changes: cli.train("no-folder", out="never-written", **changes),
     "distributed.gather_shards": lambda **changes: distributed.gather_shards(ROWS, **changes),
     "distributed.shard": distributed.shard,
     "report.contact_sheet": lambda **changes: report.contact_sheet(IMAGES, [0], **changes),

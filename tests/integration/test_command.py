@@ -1,0 +1,178 @@
+"""The command on a folder of small images, from training to the export."""
+
+import signal
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from udmlss import cli
+from udmlss.cli import training
+from udmlss.training import CSVLogger
+
+TRAIN = ["train", "photos", "--epochs", 2, "--image-size", 32, "--images-per-cluster", 10, "--workers", 0]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with `photos`: 6 folders of 10 noisy images of one color, and a copy of one of them."""
+    root, generator = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
+    for group, color in enumerate(generator.integers(0, 200, (6, 1, 1, 3))):
+        folder = root / "photos" / f"group {group}"
+        folder.mkdir(parents=True)
+        for number in range(10):
+            pixels = color + generator.integers(0, 56, (36, 40, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    (root / "photos" / "copy.png").write_bytes((root / "photos" / "group 0" / "0.png").read_bytes())
+    return root
+
+
+@pytest.fixture
+def run(photos, monkeypatch, capsys):
+    """Return a function that runs the command and returns its exit code and what it printed."""
+    monkeypatch.chdir(photos)
+
+    def run_command(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.simplefilter("ignore", ImportWarning)  # of umap
+            code = cli.main([*map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def trained(photos):
+    """The folder after a training into `run`, and what the training printed."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of umap
+        patch.chdir(photos)
+        return photos, str(cli.train("photos", out="run", epochs=2, image_size=32, images_per_cluster=10, workers=0))
+
+
+def test_a_run_holds_its_files_and_nothing_else(trained):
+    folder, text = trained
+    expected = "embeddings-before.npy embeddings.npy history.csv images.parquet model report.html run.json steps.csv"
+    assert sorted(path.name for path in (folder / "run").iterdir()) == [".lock", *expected.split()]
+    assert sorted(path.name for path in folder.iterdir()) == ["photos", "run"]
+    embeddings, images = np.load(folder / "run/embeddings.npy"), parquet.read_table(folder / "run/images.parquet")
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert len(embeddings) == images.num_rows == 61
+    assert images.column_names == ["path", "cluster", "reliability", "neighbors", "similarities"]
+    assert "Label-free score: " in text
+    assert "The model has the weights of " in text
+    assert "run/report.html " in text
+
+
+def test_the_same_command_again_prints_the_result_and_another_setting_is_an_error(trained, run):
+    code, out, err = run(*TRAIN, "--out", "run")
+    assert (code, out) == (0, f"{trained[1]}\n")
+    assert "The run in run is finished" in err
+    code, out, err = run(*TRAIN, "--out", "run", "--seed", 1)
+    assert (code, out) == (2, "")
+    assert "seed: 0 before and 1 now" in err
+
+
+def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(CSVLogger, "on_round", lambda *_: signal.raise_signal(signal.SIGINT))
+        code, out, err = run(*TRAIN, "--out", "resumed")
+    assert (code, out) == (130, "")
+    assert err.endswith("udmlss: interrupted: Run the same command again to continue\n")
+    code, _, err = run(*TRAIN, "--out", "resumed")
+    assert code == 0
+    assert "resumes from" in err
+    for name in ("embeddings.npy", "embeddings-before.npy", "images.parquet"):
+        assert (trained[0] / "resumed" / name).read_bytes() == (trained[0] / "run" / name).read_bytes()
+
+
+def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):
+    image = "photos/group 0/0.png"
+    code, out, _ = run("search", "run", image, "photos/group 1/1.png", "--k", 3, "--report", "found.html")
+    first, second = out.split("\n\n")
+    assert code == 0
+    assert first.splitlines()[:2] == [image, " 1.000  photos/copy.png"]
+    assert len(first.splitlines()) == len(second.splitlines()) == 4
+    assert image not in first.splitlines()[1:]
+    page = (trained[0] / "found.html").read_text()
+    assert page.count("<img ") == 8
+    assert "1.000 copy.png" in page
+    code, out, err = run("search", "run", "none.png")
+    assert (code, out) == (2, "")
+    assert "IMAGE must be image files, got none.png, which does not exist" in err
+
+
+def test_near_duplicates_are_found_in_the_run_and_in_other_images(trained, run):
+    code, out, _ = run("duplicates", "run", "--threshold", 0.99999)
+    assert (code, out) == (0, "photos/copy.png\nphotos/group 0/0.png\n")
+    (trained[0] / "list.txt").write_text("photos/group 2/5.png\n")
+    code, out, _ = run("duplicates", "run", "--other", "list.txt", "--threshold", 0.99999, "--workers", 0)
+    assert (code, out) == (0, "photos/group 2/5.png\nphotos/group 2/5.png\n")
+    pairs = cli.duplicates("run", other="run", workers=0, threshold=0.99999)
+    assert len(pairs) == 61
+    assert all(one == other for one, other in pairs if "copy" not in other.name and other.name != "0.png")
+
+
+def test_the_saved_model_embeds_as_the_run_did_and_is_exported(trained, run):
+    code, out, _ = run("embed", "run", "photos", "--out", "all.npy", "--workers", 0)
+    assert (code, out) == (0, "all.npy\n")
+    expected = torch.from_numpy(np.load(trained[0] / "run" / "embeddings.npy"))
+    torch.testing.assert_close(torch.from_numpy(np.load(trained[0] / "all.npy")), expected, rtol=0, atol=1e-4)
+    paths = parquet.read_table(trained[0] / "run" / "images.parquet").column("path").to_pylist()
+    assert (trained[0] / "all.txt").read_text().splitlines() == paths
+    code, out, _ = run("export", "run", "model.onnx")
+    assert (code, out) == (0, "model.onnx\n")
+    assert (trained[0] / "model.onnx").stat().st_size > 1_000_000
+
+
+def test_the_report_is_written_again(trained, run):
+    (trained[0] / "run" / "report.html").unlink()
+    assert run("report", "run")[:2] == (0, "run/report.html\n")
+    assert "Label-free score" in (trained[0] / "run" / "report.html").read_text()
+
+
+def test_a_run_is_complete_without_the_packages_of_the_report(photos, run, monkeypatch):
+    def fail(_run):
+        raise ImportError('Install it: pip install "udmlss[report]"')
+
+    monkeypatch.setattr(training, "report", fail)
+    code, out, err = run("train", photos / "photos", "--out", "no-report", *TRAIN[2:])
+    assert code == 0
+    assert "report.html" not in out
+    assert 'udmlss: warning: The report is missing: Install it: pip install "udmlss[report]"' in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["photos/copy.png"], 2, "suffix"),
+        (["empty"], 2, "must contain images"),
+        (["photos", "--clusters", 62], 2, "62"),
+        (["photos", "--images-per-cluster", 40], 2, "at most half"),
+        (
+            ["photos", "--clusters", 5, "--images-per-cluster", 5],
+            2,
+            "At most one of --clusters and",
+        ),
+        (["photos", "--backbone", "efficientnet-lite9"], 2, "--backbone must be the name of a backbone"),
+        (["photos", "--device", "toaster"], 2, "--device"),
+        (["broken"], 1, "--skip-unreadable"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_no_files(arguments, code, part, photos, run):
+    (photos / "empty").mkdir(exist_ok=True)
+    (photos / "broken").mkdir(exist_ok=True)
+    for number in range(9):
+        (photos / "broken" / f"{number}.png").write_bytes(b"no image")
+    found, out, err = run("train", *arguments, "--out", "failed", "--image-size", 32, "--no-progress", "--workers", 0)
+    assert (found, out) == (code, "")
+    assert err.startswith("udmlss: error: ")
+    assert err.count("\n") == 1
+    assert part in err
+    left = sorted(path.name for path in (photos / "failed").iterdir()) if (photos / "failed").exists() else []
+    assert left in ([], [".lock", "run.json"])

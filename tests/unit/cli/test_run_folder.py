@@ -1,0 +1,130 @@
+"""The folder of a run: whose it is, and that its files are complete."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from udmlss import PseudoLabels
+from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.neighbors import neighbor_lists
+
+SETTINGS = {"images": "/photos", "epochs": 4, "clusters": None}
+
+
+def claim(folder, **changes):
+    with RunFolder(folder).claim(SETTINGS | changes):
+        pass
+
+
+def test_a_folder_belongs_to_one_run_and_the_error_names_what_differs(tmp_path):
+    folder = tmp_path / "new" / "run"
+    claim(folder, epochs=1)
+    claim(folder)  # nothing was trained yet
+    RunFolder(folder).checkpoints.mkdir()
+    (RunFolder(folder).checkpoints / "step-000000001.pt").touch()
+    claim(folder)
+    with pytest.raises(ValueError, match=r"got images: /photos before and /other now; epochs: 4 before and 2 now\."):
+        claim(folder, images="/other", epochs=2)
+
+
+def test_a_folder_with_other_files_and_a_file_are_errors_and_stay_as_they_are(tmp_path):
+    (tmp_path / "thesis.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"`out` must be a new folder, .*thesis.txt"):
+        claim(tmp_path)
+    with pytest.raises(ValueError, match="`out` must be a folder, got the file"):
+        claim(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_files_that_a_killed_process_left_are_removed(tmp_path):
+    claim(tmp_path / "run")
+    (tmp_path / "run" / "embeddings.1234.npy.part").touch()
+    claim(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_another_process_cannot_use_the_folder_at_the_same_time(tmp_path):
+    program = f"""
+from udmlss.cli.run_folder import RunFolder
+try:
+    with RunFolder({str(tmp_path / "run")!r}).claim({SETTINGS!r}):
+        print("claimed")
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def other_process():
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout  # noqa: S603
+
+    with RunFolder(tmp_path / "run").claim(SETTINGS):
+        assert "which another process uses" in other_process()
+    assert other_process() == "claimed\n"
+
+
+def test_a_run_that_is_not_finished_or_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"`run` must be the folder of a run, got .*no such folder"):
+        RunFolder.finished(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"a folder without run\.json"):
+        RunFolder.finished(tmp_path)
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match="`run` must be a finished run"):
+        RunFolder.finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"format": 99})])
+def test_a_damaged_or_newer_description_is_an_error(tmp_path, content):
+    claim(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json|format"):
+        claim(tmp_path / "run")
+
+
+@pytest.mark.parametrize("reliability", [None, torch.linspace(-0.5, 0.5, 6)])
+def test_images_are_read_as_they_were_written(tmp_path, reliability):
+    run, labels = RunFolder(tmp_path), torch.tensor([0, 0, 1, 1, -1, 1])
+    pseudo_labels = PseudoLabels(labels, None, torch.tensor([2, 3]), reliability=reliability)
+    paths = [Path(f"/photos/{name}.jpg") for name in "abcdeé"]
+    run.write_images(paths, pseudo_labels, neighbor_lists(torch.randn(6, 4), 3))
+    assert run.read_paths() == paths
+    found = run.read_pseudo_labels()
+    assert torch.equal(found.labels, labels)
+    assert (found.reliability is None) == (reliability is None)
+    assert reliability is None or torch.equal(found.reliability, reliability)
+
+
+def test_neighbors_are_paths_with_descending_similarities(tmp_path):
+    from pyarrow import parquet  # noqa: PLC0415 (takes long to import)
+
+    run, rows = RunFolder(tmp_path), torch.nn.functional.normalize(torch.randn(6, 4))
+    paths = [Path(f"/photos/{number}.jpg") for number in range(6)]
+    run.write_images(paths, PseudoLabels.from_labels([0, 0, 0, 1, 1, 1]), neighbor_lists(rows, 5))
+    similarities = rows @ rows.T
+    for number, row in enumerate(parquet.read_table(run.images).to_pylist()):
+        order = [int(Path(path).stem) for path in row["neighbors"]]
+        assert set(order) == set(range(6)) - {number}
+        assert row["similarities"] == sorted(row["similarities"], reverse=True)
+        assert torch.tensor(row["similarities"]).allclose(similarities[number, order], atol=1e-5)
+
+
+def write_and_fail(path):
+    path.write_text("ne")
+    raise OSError("The disk is full")
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk"), replacing(path) as part:
+        write_and_fail(part)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+    with replacing(path) as part:
+        part.write_text("new")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]

@@ -1,0 +1,10 @@
+"""The command `udmlss`, whose subcommands are also functions."""
+
+from udmlss.cli.command import main
+from udmlss.cli.images import check
+from udmlss.cli.outputs import embed, export, report
+from udmlss.cli.queries import Neighbors, duplicates, search
+from udmlss.cli.summary import TrainedRun
+from udmlss.cli.training import train
+
+__all__ = ["Neighbors", "TrainedRun", "check", "duplicates", "embed", "export", "main", "report", "search", "train"]

@@ -1,0 +1,190 @@
+"""The command `udmlss`: its arguments, its output and its exit codes."""
+
+import argparse
+import inspect
+import os
+import re
+import sys
+import textwrap
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+
+import udmlss
+from udmlss.cli.images import check
+from udmlss.cli.machine import keep_freed_memory
+from udmlss.cli.messages import message_of, short_path
+from udmlss.cli.outputs import embed, export, report
+from udmlss.cli.queries import duplicates, search
+from udmlss.cli.training import train
+
+_BAD_ARGUMENTS, _FAILURE, _INTERRUPT = 2, 1, 130
+_ALIASES = {"name": "backbone", "n_clusters": "clusters", "num_workers": "workers"}  # of parts of the library
+
+
+def _show_groups(groups: Sequence[Sequence[Path]]) -> str:
+    return "\n\n".join("\n".join(map(short_path, group)) for group in groups) or "There are no near-duplicates."
+
+
+def _show_lines(results: Sequence[object]) -> str:
+    return "\n\n".join(map(str, results))
+
+
+_Function = Callable[..., Any]
+_COMMANDS: dict[_Function, tuple[Callable[[Any], str], str]] = {  # how a result is shown, and an example
+    train: (str, "udmlss train photos --out run"),
+    search: (_show_lines, "udmlss search run photos/1.jpg --k 5"),
+    duplicates: (_show_groups, "udmlss duplicates run --threshold 0.98"),
+    embed: (short_path, "udmlss embed run new-photos --out new-photos.npy"),
+    export: (short_path, "udmlss export run model.onnx"),
+    report: (short_path, "udmlss report run"),
+    check: (str, "udmlss check photos"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Arguments of the command. None takes them from `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 2 for wrong arguments, 1 for other errors, and 130 after Ctrl-C.
+    """
+    options = vars(_build_parser().parse_args(arguments))
+    function, debug = options.pop("function"), options.pop("debug")
+    positional, options = _split(function, options)
+    keep_freed_memory()
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        try:
+            print(_COMMANDS[function][0](function(*positional, **options)), flush=True)  # noqa: T201 (a command prints)
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, needs no more lines
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+            return _FAILURE
+        except KeyboardInterrupt as interrupt:
+            return _fail(_INTERRUPT, "interrupted", str(interrupt))
+        except Exception as error:
+            if debug:
+                raise
+            is_argument = isinstance(error, ValueError | TypeError)
+            return _fail(_BAD_ARGUMENTS if is_argument else _FAILURE, "error", _describe(error, function))
+    return 0
+
+
+def _fail(code: int, kind: str, text: str) -> int:
+    print(f"udmlss: {kind}{': ' * bool(text)}{text}", file=sys.stderr)  # noqa: T201 (as above)
+    return code
+
+
+def _describe(error: Exception, function: _Function) -> str:
+    """Return the message of an error in one line, with the options of the command in place of parameters."""
+    text = message_of(error) or type(error).__name__
+    if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+        text = f"{type(error).__name__}: {text}"
+    return _with_options(text, function)
+
+
+def _with_options(text: str, function: _Function) -> str:
+    """Replace the parameters of a function in a text by the options of the command, as `k` by --k."""
+    names = {name: name for name in inspect.signature(function).parameters} | _ALIASES
+    options = {name: _option(function, alias) for name, alias in names.items()}
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1]) or found[0], text)
+
+
+def _option(function: _Function, name: str) -> str | None:
+    parameter = inspect.signature(function).parameters.get(name)
+    if parameter is None:
+        return None
+    return f"--{name.replace('_', '-')}" if parameter.kind is parameter.KEYWORD_ONLY else _metavar(parameter)
+
+
+def _metavar(parameter: inspect.Parameter) -> str:
+    return "IMAGE" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name.upper()
+
+
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"udmlss: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201 (a command prints)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(_BAD_ARGUMENTS, f"udmlss: error: {message}. See {self.prog} --help.\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    """Build the parser from the signatures and the docstrings of the functions, which are the subcommands."""
+    parser = _Parser("udmlss", description=udmlss.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=udmlss.__version__)
+    subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for function, (_, example) in _COMMANDS.items():
+        text, documented = _read_docstring(function)
+        subparser = subcommands.add_parser(
+            function.__name__,
+            help=text[0],
+            description=_fill(text, function),
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for parameter in inspect.signature(function).parameters.values():
+            _add_argument(subparser, parameter, _with_options(documented[parameter.name], function))
+        subparser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        subparser.set_defaults(function=function)
+    return parser
+
+
+def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
+    """Add the argument of a parameter, whose default is that of the function."""
+    text = text.replace("%", "%%")
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        nargs = "+" if parameter.kind is parameter.VAR_POSITIONAL else None
+        parser.add_argument(parameter.name, metavar=_metavar(parameter), help=text, nargs=nargs)
+        return
+    name, default = f"--{parameter.name.replace('_', '-')}", parameter.default
+    settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, **_conversion(parameter.annotation)}
+    if default is parameter.empty:
+        settings["required"] = True
+    elif default is not None and not isinstance(default, bool):
+        settings["help"] += f" (default: {default})"
+    parser.add_argument(name, **settings)
+
+
+def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotation)
+    """Return how an option is read: as a number, as one of some words, with or without "no", or as any text."""
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
+    if kinds[0] in {int, float}:
+        return {"type": kinds[0], "metavar": "N"}
+    words = typing.get_args(kinds[0])
+    return {"choices": words} if words and all(isinstance(word, str) for word in words) else {}
+
+
+def _read_docstring(function: _Function) -> tuple[list[str], dict[str, str]]:
+    """Return the paragraphs of a docstring before its sections, and the text of each argument."""
+    text, _, sections = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+    arguments = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", sections.partition("\n\n")[0], flags=re.MULTILINE)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    return paragraphs, {name: " ".join(text.split()) for name, text in arguments}
+
+
+def _fill(paragraphs: Sequence[str], function: _Function) -> str:
+    width = get_terminal_size().columns - 2  # as argparse does
+    return "\n\n".join(textwrap.fill(_with_options(paragraph, function), width) for paragraph in paragraphs)
+
+
+def _split(function: _Function, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Split the arguments of a command into the positional ones of a function and its keywords."""
+    positional: list[Any] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional += options.pop(parameter.name)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            positional.append(options.pop(parameter.name))
+    return positional, options

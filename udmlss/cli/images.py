@@ -1,0 +1,96 @@
+"""Images below a folder or in a list of paths."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from udmlss._checks import check_integer, value_error
+from udmlss.data import ImageCheck, ImageFiles, check_images, find_images, read_paths
+
+
+def check(
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    min_size: int = 32,
+    progress: bool = True,
+) -> ImageCheck:
+    """Read all images of a folder and show which are broken, unusual or duplicates.
+
+    Args:
+        folder: Folder whose images are read, also those in its subfolders, or a .txt, .csv or .parquet file with the
+            paths of images.
+        out: Name of a .csv file to which all findings are written. By default none is written.
+        min_size: Shorter side in pixels below which an image is tiny.
+        progress: Whether to print what is done.
+
+    Returns:
+        The findings.
+
+    Raises:
+        ValueError: There are no images, or `min_size` is below 1.
+        OSError: The .csv file cannot be written.
+
+    Example:
+        >>> from udmlss import cli
+        >>> print(cli.check("photos"))  # doctest: +SKIP
+    """
+    check_integer("min_size", min_size, 1)
+    found = check_images(open_images(folder), min_size=min_size, progress=progress)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+class UnlabeledImages(Dataset[Any]):
+    """Image files, whose items are transformed images without a label.
+
+    Args:
+        paths: Path of each image.
+        transform: Transform from an RGB PIL image to a tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
+        self.files = ImageFiles(paths, transform=transform)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.files[index][0]
+        return image
+
+
+def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False) -> Sequence[Path]:
+    """Return the absolute paths of the images below a folder, or in a text, CSV or Parquet file.
+
+    Raises:
+        ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode or is listed
+            twice.
+        OSError: A file in a list of paths does not exist.
+    """
+    source = Path(folder).expanduser().absolute()
+    if not source.exists():
+        rule = "`folder` must be a folder of images, or a .txt, .csv or .parquet file with their paths"
+        raise value_error(rule, f"{folder}, which does not exist", "Check the path")
+    paths = find_images(source) if source.is_dir() else read_paths(source)
+    found: set[Path] = set()
+    for path in paths:
+        if not _is_unicode(path):  # a Parquet file could not hold it
+            raise value_error("The path of an image must be valid Unicode", ascii(str(path)), "Rename the file")
+        if path in found:
+            raise value_error("Each image must be listed once", f"{path} twice", f"Remove it from {folder}")
+        found.add(path)
+    return ImageFiles(paths, on_error="skip").paths if skip_unreadable else paths
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

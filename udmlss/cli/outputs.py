@@ -1,0 +1,159 @@
+"""The subcommands `embed`, `export` and `report`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import udmlss
+from udmlss import EmbeddingModel
+from udmlss._checks import value_error
+from udmlss.backbones import Backbone
+from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.machine import Machine, check_workers
+from udmlss.cli.messages import count, messenger
+from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.models import export_onnx, load_model
+from udmlss.report import write_report
+
+
+def embed(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    workers: int | None = None,
+    device: str | None = None,
+    skip_unreadable: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Embed a folder of images with a trained model.
+
+    The embeddings are written to a .npy file, one row of unit length per image, and the paths of the images in the
+    same order to a .txt file of the same name.
+
+    Args:
+        model: Folder of a run, or of a saved model.
+        folder: Folder whose images are embedded, also those in its subfolders, or a .txt, .csv or .parquet file with
+            the paths of images.
+        out: Name of the .npy file. An existing file is replaced.
+        workers: Number of processes that load images. By default one per core.
+        device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
+        skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
+            file is an error.
+        progress: Whether to print what is done.
+
+    Returns:
+        The path of the .npy file.
+
+    Raises:
+        ValueError: There is no model or there are no images in the folders, or the suffix of `out` is not .npy.
+        OSError: An image cannot be read, or a file cannot be written.
+
+    Example:
+        >>> from udmlss import cli
+        >>> cli.embed("run", "new-photos", out="new-photos.npy")  # doctest: +SKIP
+        PosixPath('new-photos.npy')
+    """
+    check_workers(workers)
+    path = Path(out).expanduser()
+    if path.suffix != ".npy":
+        raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
+    paths = open_images(folder, skip_unreadable=skip_unreadable)
+    embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
+    with replacing(path.with_suffix(".txt")) as part:
+        part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
+    return path
+
+
+def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Export a trained model to ONNX.
+
+    The exported model takes RGB images of 8 bits per channel that were resized and cropped, and returns embeddings of
+    unit length.
+
+    Args:
+        run: Folder of a run, or of a saved model.
+        path: Name of the .onnx file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: There is no model in the folder.
+        ImportError: The packages for ONNX are not installed.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> from udmlss import cli
+        >>> cli.export("run", "model.onnx")  # doctest: +SKIP
+        PosixPath('model.onnx')
+    """
+    trained, backbone = _open_model(run)
+    path = Path(path).expanduser()
+    export_onnx(trained, path, backbone=backbone)
+    return path
+
+
+def report(run: str | os.PathLike[str]) -> Path:
+    """Write the report of a finished run again.
+
+    Args:
+        run: Folder of the run.
+
+    Returns:
+        The path of the report, an HTML file.
+
+    Raises:
+        ValueError: There is no finished run in the folder.
+        ImportError: The packages for the report are not installed.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> from udmlss import cli
+        >>> cli.report("run")  # doctest: +SKIP
+        PosixPath('run/report.html')
+    """
+    found = RunFolder.finished(run)
+    summary = found.read_summary()
+    return write_report(
+        found.report,
+        found.read_paths(),
+        found.read_embeddings(),
+        found.read_pseudo_labels(),
+        history=summary.history,
+        start_embeddings=torch.from_numpy(np.load(found.start_embeddings)).float(),
+        title=found.folder.absolute().name,
+        summary=summary.describe(),
+    )
+
+
+def embed_paths(
+    model: str | os.PathLike[str],
+    paths: Sequence[Path],
+    *,
+    out: Path | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "n d"]:
+    """Embed image files with the model of a run, or with a saved model; `embed` documents the arguments."""
+    trained, backbone = _open_model(model)
+    machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
+    messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
+    images = UnlabeledImages(paths, backbone.test_transform())
+    return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
+
+
+def _open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
+    """Load the model of a run, or a saved model."""
+    path = Path(folder).expanduser()
+    model, backbone = load_model(path / "model" if (path / "model").is_dir() else path)
+    if backbone is None:
+        rule, remedy = "A model must be saved with its backbone", "Pass the folder of a run, or save it with `backbone`"
+        raise value_error(rule, f"{folder} without one", remedy)
+    return model, backbone

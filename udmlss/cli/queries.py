@@ -1,0 +1,172 @@
+"""The subcommands `search` and `duplicates`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from udmlss._checks import check_integer, check_number, value_error
+from udmlss.cli.images import open_images
+from udmlss.cli.machine import check_workers
+from udmlss.cli.messages import columns, short_path
+from udmlss.cli.outputs import embed_paths
+from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.report.thumbnails import Thumbnails
+from udmlss.search import SearchIndex, near_duplicates
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Search results</title>
+<style>
+body {{ font-family: sans-serif; margin: 1em; }}
+section {{ display: flex; flex-wrap: wrap; gap: 1em; border-top: 1px solid #999; padding: 1em 0; }}
+figure {{ margin: 0; width: 9em; overflow-wrap: anywhere; font-size: small; }}
+figure:first-child {{ font-weight: bold; }}
+</style>
+<h1>Search results</h1>
+{}
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest images of one image.
+
+    Attributes:
+        image: Path of the image.
+        paths: Paths of the nearest images, the nearest first.
+        similarities: Their cosine similarities, in -1..1.
+    """
+
+    image: Path
+    paths: tuple[Path, ...]
+    similarities: tuple[float, ...]
+
+    def __str__(self) -> str:
+        rows = [(f"{similarity:6.3f}", short_path(path)) for similarity, path in _pairs(self)]
+        return f"{short_path(self.image)}\n{columns(rows)}"
+
+
+def search(
+    run: str | os.PathLike[str],
+    *images: str | os.PathLike[str],
+    k: int = 10,
+    report: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+) -> list[Neighbors]:
+    """Search the images of a run for those that are most similar to other images.
+
+    An image of the run is not found by itself.
+
+    Args:
+        run: Folder of a finished run.
+        images: Image files, which need not be images of the run.
+        k: Number of images that are found for each.
+        report: Name of an .html file that shows the images. By default none is written.
+        device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
+
+    Returns:
+        For each image the paths of the most similar images, with their cosine similarities.
+
+    Raises:
+        ValueError: There is no finished run in the folder, a file does not exist, or `k` is out of range.
+        OSError: A file is not an image.
+
+    Example:
+        >>> from udmlss import cli
+        >>> for neighbors in cli.search("run", "photos/1.jpg", "new.jpg", k=5):  # doctest: +SKIP
+        ...     print(neighbors)
+    """
+    check_integer("k", k, 1)
+    found = RunFolder.finished(run)
+    queries = [_check_file(image) for image in images]
+    if not queries:
+        raise value_error("`images` must name at least one image", "none", "Pass the path of an image file")
+    embedded = embed_paths(run, queries, device=device, workers=0, progress=False)
+    index = SearchIndex(found.read_embeddings(), found.read_paths())
+    ids, similarities = index.search(embedded, min(k + 1, len(index)))  # one more, because an image finds itself
+    results = [_without_itself(*each, k) for each in zip(queries, ids.tolist(), similarities.tolist(), strict=True)]
+    if report is not None:
+        _write_page(Path(report).expanduser(), results)
+    return results
+
+
+def duplicates(
+    run: str | os.PathLike[str],
+    *,
+    other: str | os.PathLike[str] | None = None,
+    threshold: float = 0.95,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[list[Path]]:
+    """Find groups of near-duplicates among the images of a run, or between them and other images.
+
+    Args:
+        run: Folder of a finished run.
+        other: Folder of images, a list of their paths, or folder of another run. Each group then holds images of both,
+            such as test images that are also in the training images. By default the images of the run are compared
+            with each other.
+        threshold: Smallest cosine similarity of two near-duplicates, in -1..1.
+        device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
+        workers: Number of processes that load images. By default one per core.
+        progress: Whether to print what is done.
+
+    Returns:
+        The paths of the images of each group.
+
+    Raises:
+        ValueError: There is no finished run in the folder, there are no other images, or `threshold` is out of range.
+        OSError: An image cannot be read.
+
+    Example:
+        >>> from udmlss import cli
+        >>> cli.duplicates("run", threshold=0.98)  # doctest: +SKIP
+        [[PosixPath('photos/1.jpg'), PosixPath('photos/copy of 1.jpg')]]
+    """
+    check_number("threshold", threshold, -1, 1)
+    check_workers(workers)
+    found = RunFolder.finished(run)
+    rows, paths = found.read_embeddings(), found.read_paths()
+    if other is None:
+        return [[paths[row] for row in group] for group in near_duplicates(rows, threshold)]
+    others = RunFolder.finished(other).read_paths() if RunFolder(other).is_finished else open_images(other)
+    embedded = embed_paths(run, others, device=device, workers=workers, progress=progress)
+    pairs = near_duplicates(rows, threshold, other=embedded)
+    return [[paths[row], others[other_row]] for row, other_row, _ in pairs]
+
+
+def _check_file(image: str | os.PathLike[str]) -> Path:
+    path = Path(image).expanduser().absolute()
+    if not path.is_file():
+        found = f"{image}, which {'is a folder' if path.is_dir() else 'does not exist'}"
+        raise value_error("`images` must be image files", found, "Check the path")
+    return path
+
+
+def _without_itself(image: Path, found: list[str], similarities: list[float], k: int) -> Neighbors:
+    pairs = [pair for pair in zip(found, similarities, strict=True) if pair[0] != str(image)][:k]
+    return Neighbors(image, tuple(Path(path) for path, _ in pairs), tuple(similarity for _, similarity in pairs))
+
+
+def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
+    """Write a page that shows each image and the images that were found for it."""
+    sections = []
+    for found in results:
+        thumbnails = Thumbnails([found.image, *found.paths])
+        captions = [found.image.name, *(f"{value:.3f} {each.name}" for value, each in _pairs(found))]
+        figures = [
+            f'<figure><img src="{thumbnails.uri(row)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+            for row, caption in enumerate(captions)
+        ]
+        sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
+    with replacing(path) as part:
+        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
+
+
+def _pairs(found: Neighbors) -> list[tuple[float, Path]]:
+    return list(zip(found.similarities, found.paths, strict=True))

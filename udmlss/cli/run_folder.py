@@ -1,0 +1,226 @@
+"""The folder of a run: its files, its settings, and a lock."""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from pyarrow import parquet
+from torch import Tensor
+
+from udmlss import PseudoLabels
+from udmlss._checks import value_error
+from udmlss.cli.summary import TrainedRun
+from udmlss.neighbors import NeighborLists
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+
+
+class RunFolder:
+    """The folder of a run, RUN.
+
+    Args:
+        folder: Path of the folder.
+
+    Attributes:
+        folder: Path of the folder.
+        model: Folder of the trained model.
+        embeddings: Embeddings of the images, a .npy file (n, d).
+        start_embeddings: Embeddings before training, a .npy file (n, d) in float16.
+        images: Path, cluster, reliability and neighbors of each image, a .parquet file.
+        history: One row per round, a .csv file.
+        report: The report, an .html file.
+        checkpoints: Folder of the checkpoints, which is removed at the end of a run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self.model = self.folder / "model"
+        self.embeddings = self.folder / "embeddings.npy"
+        self.start_embeddings = self.folder / "embeddings-before.npy"
+        self.images = self.folder / "images.parquet"
+        self.history = self.folder / "history.csv"
+        self.report = self.folder / "report.html"
+        self.checkpoints = self.folder / "checkpoints"
+        self._state = self.folder / "run.json"
+
+    @classmethod
+    def finished(cls, folder: str | os.PathLike[str]) -> "RunFolder":
+        """Open the folder of a finished run.
+
+        Raises:
+            ValueError: There is no run in the folder, or it is not finished.
+        """
+        run = cls(folder)
+        if not run._state.is_file():
+            found = "a folder without run.json" if run.folder.is_dir() else "no such folder"
+            rule, remedy = "`run` must be the folder of a run", "Train first: udmlss train FOLDER --out RUN"
+            raise value_error(rule, f"{run.folder}, {found}", remedy)
+        if not run.is_finished:
+            remedy = "Run the same `udmlss train` again, which continues it"
+            raise value_error("`run` must be a finished run", f"{run.folder}, which is not", remedy)
+        return run
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is finished."""
+        return "summary" in self._read()
+
+    def read_summary(self) -> TrainedRun:
+        """Return the result of a finished run."""
+        return TrainedRun.from_dict(self.folder, self._read()["summary"])
+
+    def finish(self, summary: TrainedRun) -> None:
+        """Store the result, which marks the run as finished, and remove the checkpoints."""
+        self._write(self._read() | {"summary": summary.as_dict()})
+        remove(self.checkpoints)
+
+    def write_images(self, paths: Sequence[Path], pseudo_labels: PseudoLabels, neighbors: NeighborLists) -> None:
+        """Write the path, the cluster, its reliability and the nearest neighbors of each image."""
+        names = pa.array([str(path) for path in paths], pa.large_string())
+        n, k = neighbors.indices.shape
+        offsets = pa.array(range(0, n * k + 1, k), pa.int64())
+
+        def lists(values: pa.Array) -> pa.Array:
+            return pa.LargeListArray.from_arrays(offsets, values)
+
+        reliability = pseudo_labels.reliability
+        table = {
+            "path": names,
+            "cluster": pseudo_labels.labels.numpy(),
+            "reliability": pa.nulls(n, pa.float32()) if reliability is None else reliability.float().numpy(),
+            "neighbors": lists(names.take(pa.array(neighbors.indices.flatten().numpy()))),
+            "similarities": lists(pa.array(neighbors.similarities.flatten().float().numpy())),
+        }
+        with replacing(self.images) as part:
+            parquet.write_table(pa.table(table), part)
+
+    def read_paths(self) -> list[Path]:
+        """Return the path of each image."""
+        return [Path(path) for path in self._column("path").to_pylist()]
+
+    def read_embeddings(self) -> Float[Tensor, "n d"]:
+        """Return the embeddings of the images."""
+        return torch.from_numpy(np.load(self.embeddings))
+
+    def read_pseudo_labels(self) -> PseudoLabels:
+        """Return the clusters of the images."""
+        pseudo_labels = PseudoLabels.from_labels(self._column("cluster").to_numpy())
+        reliability = self._column("reliability")
+        if reliability.null_count == len(reliability):
+            return pseudo_labels
+        return replace(pseudo_labels, reliability=torch.from_numpy(reliability.to_numpy().copy()))
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return parquet.read_table(self.images, columns=[name]).column(name)
+
+    @contextmanager
+    def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Create the folder and store the settings of a run in it, or compare them, and lock the folder in the block.
+
+        Raises:
+            ValueError: The folder has other files, belongs to a run with other settings, or another process uses it.
+            OSError: The folder cannot be written to.
+        """
+        self._check_files()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            _lock(lock.fileno(), self.folder)
+            self._compare(settings)
+            for part in self.folder.glob("*.part"):  # of a process that was killed
+                remove(part)
+            yield
+
+    def _check_files(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise value_error("`out` must be a folder", f"the file {self.folder}", "Choose another name")
+        if self.folder.is_dir() and not self._state.exists():
+            others = sorted(path.name for path in self.folder.iterdir() if path.name != ".lock")
+            if others:
+                rule = "`out` must be a new folder, an empty folder or the folder of a run"
+                raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
+
+    def _compare(self, settings: Mapping[str, Any]) -> None:
+        """Store the settings, or if there is something to continue, raise an error that names those that differ."""
+        stored = self._read().get("settings")
+        if stored is None or not (self.is_finished or any(self.checkpoints.glob("step-*.pt"))):
+            self._write({"format": FORMAT, "settings": dict(settings)})
+            return
+        changed = [
+            f"{name}: {stored.get(name)} before and {settings.get(name)} now"
+            for name in {**stored, **settings}
+            if stored.get(name) != settings.get(name)
+        ]
+        if changed:
+            rule = f"The run in {self.folder} must be continued with its own images and settings"
+            raise value_error(rule, "; ".join(changed), "Use the same ones, or another folder as `out`")
+
+    def _read(self) -> dict[str, Any]:
+        if not self._state.exists():
+            return {}
+        try:
+            state: dict[str, Any] = json.loads(self._state.read_text(encoding="utf-8"))
+        except ValueError as error:
+            remedy = "Choose another folder"
+            raise value_error("run.json must be the file of a run", f"{self._state}: {error}", remedy) from error
+        if state.get("format") != FORMAT:
+            remedy = "Read it with the version of udmlss that wrote it"
+            raise value_error(f"A run must have format {FORMAT}", f"{state.get('format')} in {self._state}", remedy)
+        return state
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        with replacing(self._state) as part:
+            part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name for a new file or folder, which replaces `path` after the block if there is no error."""
+    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}{path.suffix}.part")
+    try:
+        yield part
+        if path.is_dir():
+            remove(path)
+        part.replace(path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a file until it is closed or the process ends."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            rule, remedy = (
+                "A run must belong to one process at a time",
+                "Wait for the other one, or use another folder as `out`",
+            )
+            raise value_error(rule, f"{folder}, which another process uses", remedy) from error
+        raise

@@ -1,0 +1,256 @@
+"""The subcommand `train`."""
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from udmlss import (
+    BestWeights,
+    Checkpoint,
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    Epochs,
+    FitResult,
+    embed,
+    embedder_from_features,
+    fit,
+)
+from udmlss._checks import check_integer, check_number, value_error
+from udmlss.backbones import Backbone, load_backbone
+from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.machine import Machine, check_workers, choose_device
+from udmlss.cli.messages import count, duration, message_of, messenger
+from udmlss.cli.outputs import report
+from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.summary import TrainedRun
+from udmlss.models import save_model
+from udmlss.neighbors import neighbor_lists
+from udmlss.training.callbacks import CSVLogger
+from udmlss.types import Precision
+
+_CPU_IMAGE_SIZE = 160  # takes half the time of 224, the size of the weights
+_EMBEDDING_SIZE = 512
+_FEATURES_AT_ONCE = 8192
+_NEIGHBORS = 10
+_EPOCHS_BETWEEN_CHECKPOINTS = 0.25
+_COST_OF_TRAINING = 3  # time of an epoch in embedding passes
+
+
+def train(
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    backbone: str = "efficientnet-lite0",
+    image_size: int | None = None,
+    images_per_cluster: int | None = None,
+    clusters: int | None = None,
+    epochs: float = 4,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    skip_unreadable: bool = False,
+    progress: bool = True,
+) -> TrainedRun:
+    """Train a model on a folder of images without labels.
+
+    The images are embedded by a pretrained backbone and clustered, the model is trained on the clusters, and both are
+    repeated. The number of clusters need not be known. Ctrl-C ends the training, and the same command continues it.
+
+    Args:
+        folder: Folder whose images are used, also those in its subfolders, or a .txt, .csv or .parquet file with the
+            paths of images.
+        out: Folder of the run. It must be new, empty, or that of an interrupted run with the same settings.
+        backbone: Name of the pretrained backbone: "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2",
+            whose weights are installed by pip, or "torchvision/" or "timm/" and the name of a model, whose weights are
+            downloaded.
+        image_size: Height and width in pixels to which images are cropped. Larger images show finer details, and the
+            time grows with the square. By default the size with which the weights were trained, or on a CPU at most
+            160.
+        images_per_cluster: About how many images there are of one thing. By default it is chosen from the images.
+        clusters: Number of clusters of k-means, instead of clusters whose number follows from the images.
+        epochs: Length of training: how often each image is seen on average.
+        seed: Seed of all random numbers.
+        workers: Number of processes that load images. By default one per core.
+        device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision. By default "bfloat16" on GPUs that compute
+            in it.
+        skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
+            file is an error.
+        progress: Whether to print what is done.
+
+    Returns:
+        The number of images, the sizes of the clusters, and the label-free scores.
+
+    Raises:
+        ValueError: A setting is out of range, there are too few images, or `out` has other files, belongs to a run
+            with other settings, or is used by another process.
+        OSError: An image cannot be read, or a file cannot be written.
+        KeyboardInterrupt: The user pressed Ctrl-C.
+
+    Example:
+        >>> from udmlss import cli
+        >>> run = cli.train("photos", out="run")  # doctest: +SKIP
+        >>> print(run)  # doctest: +SKIP
+    """
+    say = messenger(progress=progress)
+    _check_numbers(image_size=image_size, images_per_cluster=images_per_cluster, clusters=clusters, seed=seed)
+    check_number("epochs", epochs, above=0)
+    check_workers(workers)
+    labeler = ClusterPseudoLabeler(clusters, images_per_cluster=images_per_cluster)
+    paths = open_images(folder, skip_unreadable=skip_unreadable)
+    labeler.check_size(len(paths))
+    network = _load_backbone(backbone, image_size, choose_device(device))
+    machine = Machine.choose(device, image_size=network.image_size, precision=precision, workers=workers)
+    say(f"{count(len(paths), 'image')} in {folder}")
+    say(f"{backbone} for images of {network.image_size} pixels, on {machine}")
+    settings = {
+        "backbone": backbone,
+        "image_size": network.image_size,
+        "images_per_cluster": images_per_cluster,
+        "clusters": clusters,
+        "epochs": float(epochs),
+        "seed": seed,
+        "precision": machine.precision,
+    }
+    source = str(Path(folder).expanduser().absolute())
+    images = {"images": source, "number of images": len(paths), "checksum of their paths": _checksum(paths)}
+    run = RunFolder(out)
+    with run.claim(images | settings):
+        if run.is_finished:
+            say(f"The run in {run.folder} is finished")
+        else:
+            try:
+                _Training(run, network, paths, labeler, machine=machine, settings=settings, progress=progress).run_all()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("Run the same command again to continue") from None
+        if not run.report.exists():
+            say("4/4 Writing the report")
+            _write_report(run)
+    return run.read_summary()
+
+
+class _Training:
+    """A training, from the backbone to the files of the run."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        network: Backbone,
+        paths: Sequence[Path],
+        labeler: ClusterPseudoLabeler,
+        *,
+        machine: Machine,
+        settings: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
+        self.settings, self.epochs, self.seed = settings, settings["epochs"], settings["seed"]
+        self.paths, self.progress = paths, progress
+        self.say = messenger(progress=progress)
+        self.images = UnlabeledImages(paths, network.test_transform())
+        self.views = UnlabeledImages(paths, network.train_transform())
+
+    def run_all(self) -> None:
+        """Train, and write the files of the run."""
+        model = self._build_model()
+        result = self._fit(model)
+        self._write(model, result)
+
+    def _build_model(self) -> EmbeddingModel:
+        """Initialize the embedder from the features of the images, and store the embeddings before training."""
+        self.say("1/4 Embedding the images with the pretrained backbone")
+        started = time.perf_counter()
+        trunk = self.machine.place(self.network.trunk)
+        whole = EmbeddingModel(trunk, nn.Identity())
+        options = self.machine.options
+        try:
+            features = embed(whole, self.images, output="features", progress=self.progress, **options)
+        except OSError as error:
+            raise OSError(f"{message_of(error)} Pass `skip_unreadable` to leave such files out.") from error
+        self.seconds_per_pass = time.perf_counter() - started
+        size = min(_EMBEDDING_SIZE, features.shape[1])
+        model = EmbeddingModel(trunk, embedder_from_features(features, size))
+        with replacing(self.run.start_embeddings) as part, part.open("wb") as file, torch.no_grad():
+            rows = [model.embed_features(some).half() for some in features.split(_FEATURES_AT_ONCE)]
+            np.save(file, torch.cat(rows).numpy())
+        return self.machine.place(model)
+
+    def _fit(self, model: EmbeddingModel) -> FitResult:
+        per_round = min(1.0, self.epochs / 2)  # `BestWeights` compares two or more rounds
+        n_rounds = ceil(self.epochs / per_round)
+        seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
+        self.say(
+            f"2/4 Training for {count(n_rounds, 'round')}, about {duration(seconds)}; "
+            "Ctrl-C stops, and the same command continues"
+        )
+        result = fit(
+            model,
+            self.views,
+            cluster_images=self.images,
+            labeler=self.labeler,
+            max_steps=Epochs(self.epochs),
+            relabel_every=Epochs(per_round),
+            callbacks=[
+                BestWeights(),
+                CSVLogger(self.run.folder),
+                Checkpoint(self.run.checkpoints, every=Epochs(_EPOCHS_BETWEEN_CHECKPOINTS), resume=True),
+            ],
+            seed=self.seed,
+            progress=self.progress,
+            **self.machine.options,
+        )
+        if result.stop_reason == "interrupt":
+            raise KeyboardInterrupt
+        return result
+
+    def _write(self, model: EmbeddingModel, result: FitResult) -> None:
+        self.say("3/4 Embedding and clustering the images with the trained model")
+        save_model(model, self.run.model, backbone=self.network, recipe=self.settings)
+        options = self.machine.options
+        embeddings = embed(model, self.images, out=self.run.embeddings, progress=self.progress, **options)
+        pseudo_labels = self.labeler.label(embeddings)
+        neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)
+        self.run.write_images(self.paths, pseudo_labels, neighbors)
+        self.run.finish(TrainedRun.of(self.run.folder, result, pseudo_labels))
+
+
+def _check_numbers(**settings: int | None) -> None:
+    least = {"image_size": 1, "images_per_cluster": 2, "clusters": 2, "seed": 0}
+    for name, value in settings.items():
+        if value is not None:
+            check_integer(name, value, least[name])
+    if settings["clusters"] is not None and settings["images_per_cluster"] is not None:
+        rule = "At most one of `clusters` and `images_per_cluster` must be given"
+        raise value_error(rule, "both", "Omit one of them")
+
+
+def _load_backbone(name: str, image_size: int | None, device: torch.device) -> Backbone:
+    """Load a backbone, by default for smaller images if there is no GPU."""
+    backbone = load_backbone(name, image_size=image_size)
+    if image_size is None and device.type == "cpu" and backbone.image_size > _CPU_IMAGE_SIZE:
+        with suppress(ValueError):  # a backbone may accept one size only
+            return load_backbone(name, image_size=_CPU_IMAGE_SIZE)
+    return backbone
+
+
+def _write_report(run: RunFolder) -> None:
+    """Write the report, or issue a warning if its packages are missing: the other files do not need them."""
+    try:
+        report(run.folder)
+    except ImportError as error:
+        warnings.warn(f"The report is missing: {error}", stacklevel=2)
+
+
+def _checksum(paths: Sequence[Path]) -> str:
+    return sha256("\n".join(map(str, paths)).encode()).hexdigest()
