@@ -74,12 +74,16 @@ CLUSTERERS: dict[str, Clusterer] = {
 }
 
 
+def available() -> list[str]:
+    """Return the names of the clusterers, without those of a package that is not installed."""
+    return [name for name in CLUSTERERS if find_spec("sknetwork") or not name.startswith("Leiden")]
+
+
 def measure(case: Case) -> Measured:
-    """Run all clusterers on a case. Those of a package that is not installed are left out."""
+    """Run all available clusterers on a case."""
     lengths = measure_lengths(case)
-    missing = set() if find_spec("sknetwork") else {name for name in CLUSTERERS if name.startswith("Leiden")}
     found = {}
-    for name in CLUSTERERS.keys() - missing:
+    for name in available():
         started = time.process_time()
         clusters = CLUSTERERS[name](case, lengths)
         seconds = time.process_time() - started + lengths.seconds * (name == COMMUNITIES)

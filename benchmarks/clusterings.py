@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from clusterers import measure
+from clusterers import CLUSTERERS, available, measure
 from clustering_tables import page
 from frozen_features import SETS, cases, load_features
 from settings import ROOT
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sets = args.data.split(",")
     if unknown := [data for data in sets if data not in SETS]:
         parser.error(f"--data must be among {', '.join(SETS)}, got {', '.join(unknown)}")
+    if len(available()) < len(CLUSTERERS):
+        print("The tables leave out Leiden, since scikit-network is not installed.")
     torch.set_num_threads(1)  # processor time then does not depend on the machine's number of cores
     features = {data: load_features(data, args.root, args.cache) for data in sets}
     started, measured = time.process_time(), []
