@@ -33,11 +33,12 @@ SUBSET_NOTES = """\
 Means over both halves. all: all images. 20, 10, 5: at most this number of images of each class. unequal: from 3 images
 of the first class up to 60 of the last. A subset is made of halves whose median class is larger."""
 RULE_NOTES = """\
-lost: AMI of the best length minus AMI of the chosen length, in points. halves and twice: between half and twice as many
-communities as classes. The best length needs the classes."""
+lost: AMI of the best length minus AMI of the chosen length, in points: mean, worst, and mean of each dataset. within:
+number of cases that lose at most this number of points. half to twice: number of cases with between half and twice as
+many communities as classes. The best length needs the classes."""
 SIZE_NOTES = """\
-Means over the cases. Images of communities below the smallest size are unassigned, or join the community to which they
-have the most weight."""
+Means over the halves and subsets. Images of communities below the smallest size are unassigned, or join the community
+to which they have the most weight."""
 RELIABILITY_NOTES = """\
 Area under the ROC curve, in percent, of finding images whose class is not the most frequent one of their cluster. 50 is
 chance. Cells have both halves. Margins are computed on the graph of the chosen length."""
@@ -59,6 +60,10 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
 
 
+def _sets(measured: Sequence[Measured]) -> list[str]:
+    return list(dict.fromkeys(one.case.data for one in measured))
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -66,7 +71,7 @@ def _percent(value: float) -> str:
 def _clusterer_tables(measured: Sequence[Measured]) -> Iterator[str]:
     """Yield a table for each dataset, on all images of its halves."""
     titles = ("", "clusters / classes", "AMI", "pair F1", "precision", "unassigned", "seconds")
-    for data in dict.fromkeys(one.case.data for one in measured):
+    for data in _sets(measured):
         halves = [one for one in measured if (one.case.data, one.case.subset) == (data, "all")]
         rows = [[name, *_clusterer_cells(halves, name)] for name in CLUSTERERS if name in halves[0].clusterings]
         yield f"### {data}"
@@ -87,7 +92,7 @@ def _subset_tables(measured: Sequence[Measured]) -> Iterator[str]:
     names = [name for name in CLUSTERERS if name in measured[0].clusterings]
     for title, field in (("AMI", "ami"), ("Pair F1", "pair_f1"), ("Precision", "precision")):
         rows = []
-        for data in dict.fromkeys(one.case.data for one in measured):
+        for data in _sets(measured):
             for subset in SUBSETS:
                 cases = [one for one in measured if (one.case.data, one.case.subset) == (data, subset)]
                 if cases:
@@ -99,7 +104,7 @@ def _subset_tables(measured: Sequence[Measured]) -> Iterator[str]:
 def _rule_tables(measured: Sequence[Measured]) -> Iterator[str]:
     """Yield the comparison of the rules, and the chosen and the best length of each case."""
     rules = dict(RULES) | {f"always {length}": fixed(length) for length in LENGTHS if 4 <= length <= 24}  # noqa: PLR2004
-    sets = list(dict.fromkeys(one.case.data for one in measured))
+    sets = _sets(measured)
     rows = [[name, *_rule_cells(measured, rule, sets)] for name, rule in rules.items()]
     within = [f"within {100 * loss:.0f}" for loss in LOSSES]
     yield table(("", "lost: mean", "lost: worst", *(f"lost: {data}" for data in sets), *within, "half to twice"), rows)
@@ -132,31 +137,38 @@ def _graph(one: Measured) -> csr_array:
 
 
 def _size_table(measured: Sequence[Measured]) -> str:
-    titles = ("smallest size", "unassigned", "AMI", "AMI of the assigned", "precision")
+    titles = ("", "smallest size", "unassigned", "AMI", "AMI of the assigned", "precision")
     titles += ("AMI if they join", "precision if they join")
-    found: dict[int, list[tuple[Scores, Scores]]] = {size: [] for size in SMALLEST_SIZES}
-    for one in measured:
-        communities = one.lengths.found.communities[one.lengths.found.lengths.index(one.lengths.chosen)]
-        graph, classes = _graph(one), one.case.classes
-        for size, scores in found.items():
-            clusters = np.where(np.bincount(communities)[communities] >= size, communities, -1)
-            scores.append((score(classes, clusters), score(classes, join_nearest(graph, clusters))))
+    found = {id(one): _scores_by_size(one) for one in measured}
+    groups = {data: [one for one in measured if one.case.data == data] for data in _sets(measured)} | {"mean": measured}
     rows = []
-    for size, pairs in found.items():
-        left = [
-            fmean(getattr(scores, field) for scores, _ in pairs)
-            for field in ("unassigned", "ami", "assigned_ami", "precision")
-        ]
-        joined = [fmean(getattr(scores, field) for _, scores in pairs) for field in ("ami", "precision")]
-        rows.append([str(size), *map(_percent, (*left, *joined))])
+    for name, group in groups.items():
+        for size in SMALLEST_SIZES:
+            pairs = [found[id(one)][size] for one in group]
+            left = [
+                fmean(getattr(scores, field) for scores, _ in pairs)
+                for field in ("unassigned", "ami", "assigned_ami", "precision")
+            ]
+            joined = [fmean(getattr(scores, field) for _, scores in pairs) for field in ("ami", "precision")]
+            rows.append([name, str(size), *map(_percent, (*left, *joined))])
     return table(titles, rows)
+
+
+def _scores_by_size(one: Measured) -> dict[int, tuple[Scores, Scores]]:
+    """Return the scores by smallest size, where smaller communities are unassigned, and where they join others."""
+    communities = one.lengths.found.communities[one.lengths.found.lengths.index(one.lengths.chosen)]
+    sizes, graph, found = np.bincount(communities)[communities], _graph(one), {}
+    for size in SMALLEST_SIZES:
+        clusters = np.where(sizes >= size, communities, -1)
+        found[size] = score(one.case.classes, clusters), score(one.case.classes, join_nearest(graph, clusters))
+    return found
 
 
 def _reliability_table(measured: Sequence[Measured]) -> str:
     names = (COMMUNITIES, K_MEANS)
     titles = ["", *(f"{name}: {of}" for name in names for of in ("margin", "distance to the centroid"))]
     rows = []
-    for data in dict.fromkeys(one.case.data for one in measured):
+    for data in _sets(measured):
         for subset in ("all", "unequal"):
             halves = [one for one in measured if (one.case.data, one.case.subset) == (data, subset)]
             if len(halves) == len(HALVES):
