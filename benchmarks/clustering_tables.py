@@ -20,6 +20,9 @@ from udmlss.neighbors.search import unit_length
 SMALLEST_SIZES = (1, 2, 3, 5, 10)
 SUBSETS = ("all", "unequal", "20", "10", "5")
 LOSSES = (0.02, 0.05)  # of AMI
+FEATURES = """\
+Features are those of the pretrained network before training. The features of glyphs are those of the small network with
+random weights, and each half of glyphs is represented by its first classes, with up to 5,000 images."""
 SCORES = """\
 Scores in percent. AMI: adjusted mutual information with the classes, where each unassigned image is a cluster of its
 own. pair F1: of "two images are in the same cluster" as a prediction of "they are of the same class". precision:
@@ -31,7 +34,7 @@ of classes. seconds: processor time on one thread, with the search for neighbors
 length, and its time does not include the choice."""
 SUBSET_NOTES = """\
 Means over both halves. all: all images. 20, 10, 5: at most this number of images of each class. unequal: from 3 images
-of the first class up to 60 of the last. A subset is made of halves whose median class is larger."""
+of the first class up to 60 of the last. There is a subset where the median class is larger."""
 RULE_NOTES = """\
 lost: AMI of the best length minus AMI of the chosen length, in points: mean, worst, and mean of each dataset. within:
 number of cases that lose at most this number of points. half to twice: number of cases with between half and twice as
@@ -46,7 +49,7 @@ chance. Cells have both halves. Margins are computed on the graph of the chosen 
 
 def page(measured: Sequence[Measured], command: str, seconds: float) -> str:
     """Return all tables."""
-    parts = ["# Clusterers on features of untrained models", SCORES]
+    parts = ["# Clusterers without training", FEATURES, SCORES]
     parts += ["## Clusterers", CLUSTERER_NOTES, *_clusterer_tables(measured)]
     parts += ["## Images per class", SUBSET_NOTES, *_subset_tables(measured)]
     parts += ["## Length of the lists of neighbors", RULE_NOTES, *_rule_tables(measured)]
