@@ -78,7 +78,10 @@ def test_the_page_needs_nothing_but_itself(page):
 def test_the_page_states_the_run_and_what_cannot_be_read(page):
     assert "It helped. A bit." in page.text
     assert "Images 55 Clusters 13 Images per cluster 4 to 4 Without a cluster 3 (5%)" in page.text
-    assert "Near-duplicates 5 in 2 groups Rounds 4 Training steps 40 Label-free score 0.600 → 0.615" in page.text
+    assert (
+        "Near-duplicates 5 in 2 groups Rounds 4 Training steps 40 Label-free score, first and last round 0.600 → 0.615"
+        in page.text
+    )
     assert "54 <b>.jpg" in page.text  # the damaged file, escaped in the source
     assert "1 of them cannot be read" in page.text
     assert any("cannot be read" in picture["alt"] for picture in page.named("img"))
@@ -100,6 +103,13 @@ def test_every_section_starts_with_a_sentence_and_changed_neighbors_have_a_word(
     for word in ("new", "gone"):  # each query loses as many neighbors as it gains
         assert written.read_text().count(f">{word}</span>") == n_new
         assert sum(picture["alt"].endswith(f", {word}") for picture in page.named("img")) == n_new
+
+
+def test_very_many_near_duplicates_come_with_a_warning(page, run, tmp_path):
+    warning = "the model finds too many images similar"
+    equal = write_report(tmp_path / "report.html", run.paths, torch.ones(55, 4), run.pseudo_labels, n_queries=1)
+    assert warning in Page(equal).text
+    assert warning not in page.text
 
 
 def test_titles_and_file_names_are_escaped(page):
