@@ -1,6 +1,5 @@
 """The command on a folder of small images, from training to the export."""
 
-import signal
 import warnings
 
 import numpy as np
@@ -79,8 +78,11 @@ def test_the_same_command_again_prints_the_result_and_another_setting_is_an_erro
 
 
 def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkeypatch):
+    def press_ctrl_c(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(CSVLogger, "on_round", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(CSVLogger, "on_round", press_ctrl_c)
         code, out, err = run(*TRAIN, "--out", "resumed")
     assert (code, out) == (130, "")
     assert err.endswith("udmlss: interrupted: Run the same command again to continue\n")

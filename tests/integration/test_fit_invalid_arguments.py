@@ -216,7 +216,7 @@ CHANGES = {
 }
 NUMBERS = {
     **dict.fromkeys(("max_steps", "relabel_every"), (0, -3, 2.5, True, np.nan)),
-    **dict.fromkeys(("seed", "num_workers"), (-1, 0.5, None)),
+    **dict.fromkeys(("seed", "num_workers"), (-1, 0.5, "2")),
     **dict.fromkeys(("lr", "trunk_lr"), (-0.1, np.nan, np.inf, "1e-3")),
     "clip_norm": (0, -1.0, np.nan, "1"),
     "clusters_per_batch": (2.0, "2"),

@@ -258,7 +258,7 @@ def test_rejects_a_trunk_that_does_not_flatten(output):
     ("options", "error", "message"),
     [
         ({"output": "logits"}, ValueError, "`output` must be one of 'embeddings', 'features', got 'logits'"),
-        ({"precision": "float16"}, ValueError, "`precision` must be one of 'float32', 'bfloat16', got 'float16'"),
+        ({"precision": "float8"}, ValueError, "'float32', 'bfloat16', 'float16', got 'float8'"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
         ({"batch_size": 2.0}, TypeError, "`batch_size` must be an integer, got 2.0"),
         ({"num_workers": -1}, ValueError, "`num_workers` must be at least 0, got -1"),

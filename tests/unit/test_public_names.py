@@ -46,7 +46,7 @@ import udmlss
 assert torch.equal(torch.get_rng_state(), before[0])
 assert (numpy.random.get_state()[1] == before[1]).all()
 optional = {"faiss", "matplotlib", "torchvision", "PIL", "efficientnet_lite_pytorch", "udmlss.data", "timm"}
-optional |= {"safetensors", "huggingface_hub", "onnx", "tensorboard", "wandb", "mlflow", "pyarrow", "jinja2"}
+optional |= {"safetensors", "huggingface_hub", "onnx", "tensorboard", "wandb", "mlflow", "jinja2"}
 assert not optional & set(sys.modules), optional & set(sys.modules)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
