@@ -30,6 +30,7 @@ from udmlss import (
     embedder_from_features,
     evaluate_embeddings,
     fit,
+    keep_freed_memory,
     parameter_groups,
 )
 from udmlss.backbones import load_backbone
@@ -153,6 +154,7 @@ def print_scores(args: argparse.Namespace, model: EmbeddingModel, name: str, out
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    keep_freed_memory()
     with process_group() as device:
         run(args, device)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode, v2
 
-from udmlss import EmbeddingModel, Epochs, RoundReport, embed, evaluate_embeddings, fit, metrics
+from udmlss import EmbeddingModel, Epochs, RoundReport, embed, evaluate_embeddings, fit, keep_freed_memory, metrics
 from udmlss.data import Glyphs, glyphs
 from udmlss.report import write_report
+from udmlss.search import near_duplicates
 from udmlss.training.run import Run
 
 
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
 
     model, images, test = build_model(), glyphs("train"), glyphs("test")
     untrained, start_embeddings, scores = embed(model, test), embed(model, images), RecallPerRound(test)
@@ -117,6 +119,7 @@ def main() -> None:
         result.pseudo_labels,
         history=result.history,
         start_embeddings=start_embeddings,
+        duplicates=near_duplicates(images.images.flatten(1), threshold=0.99),  # of pixels
         title="Latin characters",
     )
     print(f"\nSaved neighbors.png, curves.png and report.html in {args.out}")

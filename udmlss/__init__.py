@@ -28,6 +28,7 @@ from udmlss.training import (
     WandbLogger,
     WeightAverage,
     fit,
+    keep_freed_memory,
     parameter_groups,
 )
 from udmlss.types import Epochs, PseudoLabels
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate_embeddings",
     "fit",
     "frozen_batch_norm",
+    "keep_freed_memory",
     "label_free_scores",
     "metrics",
     "pair_with_neighbors",

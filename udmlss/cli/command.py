@@ -14,8 +14,8 @@ from shutil import get_terminal_size
 from typing import Any
 
 import udmlss
+from udmlss import keep_freed_memory
 from udmlss.cli.images import check
-from udmlss.cli.machine import keep_freed_memory
 from udmlss.cli.messages import message_of, short_path
 from udmlss.cli.outputs import embed, export, report
 from udmlss.cli.queries import duplicates, search

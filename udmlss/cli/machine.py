@@ -1,8 +1,6 @@
 """The device, the precision, the number of workers and the memory allocator that suit a machine."""
 
-import ctypes
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -19,7 +17,6 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only its free space is read)
 _BATCHES_PER_WORKER = 3  # two that were loaded ahead and one that is being loaded
 _BATCH_SIZE = 128
 _MAX_WORKERS = 16
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -82,19 +79,6 @@ def check_workers(workers: int | None) -> None:
     """Raise an error unless `workers` is None or a number of processes."""
     if workers is not None:
         check_integer("workers", workers, 0)
-
-
-def keep_freed_memory() -> bool:
-    """Let the allocator of glibc reuse freed memory instead of returning it to the system after every step.
-
-    On a CPU this halves the time of a training step. It concerns the whole process, so that the command calls it and
-    its functions do not.
-
-    Returns:
-        Whether the allocator is that of glibc and accepted the settings.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def _choose_precision(precision: Precision | None, device: torch.device) -> Precision:

@@ -11,6 +11,7 @@ from udmlss.training.callbacks import (
     WeightAverage,
 )
 from udmlss.training.fit import fit
+from udmlss.training.memory_allocator import keep_freed_memory
 from udmlss.training.optim import parameter_groups
 from udmlss.training.rounds import Rounds
 
@@ -25,5 +26,6 @@ __all__ = [
     "WandbLogger",
     "WeightAverage",
     "fit",
+    "keep_freed_memory",
     "parameter_groups",
 ]
