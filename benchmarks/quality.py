@@ -4,12 +4,13 @@
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
     python benchmarks/quality.py --data groceries --protocol own
 
-Every method trains the same model on the same number of images; docs/guides/methods-side-by-side.md describes the
-methods. Only the upper bounds train on labels: `supervised`, which is `udml` with true labels, and
-`supervised-default`, which is `default` with true labels. `frozen` is the model before training and is always included.
-`recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`, which
-are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of clusters
-is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.
+Every method trains the same model on the same number of images, except `default` and `supervised-default`, which
+train for the eight epochs of `fit`'s defaults instead of four. docs/guides/methods-side-by-side.md describes the
+methods. Only the upper bounds train on labels: `supervised`, which is `udml` with true labels, and `supervised-
+default`, which is `default` with true labels. `frozen` is the model before training and is always included.
+`recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`,
+which are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of
+clusters is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.
 
 The first half of the classes, in the order of their numbers or folder names, is for training, and the second half is
 scored. With `--protocol own`, a model trains without labels on the images of all classes, and the same images are
