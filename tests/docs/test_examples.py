@@ -7,9 +7,12 @@ from pathlib import Path
 from urllib.error import URLError
 
 import layouts
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 import udmlss
@@ -69,6 +72,18 @@ def test_quickstart_prints_a_table_and_saves_figures_and_a_report(run, tmp_path)
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(2**24)) > 50
     assert "Latin characters" in (tmp_path / "runs" / "quickstart" / "report.html").read_text()
+
+
+def test_a_run_is_scored_by_the_folders_of_its_images(run, tmp_path):
+    rows = torch.eye(5).repeat_interleave(2, dim=0)
+    paths = [f"/photos/{name}/{number}.png" for number, name in enumerate("aabbccddee")]
+    parquet.write_table(pa.table({"path": paths}), tmp_path / "images.parquet")
+    np.save(tmp_path / "embeddings.npy", rows.numpy())
+    np.save(tmp_path / "embeddings-before.npy", rows.roll(1, dims=0).half().numpy())
+    title, before, after = run("score_run.py", tmp_path)
+    assert title == "10 images of 5 classes"
+    assert before.startswith("before training  R@1 0.0%")
+    assert after.startswith("after training   R@1 100.0%")
 
 
 def test_own_loop_prints_every_round(run, tmp_path, monkeypatch):
