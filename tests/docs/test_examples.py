@@ -82,7 +82,7 @@ def test_a_run_is_scored_by_the_folders_of_its_images(run, tmp_path):
     np.save(tmp_path / "embeddings-before.npy", rows.roll(1, dims=0).half().numpy())
     title, before, after = run("score_run.py", tmp_path)
     assert title == "10 images of 5 classes"
-    assert before.startswith("before training  R@1 0.0%")
+    assert before.startswith("before training  R@1  0.0%")
     assert after.startswith("after training   R@1 100.0%")
 
 
