@@ -37,7 +37,6 @@ def run(photos, monkeypatch, capsys):
     def run_command(*arguments):
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            warnings.simplefilter("ignore", ImportWarning)  # of umap
             code = cli.main([*map(str, arguments)])
         return code, *capsys.readouterr()
 
@@ -47,8 +46,7 @@ def run(photos, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def trained(photos):
     """The folder after a training into `run`, and what the training printed."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # of umap
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(photos)
         return photos, str(cli.train("photos", out="run", epochs=2, image_size=32, images_per_cluster=10, workers=0))
 
