@@ -29,12 +29,13 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         arrays: Arrays by the name of their file, .npy or, for the bytes of an index of faiss, .faiss.
 
     Raises:
-        ValueError: `folder` is a file, or a folder without an index that is not empty.
+        ValueError: `folder` is a file, or a folder with other files.
         OSError: Writing failed. A previous index is unchanged.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()):
+    folder = folder.resolve()  # a link is retained, and the folder that it points to is replaced
+    if not _is_replaceable(folder):
         rule = "`folder` must be new, empty, or the folder of an index, which is replaced"
-        raise value_error(rule, folder, "Name another folder")
+        raise value_error(rule, folder, "Choose another folder")
     with _new_folder(folder) as part:
         for name, array in arrays.items():
             if name.endswith(_SUFFIX_OF_FAISS):
@@ -44,6 +45,19 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         checksums = {name: _checksum(part / name) for name in arrays}
         description = {**_FORMAT, "settings": dict(settings), "checksums": checksums}
         (part / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Return whether a folder is new, empty, or contains the files of an index and no other files."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        return names <= {_DESCRIPTION, *_description(folder)["checksums"]}
+    except ValueError:
+        return False
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -73,6 +73,24 @@ def test_folders_and_files_of_others_are_not_replaced(tmp_path):
     SearchIndex(rows(20)).save(tmp_path / "empty")
 
 
+def test_other_files_in_the_folder_of_an_index_are_not_deleted(tmp_path):
+    SearchIndex(rows(20)).save(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match="`folder` must be new, empty, or the folder of an index"):
+        SearchIndex(rows(40)).save(tmp_path)
+    (tmp_path / "photo.jpg").unlink()
+    SearchIndex(rows(40)).save(tmp_path)
+    assert len(SearchIndex.load(tmp_path)) == 40
+
+
+def test_the_folder_behind_a_link_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    for n in (20, 40):
+        SearchIndex(rows(n)).save(tmp_path / "link")
+        assert len(SearchIndex.load(tmp_path / "saved")) == n
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "saved"]
+
+
 def without_a_file(folder):
     (folder / "ids.npy").unlink()
 
