@@ -63,6 +63,8 @@ def embed(
     path = Path(out).expanduser()
     if path.suffix != ".npy":
         raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
+    if path.with_suffix(".txt").resolve() == Path(folder).expanduser().resolve():
+        raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
     embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replacing(path.with_suffix(".txt")) as part:

@@ -190,12 +190,19 @@ class RunFolder:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name for a new file or folder, which replaces `path` after the block if there is no error."""
+    """Yield the path of a temporary file, which replaces the file `path` after the block if there is no error.
+
+    Missing folders are created.
+
+    Raises:
+        ValueError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}{path.suffix}.part")
     try:
         yield part
-        if path.is_dir():
-            remove(path)
         part.replace(path)
     except BaseException:
         remove(part)
