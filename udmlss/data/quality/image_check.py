@@ -81,12 +81,14 @@ class ImageCheck:
         """Write the findings to a CSV file with the columns kind, path and detail.
 
         Args:
-            path: Path of the file. An existing file is replaced after the new one has been written completely.
+            path: Path of the file. Missing folders are created. An existing file is replaced after the new one has been
+                written completely.
 
         Raises:
             OSError: The file cannot be written.
         """
         path = Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         try:
             with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
