@@ -18,7 +18,7 @@ _N_CHANNELS = 3
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trunk, and how pictures are prepared for it.
+    """A trunk with the image size and the normalization of its weights.
 
     `load_backbone` returns a backbone by name. Create one yourself for a trunk of another library.
 

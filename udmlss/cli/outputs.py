@@ -43,7 +43,7 @@ def embed(
         out: Name of the .npy file. An existing file is replaced.
         workers: Number of processes that load images. By default one per core.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
-        skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
+        skip_unreadable: Whether to read all files first and to skip those that are not images. By default such a
             file is an error.
         progress: Whether to print what is done.
 

@@ -131,7 +131,7 @@ class RunFolder:
 
     @contextmanager
     def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Create the folder and store the settings of a run in it, or compare them, and lock the folder in the block.
+        """Create the folder, store or compare the settings of the run, and lock the folder during the block.
 
         Raises:
             ValueError: The folder has other files, belongs to a run with other settings, or another process uses it.
@@ -156,7 +156,7 @@ class RunFolder:
                 raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings, or if there is something to continue, raise an error that names those that differ."""
+        """Store the settings of a new run; raise ValueError if those of a finished or interrupted run differ."""
         stored = self._read().get("settings")
         if stored is None or not (self.is_finished or any(self.checkpoints.glob("step-*.pt"))):
             self._write({"format": FORMAT, "settings": dict(settings)})

@@ -16,7 +16,7 @@ from udmlss._checks import value_error
 
 _DESCRIPTION = "index.json"
 _FORMAT = {"format": "udmlss search index", "version": 1}
-_BYTES = 2**20  # that are read at once
+_BYTES = 2**20  # number of bytes that are read at once
 _SUFFIX_OF_FAISS = ".faiss"
 
 
@@ -64,7 +64,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the settings and the arrays that `write_index` wrote.
 
     Raises:
-        ValueError: The folder has no index, or a file is missing or is not the one that was written.
+        ValueError: The folder has no index, or a file is missing or has changed.
     """
     description = _description(folder)
     arrays = {name: _array(folder / name, checksum) for name, checksum in description["checksums"].items()}
@@ -84,7 +84,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _not_an_index(folder: Path, found: str) -> ValueError:
-    remedy = f"Name the folder of an index, or build a new index and save it to {folder.name}"
+    remedy = f"Pass the folder of an index, or build a new index and save it to {folder.name}"
     return value_error("`folder` must be a folder that `SearchIndex.save` wrote", found, remedy)
 
 
@@ -94,7 +94,7 @@ def _array(path: Path, checksum: int) -> NDArray[Any]:
     if not path.is_file():
         raise value_error(rule, f"{path.parent} without it", remedy)
     if _checksum(path) != checksum:
-        raise value_error(rule, f"{path} with another checksum, a damaged or foreign file", remedy)
+        raise value_error(rule, f"{path} with another checksum, so it is damaged or belongs to another index", remedy)
     if path.suffix == _SUFFIX_OF_FAISS:
         return np.fromfile(path, dtype=np.uint8)
     try:

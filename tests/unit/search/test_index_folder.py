@@ -124,7 +124,7 @@ def change(folder, function):
 
 DAMAGED = {
     without_a_file: "`folder` must have the file ids.npy that `SearchIndex.save` wrote, got .* without it. Build the",
-    with_a_file_of_another_index: "`folder` must have the file embeddings.npy .*, got .* a damaged or foreign file",
+    with_a_file_of_another_index: "`folder` must have the file embeddings.npy .*, got .* it is damaged or belongs to another",
     with_a_pickle: "`folder` must have the file ids.npy that .*, got .* contains pickled",
     of_a_later_version: "`folder` must be a folder that `SearchIndex.save` wrote, got format 'udmlss .*', version 2",
     of_another_program: "`folder` must be a folder that .*, whose index.json has another format",
