@@ -281,7 +281,14 @@ class SearchIndex:
         """
         settings, arrays = read_index(Path(folder).expanduser())
         index = cls.__new__(cls)
-        index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+        try:
+            index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+        except KeyError as error:
+            rule, remedy = (
+                "`folder` must be a folder that `SearchIndex.save` wrote",
+                "Build the index again and save it",
+            )
+            raise value_error(rule, f"{folder} without the entry {error}", remedy) from error
         return index
 
     def _restore(self, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:

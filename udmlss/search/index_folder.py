@@ -80,6 +80,10 @@ def _description(folder: Path) -> dict[str, Any]:
         raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} has another format")
     if any(found[key] != value for key, value in _FORMAT.items()):
         raise _not_an_index(folder, f"format {found['format']!r}, version {found['version']!r}")
+    settings, checksums = found["settings"], found["checksums"]
+    are_dicts = isinstance(settings, dict) and isinstance(checksums, dict)
+    if not are_dicts or any(Path(name).name != name for name in checksums):  # a file elsewhere is not of this index
+        raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} is damaged")
     return found
 
 
