@@ -18,7 +18,7 @@ _N_CHANNELS = 3
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trunk, and how pictures are prepared for it.
+    """A trunk with the image size and the normalization of its weights.
 
     `load_backbone` returns a backbone by name. Create one yourself for a trunk of another library.
 
@@ -60,8 +60,7 @@ class Backbone:
                 raise value_error(rule, f"{len(values)} numbers", "Pass three numbers")
             for value in values:
                 check_number(name, value, above=above)
-        check_number("crop_fraction", self.crop_fraction, 0, 1)
-        check_number("crop_fraction", self.crop_fraction, above=0)
+        check_number("crop_fraction", self.crop_fraction, most=1, above=0)
         check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
 
     def train_transform(self) -> Transform:

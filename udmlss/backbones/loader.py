@@ -40,7 +40,7 @@ def load_backbone(
             downloads nothing.
 
     Returns:
-        The trunk, in training mode and on the CPU, and how pictures are prepared for it.
+        The trunk, in training mode and on the CPU, and the settings of its transforms.
 
     Raises:
         ValueError: There is no backbone of this name, `image_size` is below 1, or the backbone does not accept images
@@ -73,7 +73,7 @@ def load_backbone(
 
 
 def _remedy(name: str) -> str:
-    """Return which similar names exist, also those that differ in the part before the slash."""
+    """Return a remedy with similar names, including names that differ in the part before the slash."""
     known = [*LITE_SIZES, *torchvision_names(), *timm_names()]
     matches = get_close_matches(_last_part(name), set(map(_last_part, known)), cutoff=0.75)
     similar = [each for match in matches for each in known if _last_part(each) == match][:_MAX_MATCHES]

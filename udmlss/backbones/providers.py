@@ -15,7 +15,8 @@ LITE_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientne
 
 _LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255  # the pixels 0..255 are normalized as (x - 127) / 128
 _AS_TRAINED = {"aux_logits": False, "transform_input": True, "init_weights": False}
-_SETTINGS_WITHOUT_WEIGHTS = {"googlenet": _AS_TRAINED, "inception_v3": _AS_TRAINED}  # torchvision's own with weights
+# torchvision uses these settings only if it loads weights
+_SETTINGS_WITHOUT_WEIGHTS = {"googlenet": _AS_TRAINED, "inception_v3": _AS_TRAINED}
 _AUXILIARY = ("aux_logits", "aux1", "aux2", "AuxLogits")  # attributes of the same two models
 
 
@@ -124,7 +125,7 @@ def _import(package: str, requirement: str, name: str) -> ModuleType:
 
 @contextmanager
 def _named_download_errors(name: str) -> Iterator[None]:
-    """Replace the errors of a failed download by one that names the backbones that need none."""
+    """Replace the errors of a failed download by one that names the backbones that need no download."""
     try:
         yield
     except OSError as error:  # the base of the errors of urllib and of huggingface_hub

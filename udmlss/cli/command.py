@@ -34,7 +34,7 @@ def _show_lines(results: Sequence[object]) -> str:
 
 
 _Function = Callable[..., Any]
-_COMMANDS: dict[_Function, tuple[Callable[[Any], str], str]] = {  # how a result is shown, and an example
+_COMMANDS: dict[_Function, tuple[Callable[[Any], str], str]] = {  # a function that formats the result, and an example
     train: (str, "udmlss train photos --out run"),
     search: (_show_lines, "udmlss search run photos/1.jpg --k 5"),
     duplicates: (_show_groups, "udmlss duplicates run --threshold 0.98"),
@@ -140,7 +140,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
-    """Add the argument of a parameter, whose default is that of the function."""
+    """Add an argument for a parameter; an omitted option leaves the default of the function."""
     text = text.replace("%", "%%")
     if parameter.kind is not parameter.KEYWORD_ONLY:
         nargs = "+" if parameter.kind is parameter.VAR_POSITIONAL else None
@@ -156,7 +156,7 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
 
 
 def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotation)
-    """Return how an option is read: as a number, as one of some words, with or without "no", or as any text."""
+    """Return the settings of `add_argument` for an annotation: a switch, a number, one of several words, or text."""
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
     kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]

@@ -38,7 +38,7 @@ class Machine:
     def choose(
         cls, device: str | None, *, image_size: int, precision: Precision | None = None, workers: int | None = None
     ) -> "Machine":
-        """Choose what is None: a GPU if there is one, bfloat16 if it computes in it, and a worker per core."""
+        """Choose the settings that are None: a GPU if there is one, bfloat16 if supported, and a worker per core."""
         found = choose_device(device)
         return cls(found, _choose_precision(precision, found), _choose_workers(workers, image_size))
 

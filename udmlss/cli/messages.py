@@ -37,10 +37,10 @@ def short_path(path: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def columns(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
+def columns(rows: Sequence[tuple[str, str]]) -> str:
     """Return rows of two columns, the second of which is aligned."""
     width = max((len(first) for first, _ in rows), default=0)
-    return "\n".join(f"{indent}{first:{width}}  {second}" for first, second in rows)
+    return "\n".join(f"{first:{width}}  {second}" for first, second in rows)
 
 
 def message_of(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def embed(
         out: Name of the .npy file. An existing file is replaced.
         workers: Number of processes that load images. By default one per core.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
-        skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
+        skip_unreadable: Whether to read all files first and to skip those that are not images. By default such a
             file is an error.
         progress: Whether to print what is done.
 
@@ -63,6 +63,8 @@ def embed(
     path = Path(out).expanduser()
     if path.suffix != ".npy":
         raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
+    if path.with_suffix(".txt").resolve() == Path(folder).expanduser().resolve():
+        raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
     embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replacing(path.with_suffix(".txt")) as part:

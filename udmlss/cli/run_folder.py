@@ -131,7 +131,7 @@ class RunFolder:
 
     @contextmanager
     def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Create the folder and store the settings of a run in it, or compare them, and lock the folder in the block.
+        """Create the folder, store or compare the settings of the run, and lock the folder during the block.
 
         Raises:
             ValueError: The folder has other files, belongs to a run with other settings, or another process uses it.
@@ -156,7 +156,7 @@ class RunFolder:
                 raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings, or if there is something to continue, raise an error that names those that differ."""
+        """Store the settings of a new run; raise ValueError if those of a finished or interrupted run differ."""
         stored = self._read().get("settings")
         if stored is None or not (self.is_finished or any(self.checkpoints.glob("step-*.pt"))):
             self._write({"format": FORMAT, "settings": dict(settings)})
@@ -190,12 +190,19 @@ class RunFolder:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name for a new file or folder, which replaces `path` after the block if there is no error."""
+    """Yield the path of a temporary file, which replaces the file `path` after the block if there is no error.
+
+    Missing folders are created.
+
+    Raises:
+        ValueError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}{path.suffix}.part")
     try:
         yield part
-        if path.is_dir():
-            remove(path)
         part.replace(path)
     except BaseException:
         remove(part)

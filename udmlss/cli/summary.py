@@ -48,7 +48,7 @@ class TrainedRun:
 
     @classmethod
     def from_dict(cls, folder: Path, values: Mapping[str, Any]) -> "TrainedRun":
-        """Return the result whose `as_dict` this is."""
+        """Create the result from the values that `as_dict` returned."""
         return cls(
             folder,
             values["n_images"],
@@ -59,7 +59,7 @@ class TrainedRun:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return numbers, strings, and dictionaries and lists of them."""
+        """Return the result, without the folder, as values that can be written as JSON."""
         return {name: value for name, value in asdict(self).items() if name != "folder"}
 
     @property
@@ -78,7 +78,7 @@ class TrainedRun:
         return "\n\n".join([self.describe(), columns(files), search])
 
     def describe(self) -> str:
-        """Return what the training reached, in sentences."""
+        """Describe the result of the training in sentences."""
         steps, seconds = self.history[-1].step, sum(each.seconds for each in self.history)
         before, *after = [f"{score:.3f}" for score in self.scores]
         length = f"Trained for {count(steps, 'step')} in {count(len(self.history), 'round')}, {duration(seconds)}."

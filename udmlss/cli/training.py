@@ -38,12 +38,12 @@ from udmlss.neighbors import neighbor_lists
 from udmlss.training.callbacks import CSVLogger
 from udmlss.types import Precision
 
-_CPU_IMAGE_SIZE = 160  # takes half the time of 224, the size of the weights
+_CPU_IMAGE_SIZE = 160  # images of 160 pixels take half the time of images of 224 pixels, the size of the weights
 _EMBEDDING_SIZE = 512
 _FEATURES_AT_ONCE = 8192
 _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
-_COST_OF_TRAINING = 3  # time of an epoch in embedding passes
+_COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
         precision: "float32", or "bfloat16" or "float16" for mixed precision. By default "bfloat16" on GPUs that compute
             in it.
-        skip_unreadable: Whether to read all files first and to leave out those that are not images. By default such a
+        skip_unreadable: Whether to read all files first and to skip those that are not images. By default such a
             file is an error.
         progress: Whether to print what is done.
 
@@ -177,7 +177,7 @@ class _Training:
         try:
             features = embed(whole, self.images, output="features", progress=self.progress, **options)
         except OSError as error:
-            raise OSError(f"{message_of(error)} Pass `skip_unreadable` to leave such files out.") from error
+            raise OSError(f"{message_of(error)} Pass `skip_unreadable` to skip such files.") from error
         self.seconds_per_pass = time.perf_counter() - started
         size = min(_EMBEDDING_SIZE, features.shape[1])
         model = EmbeddingModel(trunk, embedder_from_features(features, size))

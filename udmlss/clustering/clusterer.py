@@ -1,4 +1,4 @@
-"""Clusterers that users pass: objects of scikit-learn and functions."""
+"""Clusterers that users pass: objects with scikit-learn's `fit_predict`, and functions."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -89,7 +89,7 @@ class Communities:
         return self.cluster(rows)
 
     def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
-        """Return what `fit_predict` returns, for checked rows, whose neighbors are searched once."""
+        """Return the labels of `fit_predict` for rows that have been checked; their neighbors are searched once."""
         length, n = self._list_length(), len(rows)
         if length is None and n > LARGEST_SAMPLE:
             length = choose_list_length(rows, seed=self.seed)

@@ -21,16 +21,16 @@ from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import averages_of_lists, check_n_neighbors
 from udmlss.types import PseudoLabels
 
-_IMAGES_PER_CLUSTER = 50  # assumed for a clusterer whose number of clusters is not known before
+_IMAGES_PER_CLUSTER = 50  # assumed for a clusterer whose number of clusters is not known in advance
 
 
 class ClusterPseudoLabeler:
     """Pseudo-labels from clusters of the embeddings, once per round.
 
     `ClusterPseudoLabeler()` needs no number of clusters, `ClusterPseudoLabeler(100)` runs k-means with 100. Clusters
-    retain their ids from round to round: each gets the id of the previous cluster that it shares most images with. From
-    the second round on, k-means starts from the means that the previous clusters have in the new
-    embeddings. If the number of images changes, ids are not matched in that round.
+    retain their ids from round to round: each gets the id of the previous cluster with which it has the most images in
+    common. From the second round on, k-means starts from the means of the previous clusters in the new embeddings. If
+    the number of images changes, ids are not matched in that round.
 
     Args:
         n_clusters: Number of clusters k of k-means, at least 2. Alternatively the clusterer itself, as in
@@ -166,7 +166,7 @@ class ClusterPseudoLabeler:
         return {"round": self._round, "previous": previous, "n_neighbors": self._n_neighbors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._round, self._n_neighbors = state["round"], state.get("n_neighbors")
         self._previous = None if state["previous"] is None else PseudoLabels(**state["previous"])
 
@@ -231,7 +231,7 @@ class ClusterPseudoLabeler:
             communities.n_neighbors, communities.images_per_cluster = self._n_neighbors, None
         found = communities.cluster(embeddings)
         self._n_neighbors = communities.n_neighbors_
-        # without the gaps of communities that are too small
+        # communities that are too small leave gaps in the labels, which `from_labels` closes
         return PseudoLabels.from_labels(found).labels, communities.graph_
 
     def _start(

@@ -73,7 +73,7 @@ def as_path_list(paths: Sequence[str | os.PathLike[str]], name: str) -> PathList
         name: Name of the parameter.
 
     Raises:
-        TypeError: `paths` is one path, whose letters would be a sequence.
+        TypeError: `paths` is a single path instead of a sequence.
     """
     if isinstance(paths, str | os.PathLike):
         remedy = "Pass a list, or `find_images(folder)` for the images in a folder"
@@ -90,7 +90,7 @@ def read_paths(source: str | os.PathLike[str], column: str | None = None) -> Seq
     """Read the paths of images from a text, CSV or Parquet file.
 
     A relative path is relative to the folder of `source`, and `~` at its beginning is the home folder. Empty lines and
-    cells are ignored. The paths keep their order.
+    cells are ignored. The order of the paths is retained.
 
     Args:
         source: Path of a .txt file with one path per line, of a .csv or .tsv file with a header, or of a .parquet

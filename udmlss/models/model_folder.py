@@ -30,7 +30,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
     from safetensors import SafetensorError  # noqa: PLC0415 (`import udmlss` does not import safetensors)
     from safetensors.torch import save_file  # noqa: PLC0415 (as above)
 
-    folder = folder.resolve()  # of a link, the folder itself is replaced
+    folder = folder.resolve()  # a link is retained, and the folder that it points to is replaced
     _check_target(folder)
     try:
         text = json.dumps({"library": _LIBRARY, "format": FORMAT} | config, indent=2, allow_nan=False)
@@ -40,7 +40,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
     with _replaced_folder(folder) as part:
         try:
             save_file(dict(weights), part / WEIGHTS)
-        except SafetensorError as error:  # the disk is full
+        except SafetensorError as error:  # for example if the disk is full
             message = f"The model could not be written to {folder}: {error}"
             raise OSError(message) from error
         (part / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -83,7 +83,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     path = folder / WEIGHTS
     try:
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}  # the file itself is not mapped
+        # Copies do not map the file, which may be replaced later
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError as error:
         raise _not_a_model(f"{folder}, which has no {WEIGHTS}") from error
     except (SafetensorError, OSError) as error:

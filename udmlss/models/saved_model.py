@@ -17,7 +17,8 @@ from udmlss.backbones import Backbone, load_backbone
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
 
-_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # classes, and attributes that are their arguments
+# Each class with the attributes that are arguments of its constructor
+_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
     "BatchNormNeck": (BatchNormNeck, ("num_features",)),
     "Dropout": (nn.Dropout, ("p",)),
@@ -103,7 +104,7 @@ def _as_one(trunk: nn.Module, embedder: nn.Module) -> nn.ModuleDict:
 
 
 def _weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the weights on the CPU, each in memory of its own, under their names without compilation."""
+    """Return the weights on the CPU, each in its own memory, under the names of the model before compilation."""
     return {
         name.replace("_orig_mod.", ""): weight.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, weight in module.state_dict().items()
@@ -130,7 +131,7 @@ def _build_backbone(described: dict[str, Any] | None, folder: Path, trunk: nn.Mo
     name, size = described["name"], described["image_size"]
     try:
         loaded = load_backbone(name, image_size=size, pretrained=False)
-    except ValueError as error:  # a name that the caller chose
+    except ValueError as error:  # the name of a backbone that the caller created
         rule = f"`trunk` must be passed for the backbone {name!r}"
         raise value_error(rule, f"None for {folder} ({error})", "Pass a trunk of the same architecture") from error
     return replace(loaded, **settings)

@@ -55,7 +55,7 @@ def image_reliability(
 
 
 def cluster_reliability(reliability: Float32[Tensor, " n"], pseudo_labels: PseudoLabels) -> Float32[Tensor, " k"]:
-    """Return the mean reliability of the images of each cluster; NaN for a cluster without a known one."""
+    """Return the mean reliability of the images of each cluster; NaN for clusters without known reliabilities."""
     labels = pseudo_labels.labels.cpu()
     known = (labels >= 0) & reliability.isfinite()
     sums = torch.zeros(pseudo_labels.n_clusters, dtype=torch.float64)

@@ -29,7 +29,7 @@ _MAP_COLUMNS, _MAP_LINES = 24, 16
 def plot_history(history: Sequence[RoundReport]) -> "Figure":
     """Plot the loss, the label-free score, the agreement, and the number and sizes of clusters over the rounds.
 
-    Measurements that no round has are left out.
+    Measurements without any value are omitted.
 
     Args:
         history: The reports of the rounds, such as `FitResult.history`.
@@ -107,7 +107,7 @@ def plot_map(
 ) -> "Figure":
     """Plot embeddings in two dimensions, where similar images lie close together.
 
-    The projection is t-SNE of scikit-learn. Of more than 3,000 images a sample is shown.
+    The projection is t-SNE of scikit-learn. If there are more than 3,000 images, a sample is shown.
 
     Args:
         embeddings: Embeddings of any length.
@@ -164,8 +164,8 @@ def plot_neighbors(
 ) -> "Figure":
     """Show queries with their nearest neighbors, and what training changed.
 
-    Neighbors that training brought are framed and titled "new", those that it removed have a dashed frame and the
-    title "gone".
+    Images that are neighbors only after training have a frame and the title "new". Images that are neighbors only
+    before training have a dashed frame and the title "gone".
 
     Args:
         images: Paths of image files, or a map-style dataset, as in `contact_sheet`.

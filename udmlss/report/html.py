@@ -119,9 +119,10 @@ def _check_pseudo_labels(pseudo_labels: object, n: int) -> None:
 
 
 def _check_path(path: str | Path) -> Path:
-    if Path(path).is_dir():
+    path = Path(path).expanduser()
+    if path.is_dir():
         raise value_error("`path` must be the path of a file", f"the folder {path}", 'Append a name, "report.html"')
-    return Path(path)
+    return path
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class DuplicateGroups:
 def find_groups(embeddings: Float[Tensor, "n d"], threshold: float, seed: int) -> DuplicateGroups:
     """Return the groups of images that are connected by pairs of at least this cosine similarity.
 
-    Each image is compared with its 3 nearest neighbors. Of more than 100,000 images a sample is searched.
+    Each image is compared with its 3 nearest neighbors. If there are more than 100,000 images, a sample
+    is searched.
     """
     rows = sample_rows(len(embeddings), _SEARCHED, seed)
     n = len(rows)

@@ -15,8 +15,8 @@ from udmlss.neighbors.search import without_self
 from udmlss.search.index import SearchIndex
 from udmlss.search.rows import Embeddings, as_unit_rows
 
-_NEIGHBORS = 10  # lists with as many near-duplicates may lack further ones
-_QUERIES = 2**14  # that are searched at once
+_NEIGHBORS = 10  # length of a list of neighbors; a list of near-duplicates only may be incomplete
+_QUERIES = 2**14  # number of rows that are searched at once
 
 
 @overload
@@ -37,7 +37,8 @@ def near_duplicates(
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy.
-        threshold: Least cosine similarity of near-duplicates, in -1..1. It depends on the model: look at some pairs.
+        threshold: Smallest cosine similarity of near-duplicates, in -1..1. A good value depends on the model, so
+            inspect some pairs.
         other: Embeddings (m, d) of a second set, such as test images that must not be among the training images. None
             searches within the first set.
 
@@ -87,7 +88,7 @@ def _groups(rows: Float32[Tensor, "n d"], threshold: float) -> list[list[int]]:
     first, second = torch.cat(edges, dim=1).numpy()
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
     labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
-    full = torch.cat(is_full).nonzero().flatten()  # pairs that the lists lack are among these items
+    full = torch.cat(is_full).nonzero().flatten()  # every pair that is missing from the lists is a pair of these items
     labels = _joined(rows[full], labels[full], threshold, labels)
     order = labels.argsort(stable=True)
     groups = [group.tolist() for group in order.split(labels.bincount().tolist()) if len(group) > 1]
@@ -97,8 +98,8 @@ def _groups(rows: Float32[Tensor, "n d"], threshold: float) -> list[list[int]]:
 def _joined(rows: Float32[Tensor, "m d"], groups: Tensor, threshold: float, labels: Tensor) -> Tensor:
     """Join the groups that any two of these rows connect, and return the new label of each item.
 
-    Each round takes the rows of one group, and searches the groups that are similar to it, then those similar to
-    these, so that every group is compared once.
+    Each iteration starts from the rows of one group, joins the groups that are similar to it, and then those that are
+    similar to the joined groups, so that every group is compared once.
     """
     root = torch.arange(int(labels.max()) + 1)
     rest = torch.arange(len(rows))

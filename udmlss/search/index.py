@@ -23,7 +23,7 @@ from udmlss.types import Images
 Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities (q, k)
 
 _EXACT = 2**22  # numbers in the embeddings up to which the exact search is fast, by benchmarks/speed_search.py
-_LARGEST_CHANGE = 2  # factor between all items ever added and the present ones, until cells are computed again
+_LARGEST_CHANGE = 2  # ratio of the items ever added to the present items at which cells are computed again
 _ROWS, _IDS, _KEYS, _ORIGIN, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "origin.npy", "cells.faiss"
 
 
@@ -157,7 +157,7 @@ class SearchIndex:
     def search_images(self, model: nn.Module, images: Images, k: int = 10) -> Found:
         """Embed images and find the k items that are most similar to each of them.
 
-        It is the same as `index.search(embed(model, images), k)`. Call these two functions to set their options.
+        This is the same as `index.search(embed(model, images), k)`. Call these two functions to set their options.
 
         Args:
             model: The model that embedded the items.
@@ -165,7 +165,7 @@ class SearchIndex:
             k: Number of items per query.
 
         Returns:
-            What `search` returns.
+            The ids and the similarities, as `search` returns them.
         """
         check_integer("k", k, 1)
         check_k(k, len(self))
@@ -213,7 +213,7 @@ class SearchIndex:
     def remove(self, ids: Ids) -> None:
         """Remove items.
 
-        Cells and recall are computed again when the removed items are as many as the others.
+        Cells and recall are computed again when half of the items have been removed.
 
         Args:
             ids: Ids of the items.
@@ -247,8 +247,8 @@ class SearchIndex:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the index to a folder: arrays of NumPy, the file of faiss, and a description in JSON.
 
-        Files are written to a temporary folder beside `folder`, which then replaces it, so that the folder never has
-        a part of an index.
+        Files are written to a temporary folder next to `folder`, which then replaces it, so that the folder never
+        contains an incomplete index.
 
         Args:
             folder: Path of the folder, which is created. An index in it is replaced.
@@ -281,7 +281,14 @@ class SearchIndex:
         """
         settings, arrays = read_index(Path(folder).expanduser())
         index = cls.__new__(cls)
-        index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+        try:
+            index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+        except KeyError as error:
+            rule, remedy = (
+                "`folder` must be a folder that `SearchIndex.save` wrote",
+                "Build the index again and save it",
+            )
+            raise value_error(rule, f"{folder} without the entry {error}", remedy) from error
         return index
 
     def _restore(self, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:

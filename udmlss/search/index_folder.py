@@ -16,7 +16,7 @@ from udmlss._checks import value_error
 
 _DESCRIPTION = "index.json"
 _FORMAT = {"format": "udmlss search index", "version": 1}
-_BYTES = 2**20  # that are read at once
+_BYTES = 2**20  # number of bytes that are read at once
 _SUFFIX_OF_FAISS = ".faiss"
 
 
@@ -29,12 +29,13 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         arrays: Arrays by the name of their file, .npy or, for the bytes of an index of faiss, .faiss.
 
     Raises:
-        ValueError: `folder` is a file, or a folder without an index that is not empty.
+        ValueError: `folder` is a file, or a folder with other files.
         OSError: Writing failed. A previous index is unchanged.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()):
+    folder = folder.resolve()  # a link is retained, and the folder that it points to is replaced
+    if not _is_replaceable(folder):
         rule = "`folder` must be new, empty, or the folder of an index, which is replaced"
-        raise value_error(rule, folder, "Name another folder")
+        raise value_error(rule, folder, "Choose another folder")
     with _new_folder(folder) as part:
         for name, array in arrays.items():
             if name.endswith(_SUFFIX_OF_FAISS):
@@ -46,11 +47,24 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         (part / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
+def _is_replaceable(folder: Path) -> bool:
+    """Return whether a folder is new, empty, or contains the files of an index and no other files."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        return names <= {_DESCRIPTION, *_description(folder)["checksums"]}
+    except ValueError:
+        return False
+
+
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the settings and the arrays that `write_index` wrote.
 
     Raises:
-        ValueError: The folder has no index, or a file is missing or is not the one that was written.
+        ValueError: The folder has no index, or a file is missing or has changed.
     """
     description = _description(folder)
     arrays = {name: _array(folder / name, checksum) for name, checksum in description["checksums"].items()}
@@ -66,11 +80,15 @@ def _description(folder: Path) -> dict[str, Any]:
         raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} has another format")
     if any(found[key] != value for key, value in _FORMAT.items()):
         raise _not_an_index(folder, f"format {found['format']!r}, version {found['version']!r}")
+    settings, checksums = found["settings"], found["checksums"]
+    are_dicts = isinstance(settings, dict) and isinstance(checksums, dict)
+    if not are_dicts or any(Path(name).name != name for name in checksums):  # a file elsewhere is not of this index
+        raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} is damaged")
     return found
 
 
 def _not_an_index(folder: Path, found: str) -> ValueError:
-    remedy = f"Name the folder of an index, or build a new index and save it to {folder.name}"
+    remedy = f"Pass the folder of an index, or build a new index and save it to {folder.name}"
     return value_error("`folder` must be a folder that `SearchIndex.save` wrote", found, remedy)
 
 
@@ -80,7 +98,7 @@ def _array(path: Path, checksum: int) -> NDArray[Any]:
     if not path.is_file():
         raise value_error(rule, f"{path.parent} without it", remedy)
     if _checksum(path) != checksum:
-        raise value_error(rule, f"{path} with another checksum, a damaged or foreign file", remedy)
+        raise value_error(rule, f"{path} with another checksum, so it is damaged or belongs to another index", remedy)
     if path.suffix == _SUFFIX_OF_FAISS:
         return np.fromfile(path, dtype=np.uint8)
     try:

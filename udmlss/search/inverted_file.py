@@ -16,11 +16,11 @@ from udmlss.neighbors.backends import Neighbors
 from udmlss.neighbors.search import search, without_self
 
 _SAMPLED = 512  # rows on which the recall is measured
-_NEIGHBORS = 10  # of which the recall is measured
+_NEIGHBORS = 10  # number of neighbors for which the recall is measured
 _CELLS = 4  # times the square root of n
 _ROWS_PER_CELL = 32  # sampled rows that the centers of the cells are computed from
 _ITERATIONS = 6  # of k-means on these rows
-_SLACK = 0.4  # of the missing recall is for neighbors in the searched cells whose codes are not near
+_SLACK = 0.4  # fraction of the allowed loss of recall that is due to inexact codes; unsearched cells cause the rest
 _FACTORS = (4, 8, 16, 32, 64)  # candidates per neighbor
 _ROUNDING = 1e-6  # of squared distances, as a fraction
 _EQUAL = 1e-12  # largest squared distance of equal rows, any of which counts as found
@@ -116,11 +116,11 @@ class InvertedFile:
     ) -> Neighbors:
         _, found = self.cells.search(self._points(queries), n_candidates)
         positions = np.searchsorted(keys, found).clip(max=len(keys) - 1)
-        is_row = torch.from_numpy(keys[positions] == found)  # the key is -1 where the cells have fewer rows
+        is_row = torch.from_numpy(keys[positions] == found)  # faiss returns -1 if the cells have fewer rows
         candidates = torch.from_numpy(positions)
         gathered = rows[candidates]
         is_orthogonal = torch.bmm(gathered, queries.unsqueeze(2)).squeeze(2) == 0  # such as a row of zeros
-        squares = gathered.sub_(queries.unsqueeze(1)).square_().sum(dim=2)  # has small distances, which products round
+        squares = gathered.sub_(queries.unsqueeze(1)).square_().sum(dim=2)  # products would round small distances
         squares = squares.masked_fill_(is_orthogonal, 2).masked_fill_(~is_row, torch.inf)
         squares, order = squares.topk(k, largest=False)
         similarities, indices = 1 - squares / 2, candidates.gather(1, order)

@@ -8,7 +8,7 @@ from torch.nn import functional
 from udmlss.neighbors import k_reciprocal_similarity
 from udmlss.neighbors.backends import Neighbors
 
-CANDIDATES_PER_NEIGHBOR = 5  # candidates that are re-ranked; those far down the list do not change the first ones
+CANDIDATES_PER_NEIGHBOR = 5  # number of re-ranked candidates; more of them do not change the first results
 _POWER = 3  # alpha of the query expansion
 _AVERAGED = 0.3  # k2 as a fraction of k1: 6 for the published 20
 _COSINE = 0.3  # weight of the cosine in the re-ranked similarity
@@ -34,8 +34,8 @@ def rerank(
 ) -> Neighbors:
     """Return the k best of the found candidates by the k-reciprocal neighbors that they share with the query.
 
-    Each query and its candidates are a set of their own, in which all neighbors are searched, so that time and memory
-    do not grow with the number of rows.
+    Neighbors are searched only within the set of a query and its candidates, so that time and memory do not grow with
+    the number of rows.
 
     Args:
         rows: Unit rows that were searched.

@@ -1,4 +1,4 @@
-"""The allocator of the C library, which decides how fast a step on a CPU gets its memory."""
+"""Settings of the memory allocator of the C library, for faster steps on a CPU."""
 
 import ctypes
 import sys
@@ -9,8 +9,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 def keep_freed_memory() -> bool:
     """Let the allocator of glibc reuse freed memory instead of returning it to the system after every step.
 
-    On Linux this about halves the time of a training step on a CPU. It concerns the whole process, so that only
-    programs call it, such as the command `udmlss`. The process holds the memory that it once used until it ends.
+    On Linux this about halves the time of a training step on a CPU. The settings apply to the whole process, so
+    that only programs should call this function, as the command `udmlss` does. The process does not return memory to
+    the system before it ends.
 
     Returns:
         Whether the allocator is that of glibc and accepted the settings. Otherwise nothing changes.

@@ -104,7 +104,7 @@ class TrainingStep:
         return [parameter.shape for parameter in self.losses.parameters()]
 
     def _clip_gradient(self) -> None:
-        """Clip the gradient; raise FloatingPointError if it is not finite and the scale of the loss cannot be lower."""
+        """Clip the gradient; raise FloatingPointError if it is not finite although the loss is not scaled up."""
         scaler = self.run.scaler
         scaler.unscale_(self.run.optimizer)
         parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]

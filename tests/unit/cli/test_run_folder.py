@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from udmlss import PseudoLabels
+from udmlss.cli import embed
 from udmlss.cli.run_folder import RunFolder, replacing
 from udmlss.neighbors import neighbor_lists
 
@@ -128,3 +129,18 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     with replacing(path) as part:
         part.write_text("new")
     assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").touch()
+    with pytest.raises(ValueError, match="An output file must not be a folder"), replacing(tmp_path / "photos") as part:
+        part.write_text("new")
+    assert (tmp_path / "photos" / "1.jpg").exists()
+
+
+def test_the_list_of_images_is_not_overwritten(tmp_path):
+    paths = tmp_path / "photos.txt"
+    paths.touch()
+    with pytest.raises(ValueError, match="`out` must have another name than the list of images"):
+        embed("run", paths, out=tmp_path / "photos.npy")

@@ -73,6 +73,24 @@ def test_folders_and_files_of_others_are_not_replaced(tmp_path):
     SearchIndex(rows(20)).save(tmp_path / "empty")
 
 
+def test_other_files_in_the_folder_of_an_index_are_not_deleted(tmp_path):
+    SearchIndex(rows(20)).save(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match="`folder` must be new, empty, or the folder of an index"):
+        SearchIndex(rows(40)).save(tmp_path)
+    (tmp_path / "photo.jpg").unlink()
+    SearchIndex(rows(40)).save(tmp_path)
+    assert len(SearchIndex.load(tmp_path)) == 40
+
+
+def test_the_folder_behind_a_link_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    for n in (20, 40):
+        SearchIndex(rows(n)).save(tmp_path / "link")
+        assert len(SearchIndex.load(tmp_path / "saved")) == n
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "saved"]
+
+
 def without_a_file(folder):
     (folder / "ids.npy").unlink()
 
@@ -106,7 +124,7 @@ def change(folder, function):
 
 DAMAGED = {
     without_a_file: "`folder` must have the file ids.npy that `SearchIndex.save` wrote, got .* without it. Build the",
-    with_a_file_of_another_index: "`folder` must have the file embeddings.npy .*, got .* a damaged or foreign file",
+    with_a_file_of_another_index: "`folder` must have the file embeddings.npy .*, got .* so it is damaged or belongs",
     with_a_pickle: "`folder` must have the file ids.npy that .*, got .* contains pickled",
     of_a_later_version: "`folder` must be a folder that `SearchIndex.save` wrote, got format 'udmlss .*', version 2",
     of_another_program: "`folder` must be a folder that .*, whose index.json has another format",
@@ -125,3 +143,14 @@ def test_a_damaged_or_foreign_folder_is_an_error(tmp_path, damage):
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"`folder` must be a folder that `SearchIndex.save` .*No such file"):
         SearchIndex.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change", [{"checksums": []}, {"checksums": {}}, {"checksums": {"../ids.npy": 0}}, {"settings": {}}]
+)
+def test_a_description_with_wrong_entries_is_an_error(tmp_path, change):
+    SearchIndex(rows(20)).save(tmp_path)
+    found = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(found | change))
+    with pytest.raises(ValueError, match="`folder` must be a folder that `SearchIndex"):
+        SearchIndex.load(tmp_path)

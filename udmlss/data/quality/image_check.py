@@ -19,7 +19,7 @@ from udmlss.data.quality.inspection import Inspection, inspect_file
 from udmlss.data.quality.near_duplicates import THUMBNAIL_BYTES, find_near_duplicates
 
 _TREATMENTS = {
-    "broken": 'raises an error, or is left out with on_error="skip"',
+    "broken": 'raises an error, or is skipped with on_error="skip"',
     "tiny": "is used as it is",
     "constant": "is used, although it contains nothing to learn",
     "16-bit": "is scaled to 8 bits, see `value_range`",
@@ -31,7 +31,7 @@ _TREATMENTS = {
     "near-duplicate": "is used in addition to the earlier one",
 }
 _PATHS_PER_TASK = 16
-_MAX_BITS = 8  # With more, the parts of a hash that are compared become short, so that most images have one in common
+_MAX_BITS = 8  # with more bits, the compared parts of a hash are so short that most images have an equal part
 _N_EXAMPLES = 3
 
 
@@ -81,12 +81,14 @@ class ImageCheck:
         """Write the findings to a CSV file with the columns kind, path and detail.
 
         Args:
-            path: Path of the file. An existing file is replaced after the new one has been written completely.
+            path: Path of the file. Missing folders are created. An existing file is replaced after the new one has been
+                written completely.
 
         Raises:
             OSError: The file cannot be written.
         """
         path = Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         try:
             with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -101,12 +103,12 @@ def check_images(
 ) -> ImageCheck:
     """Read images and find those that are damaged, unusual or duplicates.
 
-    Files are read in several threads, as `ImageFiles` reads them. Found are broken files, images whose shorter side is
-    below `min_size`, images of one color, files with more than 8 bits per channel, with transparency, with an EXIF
-    orientation, with CMYK colors or with a palette, identical files, and near-duplicates.
+    Files are read in several threads, as `ImageFiles` reads them. The findings are broken files, images whose shorter
+    side is below `min_size`, images of one color, files with more than 8 bits per channel, with transparency, with an
+    EXIF orientation, with CMYK colors or with a palette, identical files, and near-duplicates.
 
     Near-duplicates are found by the difference hash [1] and a comparison of thumbnails: copies of another size or
-    compression, or with a border cut off by 1 %. They are proposals to look at. Photographs of different things are
+    compression, or with a border cut off by 1 %. They should be inspected. Photographs of different things are
     rarely among them, but small objects in front of a plain background often are.
 
     Args:
@@ -117,8 +119,8 @@ def check_images(
         progress: Whether to show a progress bar.
 
     Returns:
-        The findings, and the paths of the readable images. Of identical images and near-duplicates, all but the first
-        are findings.
+        The findings, and the paths of the readable images. The first of several duplicates is not
+        a finding.
 
     Raises:
         ValueError: There are no paths, or a setting is out of range.

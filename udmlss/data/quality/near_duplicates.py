@@ -15,7 +15,7 @@ THUMBNAIL_BYTES = 72
 _WIDTH, _HEIGHT = 9, 8
 _N_BITS = (_WIDTH - 1) * _HEIGHT
 _MAX_DIFFERENCE = 6  # mean difference of the gray values of two thumbnails
-_MAX_COMPARED = 200  # images whose hashes have a part in common: many images of plain backgrounds do
+_MAX_COMPARED = 200  # images with an equal part of the hash; images of plain backgrounds have many equal parts
 
 Thumbnails = UInt8[NDArray[np.uint8], "n 72"]
 Hashes = UInt64[NDArray[np.uint64], " n"]

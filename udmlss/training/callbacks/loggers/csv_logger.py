@@ -78,9 +78,12 @@ def _continue(path: Path, columns: list[str], first: int) -> TextIO:
         complete = [row for row in csv.DictReader(file) if None not in row.values()]
         rows = [row for row in complete if int(row["step"]) < first]
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path.open("a", newline="", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The part that all loggers share: which values are logged, when, and by which process."""
+"""The base class of loggers, which selects the values and logs them on rank 0."""
 
 import re
 import time
@@ -31,7 +31,7 @@ class Logger:
     """Log every step and every round on rank 0.
 
     A subclass writes the values. An error in `_connect` ends training before it starts. A later error is a warning, and
-    the logger writes nothing further, because a training must not be lost with its log. A logger has no state that a
+    the logger writes nothing further, because a failed logger must not end the training. A logger has no state that a
     checkpoint saves, so that it can be added to a run that is resumed, or removed from it.
 
     Args:
@@ -51,7 +51,7 @@ class Logger:
         """Prepare for writing, before training and on rank 0; the first step is not known yet."""
 
     def _open(self, first_step: int, first_round: int) -> None:
-        """Remove what an interrupted run has written of steps and rounds that will be logged again.
+        """Remove the values of steps and rounds of an interrupted run that will be logged again.
 
         Args:
             first_step: The first step that will be logged.
@@ -93,7 +93,7 @@ class Logger:
         self._clock = None  # the next step comes after an embedding pass
 
     def on_end(self, run: "Run") -> None:
-        """Close what was opened."""
+        """Remove the hook and close the logger."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -16,8 +16,8 @@ class TensorBoardLogger(Logger):
     The names are those of `StepReport` and `RoundReport`, such as "step/loss" and "round/n_clusters", with the
     label-free scores, the learning rates as "step/lr_trunk" and the seconds since the step before.
 
-    If a `Checkpoint` resumes the run, TensorBoard no longer shows what an interrupted run has written of steps that are
-    taken again. A run that starts from scratch hides an earlier run in the folder.
+    If a `Checkpoint` resumes the run, TensorBoard no longer shows the values of steps of the interrupted run that
+    are taken again. A run that starts from scratch hides an earlier run in the folder.
 
     Args:
         folder: Folder of the files; it is created.
