@@ -53,8 +53,8 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
     k-means divides the items into cells, and each item is compared with the items of the nearest cells only. The
     number of these cells is chosen such that the lists of a sample of the items have the given recall. If more than a
     quarter of the cells would be needed, the search is exact. On a CPU, sets such as 1,000,000 x 128 are not searched
-    exactly unless `recall` is 1: as many cells are searched as take some ten minutes, and a warning gives the recall.
-    Memory grows with n x k.
+    exactly unless `recall` is 1. The number of cells is then limited such that the search takes about ten minutes, and
+    a warning gives the recall. Memory grows with n x k.
 
     Args:
         embeddings: Embeddings of any length, in memory or mapped from a file.

@@ -171,7 +171,7 @@ class _Page:
             "Clusters": f"{self.pseudo_labels.n_clusters:,}",
             "Images per cluster": f"{int(sizes.min()):,} to {int(sizes.max()):,}",
             "Without a cluster": f"{n_unassigned:,} ({n_unassigned / len(self.labels):.0%})",
-            "Near-duplicates": f"{sum(map(len, duplicates.groups)):,} in {len(duplicates.groups):,} groups",
+            "Near-duplicates": _in_groups(duplicates.groups),
         }
         if history:
             facts |= {"Rounds": f"{len(history):,}", "Training steps": f"{history[-1].step:,}"}
@@ -279,6 +279,11 @@ def _render(page: _Page, title: str, summary: str | None, sections: dict[str, An
         version=udmlss.__version__,
         **sections,
     )
+
+
+def _in_groups(groups: Sequence[Sequence[int]]) -> str:
+    """Return the number of near-duplicates and of their groups in words."""
+    return f"{sum(map(len, groups)):,} in {len(groups):,} group{'' if len(groups) == 1 else 's'}"
 
 
 def _write(path: Path, html: str) -> None:

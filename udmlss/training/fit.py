@@ -106,7 +106,7 @@ def fit(
             The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
             about a third longer. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
-        num_workers: Number of processes that load images. None means as many as suit the device; see `embed`.
+        num_workers: Number of processes that load images. None chooses by the device; see `embed`.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
         label_free: Whether to compute label-free scores for the history, which takes a further pass over some images
             and a search. Callbacks that need them switch them on.

@@ -69,8 +69,8 @@ class Rounds:
             every round. Features are scaled to unit length.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
-            that later changes of a dataset have no effect. 0 loads images in the main process. None means as many as
-            suit the device; see `embed`.
+            that later changes of a dataset have no effect. 0 loads images in the main process. None chooses by
+            the device; see `embed`.
         precision: "bfloat16" embeds in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
