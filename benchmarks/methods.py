@@ -156,6 +156,7 @@ def default(
     settings: Settings,
     seed: int,
     *,
+    labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -167,6 +168,7 @@ def default(
         data: The images.
         settings: The settings, which name the backbone.
         seed: Seed of the run.
+        labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -177,11 +179,14 @@ def default(
     from_scratch = settings.backbone == "small"
     if not from_scratch:
         initialize_embedder(model, data, settings, {})
-    labeler = TrueLabels(data.labels) if true_labels else None
+    if true_labels:
+        own_labeler: Labeler | None = TrueLabels(data.labels)
+    else:
+        own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
         data.train,
-        labeler=labeler,
+        labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
         label_free=label_free,
@@ -278,9 +283,15 @@ CLUSTER_MEMORY: dict[str, Method] = {
     "cluster-contrast-communities": partial(cluster_contrast, clusterer="communities", n_neighbors=14),
     "spcl": partial(cluster_contrast, clusterer="self-paced", n_neighbors=30),
 }
+LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
+DEFAULT_VARIANTS: dict[str, Method] = {
+    "default-left-out": partial(default, labeler=LEFT_OUT),
+    "default-coarse": partial(default, labeler=COARSE),
+    "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),
+}
 OWN_LOSS = {
     *UNTRAINED,
-    "default",
+    *("default", *DEFAULT_VARIANTS),
     "cbswr",
     "stml",
     "deepcluster",
@@ -317,6 +328,7 @@ METHODS: dict[str, Method] = {
     "recommended-true-k": partial(udml, **RECOMMENDED, **TRUE_K),
     "recommended-twice-k": partial(udml, **RECOMMENDED, **TWICE_K),
     "default": default,
+    **DEFAULT_VARIANTS,
     **SUPERVISED,
 }
 COMPARED = (

@@ -4,8 +4,8 @@
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
     python benchmarks/quality.py --data groceries --protocol own
 
-Every method trains the same model on the same number of images, except `default` and `supervised-default`, which
-train for the eight epochs of `fit`'s defaults instead of four. docs/guides/methods-side-by-side.md describes the
+Every method trains the same model on the same number of images, except `default`, its variants and `supervised-
+default`, which train for the eight epochs of `fit`'s defaults instead of four. docs/guides/methods-side-by-side.md describes the
 methods. Only the upper bounds train on labels: `supervised`, which is `udml` with true labels, and `supervised-
 default`, which is `default` with true labels. `frozen` is the model before training and is always included.
 `recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`,
