@@ -25,7 +25,10 @@ from udmlss._chunks import with_float64
 from udmlss.neighbors.search import check_queries, nearest, search_in_chunks
 from udmlss.types import Labels
 
-__all__ = ["Retrieval", "ami", "map_at_r", "nearest", "nmi", "r_precision", "recall_at_k", "retrieval"]
+__all__ = [
+    *("Retrieval", "ami", "map_at_r", "nearest", "nmi", "r_precision", "recall_at_k", "retrieval"),
+    "score_rankings",
+]
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,57 @@ def run_retrieval(
     for chunk, (_, indices) in search_in_chunks(embeddings, k, queries, (labels, query_labels)):
         hits = labels[indices] == query_labels[chunk].unsqueeze(1)
         sums += _summed_scores(hits, n_relevant[chunk].unsqueeze(1), plan.ks)
-    *recalls, average_precision, precision = (sums / int((n_relevant > 0).sum())).tolist()
-    return Retrieval(dict(zip(plan.ks, recalls, strict=True)), average_precision, precision)
+    return _mean_scores(sums, plan)
+
+
+def score_rankings(
+    rankings: Int64[Tensor, "q m"],
+    labels: Labels,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
+    *,
+    query_labels: Labels | None = None,
+) -> Retrieval:
+    """Compute the scores of `retrieval` from the results of any search, such as one that re-ranks.
+
+    Args:
+        rankings: Positions in `labels` of the items that were found for each query, the most similar first, each item
+            at most once. Without `query_labels`, row i is the ranking of item i, in which the item itself is ignored.
+        labels: Class of each item; items with a negative label are ignored.
+        ks: Numbers k of first items, one or several.
+        query_labels: Class of each query. None if each item is a query.
+
+    Raises:
+        TypeError: Rankings, labels or `ks` are not integers.
+        ValueError: A ranking has fewer items than the largest k, or than there are items of the class of its query; a
+            position is not among the labels; or no query has an item of its class.
+
+    Example:
+        >>> metrics.score_rankings(torch.tensor([[1, 2], [0, 2], [1, 0]]), labels=[0, 0, 1], ks=1).recall_at
+        {1: 1.0}
+    """
+    n, rankings = len(as_labels(labels)), rankings.cpu()
+    n_queries = None if query_labels is None else len(rankings)
+    plan = plan_retrieval(n, labels, ks, n_queries, query_labels)
+    if query_labels is None and len(rankings) != n:
+        remedy = "Rank the items for each of them, or pass `query_labels`"
+        raise value_error("`rankings` must have one row per item", f"{len(rankings)} rows for {n} items", remedy)
+    if rankings.min() < 0 or rankings.max() >= n:
+        found = f"{int(rankings.min())} to {int(rankings.max())}"
+        raise value_error(f"Positions in `rankings` must be from 0 to {n - 1}", found, "Pass the position of each item")
+    rankings = rankings[plan.query_has_class]
+    is_ignored = ~plan.has_class[rankings]
+    if query_labels is None:
+        is_ignored |= rankings == plan.query_has_class.nonzero()
+    n_needed = plan.n_relevant.clamp(min=max(plan.ks)).unsqueeze(1)
+    n_ranked = (~is_ignored).sum(dim=1, keepdim=True)
+    if (n_ranked < n_needed).any():
+        worst = int((n_ranked - n_needed).argmin())
+        rule = f"The ranking of this query must have at least {int(n_needed[worst])} items"
+        raise value_error(rule, int(n_ranked[worst]), "Search for more items")
+    order = is_ignored.byte().argsort(dim=1, stable=True)[:, : int(n_needed.max())]
+    all_labels = torch.full((n,), -1).masked_scatter(plan.has_class, plan.labels)
+    hits = (all_labels[rankings] == plan.query_labels.unsqueeze(1)).gather(1, order)
+    return _mean_scores(_summed_scores(hits, plan.n_relevant.unsqueeze(1), plan.ks), plan)
 
 
 def select_rows(matrix: Float[Tensor, "n d"], is_selected: Bool[Tensor, " n"]) -> Float[Tensor, "m d"]:
@@ -212,6 +264,12 @@ def _summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[
     average_precision = (relevant_hits.cumsum(dim=1) / ranks.double() * relevant_hits).sum(dim=1) / r
     recalls = [hits[:, :k].any(dim=1).double() for k in ks]
     return torch.stack([*recalls, average_precision, relevant_hits.sum(dim=1) / r.double()]).sum(dim=1).cpu()
+
+
+def _mean_scores(sums: Float64[Tensor, " s"], plan: RetrievalPlan) -> Retrieval:
+    """Return the mean over the queries that have an item of their class."""
+    *recalls, average_precision, precision = (sums / int((plan.n_relevant > 0).sum())).tolist()
+    return Retrieval(dict(zip(plan.ks, recalls, strict=True)), average_precision, precision)
 
 
 def nmi(labels: Labels, clusters: Labels) -> float:

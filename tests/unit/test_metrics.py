@@ -66,6 +66,33 @@ def searches(draw, with_queries=None):
     return embeddings, labels, torch.randn(q, 3, generator=generator), query_labels
 
 
+@given(searches(), st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_rankings_of_all_items_have_the_scores_of_the_embeddings(arguments, random):
+    embeddings, labels, queries, query_labels = arguments
+    labels = torch.where(torch.tensor([random.random() < 0.2 for _ in labels]) & (labels != 3), -1, labels)
+    expected = metrics.retrieval(embeddings, labels, 1, queries=queries, query_labels=query_labels)
+    searched = embeddings if queries is None else queries
+    rankings = metrics.nearest(embeddings, len(embeddings), queries=searched)[
+        1
+    ]  # with the query itself, and the ignored
+    found = metrics.score_rankings(rankings, labels, 1, query_labels=query_labels)
+    assert as_tuple(found) == pytest.approx(as_tuple(expected))
+
+
+def test_rankings_that_are_too_short_or_have_foreign_positions_are_refused():
+    rankings, labels = torch.tensor([[1, 2], [0, 2], [3, 1], [2, 0]]), [0, 0, 1, 0]
+    assert metrics.score_rankings(rankings, labels, ks=(1, 2)).recall_at == {1: 2 / 3, 2: 1.0}
+    with pytest.raises(ValueError, match=r"must have at least 2 items, got 1\. Search for more"):
+        metrics.score_rankings(rankings[:, :1], labels, ks=1)
+    with pytest.raises(ValueError, match=r"must have at least 3 items, got 2\."):
+        metrics.score_rankings(rankings, labels, ks=3)
+    with pytest.raises(ValueError, match=r"Positions in `rankings` must be from 0 to 3, got 0 to 4\."):
+        metrics.score_rankings(rankings + (rankings == 3), labels, ks=1)
+    with pytest.raises(ValueError, match=r"must have one row per item, got 3 rows for 4 items"):
+        metrics.score_rankings(rankings[:3], labels, ks=1)
+
+
 @given(searches(), st.integers(1, 80), st.integers(1, 25))
 @settings(max_examples=60, deadline=None)
 def test_the_scores_are_those_by_hand_in_chunks_of_any_size(arguments, n_queries_at_once, n_rows_at_once):
