@@ -40,7 +40,10 @@ TITLES = {
     "default": "default, no k",
     "supervised-default": "default with true labels",
 }
-OUTPUTS = ("embeddings", "features", "embeddings with neighbors", "features with neighbors")
+OUTPUTS = (
+    *("embeddings", "features", "embeddings with neighbors", "features with neighbors"),
+    *("embeddings, expanded", "embeddings, re-ranked"),
+)
 Rows = Mapping[str, Mapping[tuple[str, str], Row]]  # by dataset, and by method and output
 
 

@@ -5,9 +5,10 @@
     python benchmarks/quality.py --data groceries --protocol own
 
 Every method trains the same model on the same number of images, except `default`, its variants and `supervised-
-default`, which train for the eight epochs of `fit`'s defaults instead of four. docs/guides/methods-side-by-side.md describes the
-methods. Only the upper bounds train on labels: `supervised`, which is `udml` with true labels, and `supervised-
-default`, which is `default` with true labels. `frozen` is the model before training and is always included.
+default`, which train for the eight epochs of `fit`'s defaults instead of four. The methods are described in
+docs/guides/methods-side-by-side.md. Only the upper bounds train on labels: `supervised`, which is `udml` with true
+labels, and `supervised-default`, which is `default` with true labels. `frozen` is the model before training and is
+always included.
 `recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`,
 which are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of
 clusters is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.

@@ -24,6 +24,7 @@ from udmlss import EmbeddingModel, embed, evaluate_embeddings, label_free_scores
 from udmlss.clustering.kmeans import cluster_means, k_means
 from udmlss.inference import embed_features
 from udmlss.neighbors import average_with_neighbors
+from udmlss.search import SearchIndex
 from udmlss.types import Images
 
 Run = dict[str, Any]
@@ -33,7 +34,8 @@ PACKAGES = (
     *("numpy", "matplotlib", "pillow"),
 )
 RENAMED = {"neighbour": "nearest-positive", "neighbours": "average-neighbors"}  # methods, in files of earlier runs
-SEARCH_NEIGHBORS = 3  # that each test image is averaged with before the search
+SEARCH_NEIGHBORS = 3  # that each test image is averaged with before the search, or that are added to a query
+RERANK_NEIGHBORS = 20  # in the lists that re-ranking compares, the published number
 VIEWS = 1000  # images of which an augmented view is embedded for label-free scores
 
 
@@ -70,7 +72,8 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
         "scores": {
             name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed))
             for name, rows in (test | averages(test)).items()
-        },
+        }
+        | search_with_neighbors(test["embeddings"], data.test_labels),
         "label_free": {
             name: score_without_labels(rows, views[name], indices, settings.n_clusters) for name, rows in train.items()
         },
@@ -143,6 +146,18 @@ def embed_both(model: EmbeddingModel, images: Images) -> Rows:
 def averages(rows: Rows) -> Rows:
     """Return the averages with the nearest neighbors, as they are searched after training."""
     return {f"{name} with neighbors": average_with_neighbors(found, SEARCH_NEIGHBORS) for name, found in rows.items()}
+
+
+def search_with_neighbors(rows: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
+    """Return the scores of searches by query expansion and by re-ranking, each item with the other items as gallery."""
+    k = 1 + max(8, int(labels.bincount().max()) - 1)  # the item itself, and the most that a score needs
+    index = SearchIndex(rows, target_recall=1)
+    searches = {
+        "embeddings, expanded": {"expand_neighbors": SEARCH_NEIGHBORS + 1},  # of which the first is the item itself
+        "embeddings, re-ranked": {"rerank_neighbors": RERANK_NEIGHBORS},
+    }
+    rankings = {name: index.search(rows, k, **options)[0] for name, options in searches.items()}
+    return {name: asdict(metrics.score_rankings(torch.from_numpy(ids), labels)) for name, ids in rankings.items()}
 
 
 def embed_views(model: EmbeddingModel, data: Data) -> tuple[Rows, Tensor]:

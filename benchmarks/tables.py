@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from runs import SEARCH_NEIGHBORS, Run
+from runs import RERANK_NEIGHBORS, SEARCH_NEIGHBORS, Run
 
 SCORED = {
     "unseen": "classes that training did not see",
     "own": "the images of the training, whose labels training did not use except for upper bounds",
 }
-NEIGHBORS = f"with neighbors: each image is averaged with its {SEARCH_NEIGHBORS} nearest test images before the search."
+NEIGHBORS = f"""Three searches use the other test images. with neighbors: each image is averaged with its
+{SEARCH_NEIGHBORS} nearest images. expanded: the {SEARCH_NEIGHBORS} nearest images are added to the query, and it is
+searched again. re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists
+of {RERANK_NEIGHBORS}."""
 LEGEND = f"""Scores in percent on {{}}, mean ± standard deviation over seeds.
 {NEIGHBORS}
 seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
@@ -66,7 +69,9 @@ def _measures(run: Run, output: str) -> dict[str, float]:
     scores = run["scores"][output]
     recalls = {f"R@{k}": recall for k, recall in scores["recall_at"].items()}
     others = {"MAP@R": "map_at_r", "R-precision": "r_precision", "NMI": "nmi", "AMI": "ami"}
-    return recalls | {title: scores[key] for title, key in others.items()} | {"seconds": run["seconds"]}
+    return (
+        recalls | {title: scores[key] for title, key in others.items() if key in scores} | {"seconds": run["seconds"]}
+    )
 
 
 def _gap_closed(row: Row, recall: Mapping[tuple[str, str], float]) -> float | None:
@@ -83,7 +88,7 @@ def markdown(rows: Sequence[Row], heading: str) -> str:
     for row in rows:
         is_untrained = row.name == "frozen" and row.output.startswith("embeddings")
         output = f"{row.output}, untrained" if is_untrained else row.output
-        cells = [_cell(row, measure) for measure in row.mean]
+        cells = [_cell(row, measure) if measure in row.mean else "" for measure in rows[0].mean]
         gap_closed = "-" if row.gap_closed is None else f"{row.gap_closed:.0%}"
         lines.append([row.name, output, str(len(row.seeds)), *cells, gap_closed])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,6 +11,7 @@ from udmlss._torch import device_of
 from udmlss.clustering.kmeans import cluster_rows
 from udmlss.dataset import IndexedImages
 from udmlss.inference import embed
+from udmlss.metrics.retrieval import RetrievalPlan, plan_retrieval, run_retrieval, select_rows
 from udmlss.neighbors.search import check_queries
 from udmlss.results import Scores
 from udmlss.types import Images, Labels, Output, Precision
@@ -124,9 +125,9 @@ def evaluate_embeddings(
     plan = _plan(len(embeddings), labels, ks, n_queries, query_labels)
     check_integer("seed", seed, 0)
     check_distinct(column_range, len(embeddings))
-    retrieval = metrics.run_retrieval(embeddings, queries, plan)
+    retrieval = run_retrieval(embeddings, queries, plan)
     clusters = cluster_rows(
-        metrics.select_rows(embeddings, plan.has_class),
+        select_rows(embeddings, plan.has_class),
         column_range,
         len(plan.labels.unique()),
         start=None,
@@ -144,9 +145,9 @@ def evaluate_embeddings(
 
 def _plan(
     n: int, labels: Labels, ks: int | Sequence[int], n_queries: int | None, query_labels: Labels | None
-) -> metrics.RetrievalPlan:
+) -> RetrievalPlan:
     """Check labels and ks for n images, and return the plan of the retrieval."""
-    plan = metrics.plan_retrieval(n, labels, ks, n_queries, query_labels)
+    plan = plan_retrieval(n, labels, ks, n_queries, query_labels)
     n_classes = len(plan.labels.unique())
     if n_classes < 2:  # noqa: PLR2004 (mutual information needs two classes)
         raise value_error("Scoring needs at least 2 classes", n_classes, "Add images of another class")

@@ -55,3 +55,13 @@ def test_versions_name_packages_device_and_threads():
     found = runs.versions()
     assert re.fullmatch(r"\d+\.\d+.*", found["torch"])
     assert found["threads"] == str(torch.get_num_threads())
+
+
+def test_searches_with_neighbors_are_scored_without_the_query_itself():
+    labels = torch.arange(12).repeat_interleave(2)
+    rows = torch.eye(12)[labels] + 0.01 * torch.randn(24, 12)
+    scores = runs.search_with_neighbors(rows, labels)
+    assert set(scores) == {"embeddings, expanded", "embeddings, re-ranked"}
+    assert {each["map_at_r"] for each in scores.values()} == {1.0}
+    others = runs.search_with_neighbors(rows, labels.roll(1))  # the nearest item of each is of another class
+    assert {each["recall_at"][1] for each in others.values()} == {0.0}

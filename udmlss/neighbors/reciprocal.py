@@ -62,13 +62,22 @@ def k_reciprocal_similarity(
         if k > indices.shape[1] + 1:
             rule = f"`{name}={k}` must not exceed the number of neighbors + 1"
             raise value_error(rule, indices.shape[1] + 1, f"Lower `{name}`, or search for more neighbors")
-    n = len(indices)
-    lists = np.concatenate([np.arange(n)[:, None], indices.numpy(force=True)], axis=1)
-    encoding = _weights(with_float64(embeddings.detach()), _expanded(lists, int(k1)))
-    if k2 > 1:
-        encoding = csr_array(_membership(lists[:, :k2]) @ encoding / k2)
+    lists = lists_with_self(indices)
+    whole, half = (reciprocal(lists[:, :k]) for k in (k1, half_length(k1)))
+    encoding = neighbor_weights(with_float64(embeddings.detach()), add_neighbors_of_neighbors(whole, half))
+    encoding = average_rows(encoding, lists[:, :k2])
     encoding.sort_indices()  # so that both similarities of a pair are sums in the same order
     return _jaccard(encoding)
+
+
+def lists_with_self(indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
+    """Return the lists of neighbors with the item itself in front."""
+    return np.concatenate([np.arange(len(indices))[:, None], indices.numpy(force=True)], axis=1)
+
+
+def half_length(k1: int) -> int:
+    """Return the length of the lists of neighbors whose own neighbors are added."""
+    return round(k1 / 2) + 1
 
 
 def _membership(lists: NDArray[np.int64]) -> csr_array:
@@ -76,25 +85,37 @@ def _membership(lists: NDArray[np.int64]) -> csr_array:
     return csr_array((np.ones(n * k), lists.ravel(), np.arange(n + 1) * k), shape=(n, n))
 
 
-def _expanded(lists: NDArray[np.int64], k1: int) -> csr_array:
-    """Return which items are k-reciprocal neighbors of each item, with those that are added from its neighbors."""
-    whole, half = (_membership(lists[:, :k]) for k in (k1, round(k1 / 2) + 1))
-    whole, half = whole.multiply(whole.T).tocsr(), half.multiply(half.T).tocsr()  # symmetric
+def reciprocal(lists: NDArray[np.int64]) -> csr_array:
+    """Return a symmetric matrix of ones where each of two items is in the list of the other."""
+    members = _membership(lists)
+    return csr_array(members.multiply(members.T))
+
+
+def add_neighbors_of_neighbors(whole: csr_array, half: csr_array) -> csr_array:
+    """Add to the reciprocal neighbors (q, n) those (n, n) of each neighbor that shares most of them."""
     shared = (whole @ half).multiply(whole).tocoo()  # of item i and the half list of its neighbor c
     is_added = shared.data > _LEAST_SHARED * half.sum(axis=0)[shared.coords[1]]
     added = csr_array((shared.data[is_added], tuple(axis[is_added] for axis in shared.coords)), shape=shared.shape)
     return csr_array(whole + added @ half)
 
 
-def _weights(embeddings: Float[Tensor, "n d"], neighbors: csr_array) -> csr_array:
-    """Return the weights of the neighbors of each item, whose sum is 1."""
+def average_rows(matrix: csr_array, lists: NDArray[np.int64]) -> csr_array:
+    """Return the mean of the listed rows of a matrix, for each list."""
+    k = lists.shape[1]
+    return matrix if k == 1 else csr_array(_membership(lists) @ matrix / k)
+
+
+def neighbor_weights(
+    embeddings: Float[Tensor, "n d"], neighbors: csr_array, queries: Float[Tensor, "q d"] | None = None
+) -> csr_array:
+    """Return the weights (q, n) of the neighbors of each query, whose sum is 1; None queries all items."""
+    queries = embeddings if queries is None else queries
     rows, columns = (torch.from_numpy(axis).long().to(embeddings.device) for axis in neighbors.tocoo().coords)
     step = max(1, _NUMBERS // embeddings.shape[1])
     parts = zip(rows.split(step), columns.split(step), strict=True)
-    cosines = torch.cat(
-        [(_directions(embeddings, one) * _directions(embeddings, two)).sum(dim=1) for one, two in parts]
-    )
-    weights = csr_array((np.exp(2 * cosines.double().numpy(force=True) - 2), neighbors.indices, neighbors.indptr))
+    cosines = torch.cat([(_directions(queries, one) * _directions(embeddings, two)).sum(dim=1) for one, two in parts])
+    exponentials = np.exp(2 * cosines.double().numpy(force=True) - 2)
+    weights = csr_array((exponentials, neighbors.indices, neighbors.indptr), shape=neighbors.shape)
     weights.data /= np.repeat(weights.sum(axis=1), np.diff(weights.indptr))
     return weights
 

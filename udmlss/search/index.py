@@ -16,7 +16,7 @@ from udmlss.neighbors.backends import Neighbors, import_faiss
 from udmlss.neighbors.search import check_k, search
 from udmlss.search.index_folder import read_index, write_index
 from udmlss.search.inverted_file import InvertedFile
-from udmlss.search.reranking import CANDIDATES_PER_NEIGHBOR, expand_queries, rerank
+from udmlss.search.reranking import CANDIDATES_PER_NEIGHBOR, Reranker, expand_queries
 from udmlss.search.rows import Embeddings, Ids, as_ids, as_unit_rows
 from udmlss.types import Images
 
@@ -79,6 +79,7 @@ class SearchIndex:
         self._build()
 
     def _build(self) -> None:
+        self._rerankers: dict[int, Reranker] = {}  # by the number of neighbors
         self._keys, self._n_built, self._n_keys, self._cells = np.arange(len(self)), len(self), len(self), None
         faiss = import_faiss()
         if faiss is not None and self._target_recall < 1 and self._rows.numel() > _EXACT:
@@ -119,8 +120,10 @@ class SearchIndex:
             k: Number of items per query.
             expand_neighbors: Number of nearest items that are added to a query, each weighted by the third power of
                 its similarity, before a second search (query expansion). None does not expand.
-            rerank_neighbors: Number of nearest neighbors in the lists that re-ranking compares: the first candidates
-                are ordered by the k-reciprocal neighbors that they share with the query. None does not re-rank.
+            rerank_neighbors: Number of nearest neighbors in the lists that re-ranking compares, below the number of
+                items: the first candidates are ordered by the k-reciprocal neighbors that they share with the query.
+                The first search with a number of neighbors computes the lists of all items, for which memory grows
+                with n x neighbors. None does not re-rank.
 
         Returns:
             The ids (q, k), and the similarities (q, k) in descending order: cosines, which expansion computes for the
@@ -139,9 +142,10 @@ class SearchIndex:
         """
         check_integer("k", k, 1)
         check_k(k, len(self))
-        for name, value in (("expand_neighbors", expand_neighbors), ("rerank_neighbors", rerank_neighbors)):
-            if value is not None:
-                check_integer(name, value, 1, len(self))
+        if expand_neighbors is not None:
+            check_integer("expand_neighbors", expand_neighbors, 1, len(self))
+        if rerank_neighbors is not None:
+            check_integer("rerank_neighbors", rerank_neighbors, 1, len(self) - 1)
         rows = self._as_rows("queries", queries)
         if expand_neighbors is not None:
             similarities, indices = self._nearest(rows, int(expand_neighbors))
@@ -151,7 +155,7 @@ class SearchIndex:
         else:
             n_candidates = min(len(self), max(int(k), CANDIDATES_PER_NEIGHBOR * int(rerank_neighbors)))
             candidates = self._nearest(rows, n_candidates)
-            found = rerank(self._rows, rows, *candidates, n_neighbors=int(rerank_neighbors), k=int(k))
+            found = self._reranker(int(rerank_neighbors)).rerank(rows, *candidates, int(k))
         return self._ids[found[1].numpy()], found[0].numpy()
 
     def search_images(self, model: nn.Module, images: Images, k: int = 10) -> Found:
@@ -170,6 +174,11 @@ class SearchIndex:
         check_integer("k", k, 1)
         check_k(k, len(self))
         return self.search(embed(model, images), k)
+
+    def _reranker(self, n_neighbors: int) -> Reranker:
+        if n_neighbors not in self._rerankers:
+            self._rerankers = {n_neighbors: Reranker(self._rows, n_neighbors)}
+        return self._rerankers[n_neighbors]
 
     def _nearest(self, queries: Float32[Tensor, "q d"], k: int) -> Neighbors:
         if self._cells is None:
@@ -235,6 +244,7 @@ class SearchIndex:
         self._build_after_changes()
 
     def _build_after_changes(self) -> None:
+        self._rerankers = {}
         if self._n_keys >= _LARGEST_CHANGE * min(self._n_built, len(self)):
             self._build()
 
@@ -295,7 +305,7 @@ class SearchIndex:
         self._rows, self._ids, self._keys = torch.from_numpy(arrays[_ROWS]), arrays[_IDS], arrays[_KEYS]
         self._target_recall, self._seed = settings["target_recall"], settings["seed"]
         self._n_built, self._n_keys = settings["n_built"], settings["n_keys"]
-        self._cells, faiss = None, import_faiss()
+        self._cells, self._rerankers, faiss = None, {}, import_faiss()
         if _CELLS in arrays and faiss is not None:
             cells = faiss.deserialize_index(arrays[_CELLS])
             self._cells = InvertedFile(cells, torch.from_numpy(arrays[_ORIGIN]), settings["factor"], settings["recall"])

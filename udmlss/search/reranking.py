@@ -1,18 +1,28 @@
 """Search-time neighbors: query expansion and k-reciprocal re-ranking."""
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
-from udmlss.neighbors import k_reciprocal_similarity
+from udmlss.neighbors import neighbor_lists
 from udmlss.neighbors.backends import Neighbors
+from udmlss.neighbors.reciprocal import (
+    add_neighbors_of_neighbors,
+    average_rows,
+    half_length,
+    lists_with_self,
+    neighbor_weights,
+    reciprocal,
+)
 
 CANDIDATES_PER_NEIGHBOR = 5  # number of re-ranked candidates; more of them do not change the first results
 _POWER = 3  # alpha of the query expansion
 _AVERAGED = 0.3  # k2 as a fraction of k1: 6 for the published 20
 _COSINE = 0.3  # weight of the cosine in the re-ranked similarity
-_NUMBERS = 2**22  # elements of the rows that are compared at once
 
 
 def expand_queries(
@@ -23,50 +33,65 @@ def expand_queries(
     return functional.normalize(queries + (weights.unsqueeze(2) * neighbors).sum(dim=1))
 
 
-def rerank(
-    rows: Float32[Tensor, "n d"],
-    queries: Float32[Tensor, "q d"],
-    cosines: Float32[Tensor, "q c"],
-    indices: Int64[Tensor, "q c"],
-    *,
-    n_neighbors: int,
-    k: int,
-) -> Neighbors:
-    """Return the k best of the found candidates by the k-reciprocal neighbors that they share with the query.
+class Reranker:
+    """Orders found items by the k-reciprocal neighbors that they share with the query.
 
-    Neighbors are searched only within the set of a query and its candidates, so that time and memory do not grow with
-    the number of rows.
+    The weighted k-reciprocal neighbors of each item are computed once, as by `k_reciprocal_similarity`. An item is a
+    reciprocal neighbor of a query if it is among the nearest items of the query, and the query would be among the
+    nearest neighbors of the item. Queries do not change the neighbors of the items or of each other.
 
     Args:
-        rows: Unit rows that were searched.
-        queries: Queries at unit length.
-        cosines: Similarities of the candidates of each query.
-        indices: Rows of the candidates.
-        n_neighbors: Number of neighbors in the lists that are compared.
-        k: Number of candidates that are returned.
+        rows: Embeddings of the items at unit length.
+        n_neighbors: Number of neighbors in the lists that are compared, below the number of items.
     """
-    step = max(1, _NUMBERS // (indices.shape[1] * max(rows.shape[1], indices.shape[1])))
-    parts = zip(queries.split(step), indices.split(step), strict=True)
-    shared = torch.cat([_shared_with_query(rows, *part, n_neighbors) for part in parts])
-    similarities, order = (_COSINE * cosines + (1 - _COSINE) * shared).topk(k)
-    return similarities, indices.gather(1, order)
 
+    def __init__(self, rows: Float32[Tensor, "n d"], n_neighbors: int) -> None:
+        found, self._rows = neighbor_lists(rows, n_neighbors), rows
+        lists, half_k1 = lists_with_self(found.indices), half_length(n_neighbors + 1)
+        whole, self._half = reciprocal(lists), reciprocal(lists[:, :half_k1])
+        self._n_neighbors, self._farthest = n_neighbors, found.similarities[:, -1].clone()
+        self._weights = neighbor_weights(rows, add_neighbors_of_neighbors(whole, self._half))
+        self._k2 = max(1, round(_AVERAGED * n_neighbors))
+        self._averaged = average_rows(self._weights, lists[:, : self._k2])
 
-def _shared_with_query(
-    rows: Float32[Tensor, "n d"], queries: Float32[Tensor, "b d"], indices: Int64[Tensor, "b c"], n_neighbors: int
-) -> Float32[Tensor, "b c"]:
-    """Return the k-reciprocal similarity between each query and its candidates."""
-    sets = torch.cat([queries.unsqueeze(1), rows[indices]], dim=1)
-    n_queries, size, d = sets.shape
-    n_neighbors = min(n_neighbors, size - 1)
-    similarities = torch.bmm(sets, sets.mT)
-    similarities.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # an item is not its own neighbor
-    first = size * torch.arange(n_queries)  # row of each query if the sets follow each other
-    lists = similarities.topk(n_neighbors).indices + first.view(-1, 1, 1)
-    k2 = max(1, round(_AVERAGED * n_neighbors))
-    shared = k_reciprocal_similarity(sets.view(-1, d), lists.view(-1, n_neighbors), k1=n_neighbors + 1, k2=k2)
-    of_queries = shared[first.numpy()]  # the entries of a query are in the columns of its own set
-    found = torch.zeros(n_queries, size)
-    columns = torch.from_numpy(of_queries.tocoo().coords[1]).long()
-    found[columns // size, columns % size] = torch.from_numpy(of_queries.tocoo().data).float()
-    return found[:, 1:]
+    def rerank(
+        self, queries: Float32[Tensor, "q d"], cosines: Float32[Tensor, "q c"], indices: Int64[Tensor, "q c"], k: int
+    ) -> Neighbors:
+        """Return the k best candidates, and 0.3 x cosine + 0.7 x Jaccard similarity.
+
+        Args:
+            queries: Queries at unit length.
+            cosines: Similarities of the candidates of each query in descending order.
+            indices: The candidates, at least `n_neighbors` of them.
+            k: Number of candidates that are returned.
+        """
+        encoding = self._encode(queries, cosines, indices)
+        shared = torch.from_numpy(self._jaccard(encoding, indices.numpy())).float()
+        similarities, order = (_COSINE * cosines + (1 - _COSINE) * shared).topk(k)
+        return similarities, indices.gather(1, order)
+
+    def _encode(
+        self, queries: Float32[Tensor, "q d"], cosines: Float32[Tensor, "q c"], indices: Int64[Tensor, "q c"]
+    ) -> csr_array:
+        """Return the weights (q, n) of the k-reciprocal neighbors of the queries."""
+        n_queries, nearest = len(queries), indices[:, : self._n_neighbors]
+        is_mutual = cosines[:, : self._n_neighbors] >= self._farthest[nearest]
+        pairs = (is_mutual.nonzero()[:, 0].numpy(), nearest[is_mutual].numpy())
+        neighbors = csr_array((np.ones(len(pairs[0])), pairs), shape=(n_queries, len(self._rows)))
+        neighbors = add_neighbors_of_neighbors(neighbors, self._half)
+        weights = neighbor_weights(self._rows, neighbors, queries)
+        others = [self._weights[indices[:, number].numpy()] for number in range(self._k2 - 1)]
+        return csr_array(sum(others, weights) / self._k2)
+
+    def _jaccard(self, encoding: csr_array, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the Jaccard similarity of the weights of each query with those of its candidates."""
+        of_query, found = np.zeros(len(self._rows)), np.zeros(candidates.shape)
+        for number, items in enumerate(candidates):
+            entries = slice(*encoding.indptr[number : number + 2])
+            of_query[encoding.indices[entries]] = encoding.data[entries]
+            rows = self._averaged[items]
+            minima = csr_array((np.minimum(rows.data, of_query[rows.indices]), rows.indices, rows.indptr), rows.shape)
+            shared = minima.sum(axis=1)
+            found[number] = shared / (1 + encoding.data[entries].sum() - shared)
+            of_query[encoding.indices[entries]] = 0
+        return found

@@ -1,34 +1,16 @@
-"""Retrieval and clustering scores of embeddings with known classes.
+"""Recall@k, MAP@R and R-precision of embeddings."""
 
-A negative label, such as -1, is not a class but means that the class of the item is unknown. All scores ignore such
-items: they are neither queries nor items that are searched, as the images marked as junk in Oxford Buildings and
-Market-1501. To count images as distractors, give each a class of its own.
-"""
-
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from numpy.typing import NDArray
-from scipy.special import gammaln
-from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
 from udmlss._chunks import with_float64
-from udmlss.neighbors.search import check_queries, nearest, search_in_chunks
+from udmlss.neighbors.search import check_queries, search_in_chunks
 from udmlss.types import Labels
-
-__all__ = [
-    *("Retrieval", "ami", "map_at_r", "nearest", "nmi", "r_precision", "recall_at_k", "retrieval"),
-    "score_rankings",
-]
 
 
 @dataclass(frozen=True)
@@ -145,58 +127,8 @@ def run_retrieval(
     k = max(*plan.ks, int(n_relevant.max()))
     for chunk, (_, indices) in search_in_chunks(embeddings, k, queries, (labels, query_labels)):
         hits = labels[indices] == query_labels[chunk].unsqueeze(1)
-        sums += _summed_scores(hits, n_relevant[chunk].unsqueeze(1), plan.ks)
-    return _mean_scores(sums, plan)
-
-
-def score_rankings(
-    rankings: Int64[Tensor, "q m"],
-    labels: Labels,
-    ks: int | Sequence[int] = (1, 2, 4, 8),
-    *,
-    query_labels: Labels | None = None,
-) -> Retrieval:
-    """Compute the scores of `retrieval` from the results of any search, such as one that re-ranks.
-
-    Args:
-        rankings: Positions in `labels` of the items that were found for each query, the most similar first, each item
-            at most once. Without `query_labels`, row i is the ranking of item i, in which the item itself is ignored.
-        labels: Class of each item; items with a negative label are ignored.
-        ks: Numbers k of first items, one or several.
-        query_labels: Class of each query. None if each item is a query.
-
-    Raises:
-        TypeError: Rankings, labels or `ks` are not integers.
-        ValueError: A ranking has fewer items than the largest k, or than there are items of the class of its query; a
-            position is not among the labels; or no query has an item of its class.
-
-    Example:
-        >>> metrics.score_rankings(torch.tensor([[1, 2], [0, 2], [1, 0]]), labels=[0, 0, 1], ks=1).recall_at
-        {1: 1.0}
-    """
-    n, rankings = len(as_labels(labels)), rankings.cpu()
-    n_queries = None if query_labels is None else len(rankings)
-    plan = plan_retrieval(n, labels, ks, n_queries, query_labels)
-    if query_labels is None and len(rankings) != n:
-        remedy = "Rank the items for each of them, or pass `query_labels`"
-        raise value_error("`rankings` must have one row per item", f"{len(rankings)} rows for {n} items", remedy)
-    if rankings.min() < 0 or rankings.max() >= n:
-        found = f"{int(rankings.min())} to {int(rankings.max())}"
-        raise value_error(f"Positions in `rankings` must be from 0 to {n - 1}", found, "Pass the position of each item")
-    rankings = rankings[plan.query_has_class]
-    is_ignored = ~plan.has_class[rankings]
-    if query_labels is None:
-        is_ignored |= rankings == plan.query_has_class.nonzero()
-    n_needed = plan.n_relevant.clamp(min=max(plan.ks)).unsqueeze(1)
-    n_ranked = (~is_ignored).sum(dim=1, keepdim=True)
-    if (n_ranked < n_needed).any():
-        worst = int((n_ranked - n_needed).argmin())
-        rule = f"The ranking of this query must have at least {int(n_needed[worst])} items"
-        raise value_error(rule, int(n_ranked[worst]), "Search for more items")
-    order = is_ignored.byte().argsort(dim=1, stable=True)[:, : int(n_needed.max())]
-    all_labels = torch.full((n,), -1).masked_scatter(plan.has_class, plan.labels)
-    hits = (all_labels[rankings] == plan.query_labels.unsqueeze(1)).gather(1, order)
-    return _mean_scores(_summed_scores(hits, plan.n_relevant.unsqueeze(1), plan.ks), plan)
+        sums += summed_scores(hits, n_relevant[chunk].unsqueeze(1), plan.ks)
+    return mean_scores(sums, plan)
 
 
 def select_rows(matrix: Float[Tensor, "n d"], is_selected: Bool[Tensor, " n"]) -> Float[Tensor, "m d"]:
@@ -256,7 +188,7 @@ def _count_equal(labels: Int64[Tensor, " n"], queried: Int64[Tensor, " q"]) -> I
     return sizes[ids[len(labels) :]]
 
 
-def _summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Float64[Tensor, " s"]:
+def summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[int]) -> Float64[Tensor, " s"]:
     """Return recall at each k, average precision and R-precision, each summed over the queries."""
     ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     relevant_hits = hits & (ranks <= n_relevant)
@@ -266,70 +198,7 @@ def _summed_scores(hits: Tensor, n_relevant: Int64[Tensor, "q 1"], ks: Sequence[
     return torch.stack([*recalls, average_precision, relevant_hits.sum(dim=1) / r.double()]).sum(dim=1).cpu()
 
 
-def _mean_scores(sums: Float64[Tensor, " s"], plan: RetrievalPlan) -> Retrieval:
+def mean_scores(sums: Float64[Tensor, " s"], plan: RetrievalPlan) -> Retrieval:
     """Return the mean over the queries that have an item of their class."""
     *recalls, average_precision, precision = (sums / int((plan.n_relevant > 0).sum())).tolist()
     return Retrieval(dict(zip(plan.ks, recalls, strict=True)), average_precision, precision)
-
-
-def nmi(labels: Labels, clusters: Labels) -> float:
-    """Compute the normalized mutual information of classes and clusters, with the arithmetic mean, in 0..1.
-
-    It rises with the number of clusters even by chance, unlike `ami`.
-
-    Args:
-        labels: Class of each item; items with a negative label are ignored.
-        clusters: Cluster of each item; unassigned items, whose label is negative, are ignored.
-
-    Raises:
-        TypeError: Labels or clusters are not integers.
-        ValueError: Labels and clusters are not of the same length, or no item has both a class and a cluster.
-    """
-    classes, found = _as_arrays(labels, clusters)
-    return float(normalized_mutual_info_score(classes, found))
-
-
-def ami(labels: Labels, clusters: Labels) -> float:
-    """Compute the adjusted mutual information of classes and clusters: 0 for chance, 1 for equality.
-
-    Arguments and errors are those of `nmi`.
-
-    References:
-        Information Theoretic Measures for Clusterings Comparison. Vinh, Epps, Bailey. 2010.
-        https://jmlr.org/papers/v11/vinh10a.html
-    """
-    arrays = _as_arrays(labels, clusters)
-    counts = contingency_matrix(*arrays, sparse=True)
-    sizes = [np.unique(array, return_counts=True)[1].tolist() for array in arrays]
-    expected = _expected_mutual_information(*sizes)
-    found = mutual_info_score(None, None, contingency=counts) - expected
-    largest = sum(map(entropy, sizes)) / 2 - expected
-    # the largest value is 0 if both have one cluster, or if in both each item has its own cluster
-    return float(found / largest) if abs(largest) > np.finfo(float).eps else 1.0
-
-
-def _expected_mutual_information(sizes: list[int], others: list[int]) -> float:
-    """Return the expected mutual information of two random clusterings with clusters of these sizes.
-
-    The number of items that two clusters share follows a hypergeometric distribution, which depends on their sizes
-    alone. Each pair of sizes is therefore evaluated once, where scikit-learn evaluates each pair of clusters.
-    """
-    n, expected = sum(sizes), 0.0
-    log_factorial = gammaln(np.arange(n + 1) + 1)
-    for (a, n_a), (b, n_b) in product(Counter(sizes).items(), Counter(others).items()):
-        shared = np.arange(max(1, a + b - n), min(a, b) + 1)
-        log_numerator = log_factorial[[a, b, n - a, n - b]].sum() - log_factorial[n]
-        log_denominator = sum(log_factorial[rest] for rest in (shared, a - shared, b - shared, n - a - b + shared))
-        information = shared / n * np.log(n * shared / (a * b))
-        expected += n_a * n_b * float((information * np.exp(log_numerator - log_denominator)).sum())
-    return expected
-
-
-def _as_arrays(labels: Labels, clusters: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    classes = as_labels(labels).cpu()
-    found = as_labels(clusters, len(classes), "clusters").cpu()
-    has_both = (classes >= 0) & (found >= 0)
-    if not has_both.any():
-        rule, remedy = "At least one item must have a class and a cluster", "Check the labels"
-        raise value_error(rule, f"none of {len(classes)} items", remedy)
-    return classes[has_both].numpy(), found[has_both].numpy()
