@@ -1,0 +1,92 @@
+"""Score the command `udmlss train` on classes that it does not see.
+
+    python benchmarks/command.py
+    python benchmarks/command.py --data groceries,logos -- --epochs 8
+
+The command trains with its defaults on the images of the first half of the classes, and the images of the other half
+are scored, as by benchmarks/quality.py. The row "pretrained" has the features of the backbone before training. Options
+after `--` are options of the command. Runs are saved below `--out` and are not repeated.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import parquet
+from settings import PHOTO_SETS, ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+from folders import open_folder
+
+from udmlss import embed, evaluate_embeddings
+from udmlss.backbones import load_backbone
+from udmlss.models import load_model
+
+TITLES = ("dataset", "images", "minutes", "clusters / classes", "pretrained", "after `udmlss train`")
+LEGEND = """R@1 and MAP@R in percent on classes that training did not see, one seed.
+minutes: duration of the whole command on {} threads, with the report."""
+
+
+def measure(root: Path, options: list[str]) -> dict[str, Any]:
+    """Train by the command on half of the classes of a dataset, and score the other half."""
+    train, test = (open_folder(root, split, transform=None) for split in ("train", "test"))
+    with tempfile.TemporaryDirectory() as name:
+        listed, run = Path(name) / "train.txt", Path(name) / "run"
+        listed.write_text("".join(f"{path}\n" for path in train.paths))
+        started = time.perf_counter()
+        subprocess.run(  # noqa: S603 (the command of this package)
+            [sys.executable, "-m", "udmlss", "train", listed, "--out", run, *options], check=True
+        )
+        seconds = time.perf_counter() - started
+        model, backbone = load_model(run / "model")
+        clusters = parquet.read_table(run / "images.parquet", columns=["cluster"])["cluster"].unique().to_pylist()
+    assert backbone is not None  # noqa: S101 (the command saves it)
+    test.transform = backbone.test_transform()
+    pretrained = load_backbone(backbone.name, image_size=backbone.image_size).trunk
+    embeddings = {"before": embed(pretrained, test, num_workers=2), "after": embed(model, test, num_workers=2)}
+    scores = {name: evaluate_embeddings(rows, test.labels) for name, rows in embeddings.items()}
+    return {
+        "images": len(train),
+        "seconds": seconds,
+        "clusters": len([cluster for cluster in clusters if cluster >= 0]),
+        "classes": len(train.labels.unique()),
+        "scores": {name: [found.recall_at[1], found.map_at_r] for name, found in scores.items()},
+    }
+
+
+def markdown(runs: dict[str, dict[str, Any]]) -> str:
+    lines = [TITLES, ("---",) * len(TITLES)]
+    for data, run in runs.items():
+        counts = f"{run['clusters']} / {run['classes']}"
+        scores = [", ".join(f"{100 * score:.1f}" for score in run["scores"][name]) for name in ("before", "after")]
+        lines.append((data, str(run["images"]), f"{run['seconds'] / 60:.1f}", counts, *scores))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=",".join(PHOTO_SETS), help="comma-separated folders in `--root`")
+    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data", help="folder of the datasets")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/command", help="folder of the results")
+    parser.add_argument("options", nargs="*", help="options of `udmlss train`, after --")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for data in args.data.split(","):
+        path = args.out / f"{data}.json"
+        if not path.exists():
+            path.write_text(json.dumps(measure(args.root / data, args.options), indent=1) + "\n")
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(args.out.glob("*.json"))}
+    command = " ".join(["python benchmarks/command.py", *(["--", *args.options] if args.options else [])])
+    text = f"{markdown(runs)}\n\n{LEGEND.format(torch.get_num_threads())}\n\n```\n{command}\n```\n"
+    (args.out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
