@@ -1,4 +1,4 @@
-"""Figures of sweeps, of label-free scores and of scores per round."""
+"""Figures of sweeps and of scores per round."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -44,28 +44,6 @@ def save_sweep(path: Path, rows: Sequence[Row], *, title: str, label: str) -> No
             plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
     figure.suptitle(title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def save_scatter(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, float]]], *, title: str) -> None:
-    """Save a figure of R@1 by label-free score, with one point per run.
-
-    `runs` holds "score" and "recall" by name of the run and output.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, (output, color) in zip(axes, COLORS.items(), strict=True):
-        points = [run[output] for run in runs.values()]
-        best, chosen = (max(points, key=lambda point: point[key]) for key in ("recall", "score"))
-        percents = [(100 * point["score"], 100 * point["recall"]) for point in points]
-        axis.scatter(*zip(*percents, strict=True), color=color, alpha=0.6, label="run")
-        for point, marker, label in ((best, "^", "highest R@1"), (chosen, "s", "highest label-free score")):
-            position = (100 * point["score"], 100 * point["recall"])
-            axis.plot(*position, marker, mfc="none", mec="black", ms=12, label=label)
-        axis.set(xlabel=f"label-free score of {output}, training images", ylabel="R@1, percent")
-        _style(axis)
-        axis.legend(frameon=False)
-    figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

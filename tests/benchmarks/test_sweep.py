@@ -79,6 +79,15 @@ def test_sweep_over_loss(flowers, options, tmp_path):
     assert (tmp_path / "udml-0.json").exists()  # the run with the default loss belongs to the table
 
 
+def test_sweep_over_steps_includes_the_steps_of_the_table(flowers, options, tmp_path):
+    given = ["--over", "steps", "--method", "udml", "--seeds", "1", "--out", str(tmp_path)]
+    sweep.main(["--data", str(flowers), *given, *options, "--steps", "5"])
+    rows = json.loads((tmp_path / "steps" / "table.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["output"] == "features"] == ["1", "2", "5", "10"]
+    assert (tmp_path / "udml-0.json").exists()
+    assert json.loads((tmp_path / "steps/10/udml-0.json").read_text())["history"][-1]["step"] == 10
+
+
 @pytest.mark.parametrize("method", ["nca", "deepcluster", "cbswr"])
 def test_rejects_methods_with_their_own_loss(flowers, options, tmp_path, capsys, method):
     with pytest.raises(SystemExit):
