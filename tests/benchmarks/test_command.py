@@ -7,7 +7,7 @@ import command
 
 def test_command_is_trained_on_half_of_the_classes_and_scored_on_the_others(flowers, tmp_path, monkeypatch, capfd):
     options = ["--data", flowers.name, "--root", str(flowers.parent), "--out", str(tmp_path)]
-    options += ["--", "--epochs", "2", "--image-size", "32", "--workers", "0", "--device", "cpu"]
+    options += ["--", "--epochs", "0.5", "--image-size", "32", "--workers", "0", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["command.py", *options])
     command.main()
     run = json.loads((tmp_path / "flowers.json").read_text())

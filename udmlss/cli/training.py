@@ -43,6 +43,7 @@ _EMBEDDING_SIZE = 512
 _FEATURES_AT_ONCE = 8192
 _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
+_LEAST_DRAWN = 160  # images in two optimizer steps, the least with two rounds that `BestWeights` can compare
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
 
 
@@ -155,7 +156,8 @@ class _Training:
         progress: bool,
     ) -> None:
         self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
-        self.settings, self.epochs, self.seed = settings, settings["epochs"], settings["seed"]
+        self.settings, self.seed = settings, settings["seed"]
+        self.epochs = max(settings["epochs"], _LEAST_DRAWN / len(paths))
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
         self.images = UnlabeledImages(paths, network.test_transform())
@@ -187,7 +189,7 @@ class _Training:
         return self.machine.place(model)
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
-        per_round = min(1.0, self.epochs / 2)  # `BestWeights` compares two or more rounds
+        per_round = min(1.0, self.epochs / 2)
         n_rounds = ceil(self.epochs / per_round)
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
         self.say(
