@@ -27,7 +27,6 @@ from speed_tables import markdown
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
 from udmlss.backbones import Backbone, load_backbone
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in QUICK_KINDS if args.quick else KINDS:
             paths = write_pictures(Path(folder), kind, args.pictures, args.photos)
             rows += rows_of_pictures(f"{kind[1]} x {kind[2]} {kind[0]}", paths, backbone, args.pairs)
-            print(markdown(rows[-4:]), flush=True)
+            print(markdown(rows[-3:]), flush=True)
         rows += [row_of_workers(paths, backbone, args.pairs), row_of_path_list(args.paths)]
     given = sys.argv[1:] if arguments is None else arguments
     source = ", ".join(f"{name} {value}" for name, value in versions().items())
@@ -113,37 +112,26 @@ def rows_of_pictures(name: str, paths: list[Path], backbone: Backbone, pairs: in
     whole, reduced = ImageFiles(paths, transform=test), ImageFiles(paths, transform=test, min_size=backbone.min_size)
     views = ImageFiles(paths, transform=train, min_size=backbone.min_size)
     usual, usual_views = Usual(paths, as_usual), Usual(paths, train_as_usual)
-    tensors = Usual(paths, test, decode_by_torchvision)
     baseline = f"PIL pictures, {name}"
     row = partial(compare, pairs=pairs)
     return [
         row("test", "`ImageFiles`", whole, baseline, usual, note=difference(whole, usual, backbone)),
         row("test", "with `min_size`", reduced, baseline, usual, note=difference(reduced, usual, backbone)),
         row("train", "with `min_size`", views, baseline, usual_views),
-        row("decode", "by `torchvision.io`", tensors, f"`ImageFiles`, {name}", whole),
     ]
 
 
-class Usual(Dataset[Tensor]):
+class Usual(Dataset[tuple[Tensor, int]]):
     """Pictures that are read and transformed in the usual way."""
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        transform: Callable[[object], Tensor],
-        read: Callable[[Path], object] = lambda path: Image.open(path).convert("RGB"),
-    ) -> None:
-        self.paths, self.transform, self.read = paths, transform, read
+    def __init__(self, paths: Sequence[Path], transform: Callable[[object], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.read(self.paths[index])), -1
-
-
-def decode_by_torchvision(path: Path) -> Tensor:
-    return decode_image(read_file(str(path)), ImageReadMode.RGB)
+        return self.transform(Image.open(self.paths[index]).convert("RGB")), -1
 
 
 def compare(

@@ -11,7 +11,7 @@ def test_a_table_of_loading_is_saved_with_its_command(tmp_path, monkeypatch, cap
     speed_loading.main(["--quick", "--photos", str(flowers), "--out", str(tmp_path)])
     table = (tmp_path / "table.md").read_text()
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
-    expected = ["test", "test", "train", "decode"] * 2 + ["workers", "path list"]
+    expected = ["test", "test", "train"] * 2 + ["workers", "path list"]
     assert [line[0].removeprefix("| ") for line in lines] == expected
     assert all(float(line[3]) >= 0 for line in lines)
     exact = [line[6] for line in lines if line[1] == "`ImageFiles`"]
