@@ -147,7 +147,7 @@ def embed_paths(
     trained, backbone = _open_model(model)
     machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
     messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
-    images = UnlabeledImages(paths, backbone.test_transform())
+    images = UnlabeledImages(paths, backbone.test_transform(), backbone.min_size)
     return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
 
 

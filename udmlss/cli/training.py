@@ -160,8 +160,8 @@ class _Training:
         self.epochs = max(settings["epochs"], _LEAST_DRAWN / len(paths))
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
-        self.images = UnlabeledImages(paths, network.test_transform())
-        self.views = UnlabeledImages(paths, network.train_transform())
+        self.images = UnlabeledImages(paths, network.test_transform(), network.min_size)
+        self.views = UnlabeledImages(paths, network.train_transform(), network.min_size)
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""

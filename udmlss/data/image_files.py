@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from udmlss._checks import as_labels, check_choice, value_error
-from udmlss.data.image_reader import as_color, as_value_range, describe_error, read_image
+from udmlss.data.image_reader import as_color, as_min_size, as_value_range, describe_error, read_image
 from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.types import Labels
 
@@ -55,6 +55,10 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         background: Color behind transparent pixels: a name that Pillow accepts, or red, green and blue in 0..255.
         value_range: Values that become black and white in files with more than 8 bits in one channel, such as
             `(0, 4095)` for 12-bit values in 16-bit files. Values outside are clipped. None scales as described above.
+        min_size: Shorter side in pixels that the transform needs. JPEG files are decoded at a half, a quarter or an
+            eighth of their resolution if their shorter side is then at least this long. This is several times as fast
+            for photographs of many megapixels, and changes the pixels slightly. Pass twice the size to which the
+            transform resizes images, as `Backbone.min_size` does. None decodes all pixels.
         on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
             when the dataset is created, leaves out those that cannot be read, and issues a warning that lists them.
 
@@ -66,7 +70,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     Raises:
         ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1. `background`
-            is not a color, or `value_range` is not ascending. `on_error="skip"` leaves out every image.
+            is not a color, `value_range` is not ascending, or `min_size` is below 1. `on_error="skip"` leaves out
+            every image.
         TypeError: `paths` is one path instead of a sequence, or `labels` are not integers.
         OSError: A file is missing, damaged or not an image. This error is raised when the item is loaded.
 
@@ -86,6 +91,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         *,
         background: str | Sequence[int] = _WHITE,
         value_range: tuple[float, float] | None = None,
+        min_size: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.paths: Sequence[Path] = as_path_list(paths, "paths")
@@ -95,6 +101,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.background = as_color(background)
         self.value_range = as_value_range(value_range)
+        self.min_size = as_min_size(min_size)
         self.skipped: tuple[DamagedImage, ...] = ()
         invalid = self.labels[(self.labels < -1) | (self.labels >= len(self.classes))]
         if len(invalid):
@@ -121,7 +128,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
         index = as_index(index)
-        image = read_image(self.paths[index], self.background, self.value_range)
+        image = read_image(self.paths[index], self.background, self.value_range, min_size=self.min_size)
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
     def __repr__(self) -> str:
@@ -152,7 +159,7 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
 
     def reason(index: int) -> str | None:
         try:
-            read_image(images.paths[index], images.background, images.value_range)
+            read_image(images.paths[index], images.background, images.value_range, min_size=images.min_size)
         except OSError as error:
             return describe_error(error.__cause__ or error)
         return None

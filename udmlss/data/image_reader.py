@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from udmlss._checks import check_number, value_error
+from udmlss._checks import check_integer, check_number, value_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,13 @@ _MAX_VALUE = 255
 _SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
-def read_image(path: Path, background: Color, value_range: ValueRange | None, content: bytes | None = None) -> "Image":
+def read_image(
+    path: Path,
+    background: Color,
+    value_range: ValueRange | None,
+    content: bytes | None = None,
+    min_size: int | None = None,
+) -> "Image":
     """Return the first frame of an image file as an RGB image with 8 bits per channel.
 
     Args:
@@ -36,6 +42,8 @@ def read_image(path: Path, background: Color, value_range: ValueRange | None, co
             None means 0..65535 for 16 bits without a sign. For other numbers it means 0..1 (floating point) or 0..255
             (integers) if all values are in this range, and otherwise the smallest and the largest value of the file.
         content: Bytes of the file. None reads the file.
+        min_size: Shorter side in pixels to which JPEG files may be reduced, by 2, 4 or 8, while they are decoded. None
+            reads all pixels.
 
     Raises:
         OSError: The file is missing, damaged or not an image.
@@ -43,7 +51,7 @@ def read_image(path: Path, background: Color, value_range: ValueRange | None, co
     """
     pillow = import_pillow()
     try:
-        return _read(path if content is None else content, background, value_range)
+        return _read(path if content is None else content, background, value_range, min_size)
     except pillow.DecompressionBombError as error:
         message = f"{path} must not be larger than Pillow permits, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
         raise OSError(message) from error
@@ -128,6 +136,19 @@ def as_value_range(value_range: Sequence[float] | None) -> ValueRange | None:
     return float(low), float(high)
 
 
+def as_min_size(min_size: int | None) -> int | None:
+    """Return the shorter side that images need, or None.
+
+    Raises:
+        ValueError: `min_size` is below 1.
+        TypeError: `min_size` is not an integer.
+    """
+    if min_size is None:
+        return None
+    check_integer("min_size", min_size, 1)
+    return int(min_size)
+
+
 def _as_integer(value: SupportsIndex) -> int:
     if isinstance(value, bool):
         raise TypeError
@@ -153,12 +174,14 @@ def import_pillow() -> Any:  # noqa: ANN401 (a module)
     return Image
 
 
-def _read(source: Path | bytes, background: Color, value_range: ValueRange | None) -> "Image":
+def _read(source: Path | bytes, background: Color, value_range: ValueRange | None, min_size: int | None) -> "Image":
     with open_image(source) as image:
         if image.format == "PNG":
             with open_image(source) as same_image:
                 same_image.verify()  # Pillow compares the checksums of the pixels only here
         transparent_color = _transparent_color(image)  # before loading, which deletes the raw mode
+        if min_size is not None:
+            image.draft(None, (min_size, min_size))
         image.load()
         orientation = read_orientation(image)
         if transparent_color is not None:
@@ -233,7 +256,7 @@ def _composite(image: "Image", background: Color) -> "Image":
     """Convert an image to RGB, with transparent pixels in front of a background."""
     pillow = import_pillow()
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # it would copy an RGB image
     if image.mode == "La":
         image = image.convert("LA")  # Pillow does not convert it to RGBA
     composite: Image = pillow.new("RGBA", image.size, (*background, _MAX_VALUE))

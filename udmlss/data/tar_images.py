@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from udmlss._checks import value_error
 from udmlss.data.archives import list_tar_members
-from udmlss.data.image_reader import as_color, as_value_range, read_image
+from udmlss.data.image_reader import as_color, as_min_size, as_value_range, read_image
 from udmlss.data.path_lists import IMAGE_SUFFIXES, PathList, as_path_list, is_image_name
 
 _COMMAND_OF_MAGIC = {
@@ -45,6 +45,8 @@ class TarImages(Dataset[tuple[Any, int]]):
         background: Color behind transparent pixels, as in `ImageFiles`.
         value_range: Values that become black and white in files with more than 8 bits in one channel, as in
             `ImageFiles`.
+        min_size: Shorter side in pixels that the transform needs, so that large JPEG images are decoded faster, as in
+            `ImageFiles`.
         progress: Whether to show a progress bar while the positions are read.
 
     Attributes:
@@ -52,8 +54,8 @@ class TarImages(Dataset[tuple[Any, int]]):
             tar files and of their members.
 
     Raises:
-        ValueError: A tar file is compressed or damaged, or there are no images. `background` is not a color, or
-            `value_range` is not ascending.
+        ValueError: A tar file is compressed or damaged, or there are no images. `background` is not a color,
+            `value_range` is not ascending, or `min_size` is below 1.
         TypeError: `archives` is one path instead of a sequence.
         OSError: A tar file cannot be read. An image is damaged, which is found when the item is loaded.
 
@@ -69,11 +71,13 @@ class TarImages(Dataset[tuple[Any, int]]):
         cache_index: bool = False,
         background: str | Sequence[int] = (255, 255, 255),
         value_range: tuple[float, float] | None = None,
+        min_size: int | None = None,
         progress: bool = True,
     ) -> None:
         self.transform = transform
         self.background = as_color(background)
         self.value_range = as_value_range(value_range)
+        self.min_size = as_min_size(min_size)
         self._archives = as_path_list(archives, "archives")
         bar = tqdm(self._archives, "reading positions", unit="file", leave=False, disable=not progress)
         indices = [_cached_index(archive) if cache_index else _read_index(archive) for archive in bar]
@@ -97,7 +101,7 @@ class TarImages(Dataset[tuple[Any, int]]):
         with self._archives[self._archive_of[index]].open("rb") as file:
             file.seek(offset)
             content = file.read(size)
-        image = read_image(path, self.background, self.value_range, content)
+        image = read_image(path, self.background, self.value_range, content, self.min_size)
         return self.transform(image) if self.transform else image, -1
 
     def __repr__(self) -> str:

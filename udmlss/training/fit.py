@@ -264,8 +264,8 @@ def _say_that_labels_are_ignored() -> None:
 
 @cache
 def _say_that_loading_is_slow(fraction: float) -> None:
-    text = f"fit: {fraction:.0%} of the time is spent on waiting for images; a higher `num_workers` may help"
-    tqdm.write(text, file=sys.stderr)
+    remedy = "a higher `num_workers` may help, or `min_size` of `ImageFiles` for large photographs"
+    tqdm.write(f"fit: {fraction:.0%} of the time is spent on waiting for images; {remedy}", file=sys.stderr)
 
 
 def _progress_text(step: StepReport, pseudo_labels: PseudoLabels, label_free: LabelFreeScores | None) -> str:

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,6 +28,19 @@ def test_the_test_transform_normalizes_the_center_of_the_resized_picture():
     torch.testing.assert_close(
         BACKBONE.test_transform()(larger), normalized(torch.tensor([10, 20, 30]).view(3, 1, 1).expand(3, 8, 8))
     )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_are_resized_as_pillow_does(interpolation):
+    backbone = replace(BACKBONE, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+    picture_ = picture(torch.randint(256, (3, 60, 80), dtype=torch.uint8))
+    resized = picture_.resize((21, 16), Image.Resampling[interpolation.upper()])
+    expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[:, 4:12, 6:14] / 255
+    torch.testing.assert_close(backbone.test_transform()(picture_), expected, atol=1.01 / 255, rtol=0)
+
+
+def test_min_size_is_twice_the_size_to_which_pictures_are_resized():
+    assert replace(BACKBONE, image_size=10, crop_fraction=0.7).min_size == 2 * round(10 / 0.7)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

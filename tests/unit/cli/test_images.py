@@ -62,6 +62,12 @@ def test_items_are_transformed_images_without_a_label(folder):
     assert images[0].tolist() == [8, 8]
 
 
+def test_large_photographs_are_decoded_at_a_lower_resolution(folder):
+    Image.new("RGB", (640, 400)).save(folder / "photos" / "large.jpg")
+    images = UnlabeledImages([folder / "photos" / "large.jpg"], lambda image: torch.tensor(image.size), min_size=90)
+    assert images[0].tolist() == [160, 100]
+
+
 def test_check_returns_and_writes_the_findings(folder):
     found = cli.check("photos", out="findings.csv", progress=False)
     assert [path.name for path in found.readable] == ["a.png", "b.png"]

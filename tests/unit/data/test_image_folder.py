@@ -170,8 +170,8 @@ def test_options_are_passed_on(tmp_path):
     save_image(tmp_path / "cat" / "1.png")
     (tmp_path / "cat" / "2.png").write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read and are skipped: .*2\.png \(cannot identify"):
-        images = image_folder(tmp_path, background="red", value_range=(0, 9), on_error="skip")
-    assert (images.background, images.value_range) == ((255, 0, 0), (0, 9))
+        images = image_folder(tmp_path, background="red", value_range=(0, 9), min_size=7, on_error="skip")
+    assert (images.background, images.value_range, images.min_size) == ((255, 0, 0), (0, 9), 7)
     assert [path.name for path, _ in images.skipped] == ["2.png"]
 
 

@@ -55,6 +55,14 @@ def test_the_images_of_webdataset_are_items_in_their_order(shards, tmp_path):
         images[5]
 
 
+def test_a_jpeg_is_decoded_at_the_lowest_resolution_that_min_size_permits(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (64, 40)).save(content, "jpeg")
+    path = write_tar(tmp_path / "1.tar", {"a.jpg": content.getvalue(), "b.png": encode(1)})
+    images = TarImages([path], min_size=9, progress=False)
+    assert [image.size for image, _ in images] == [(16, 10), (6, 4)]
+
+
 def as_tensor(image):
     return pil_to_tensor(image).float()
 
