@@ -9,7 +9,7 @@ from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
 from udmlss._chunks import group_means, row_slices, with_float64
-from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss
+from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss, search_device
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, unit_length, without_self
@@ -112,7 +112,8 @@ def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int
     cells = _Cells.of(embeddings, generator)
     ranks = cells.ranks(sampled, nearest).cpu().where(distances > _EQUAL, 0)  # any of the equal rows will do
     n_cells = int(ranks.flatten().float().quantile(recall, interpolation="higher")) + 1
-    affordable = 1.0 if embeddings.device.type != "cpu" else _AFFORDABLE / (n * n * (d + 128))
+    is_on_cpu = search_device(embeddings.device).type == "cpu"
+    affordable = _AFFORDABLE / (n * n * (d + 128)) if is_on_cpu else 1.0
     most = _LARGEST_FRACTION * min(1.0, affordable) * len(cells.members)
     if n_cells > most and affordable >= 1:
         return NeighborLists(*search(embeddings, k), recall=1.0)

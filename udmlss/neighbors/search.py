@@ -58,8 +58,12 @@ def check_k(k: int, n_items: int) -> None:
 
 def search(embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
     """Return what `nearest` returns, for checked arguments."""
-    found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
-    return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
+    n, device = len(embeddings if queries is None else queries), embeddings.device
+    similarities = torch.empty(n, k, dtype=torch.float32, device=device)
+    indices = torch.empty(n, k, dtype=torch.int64, device=device)
+    for chunk, found in search_in_chunks(embeddings, k, queries):
+        similarities[chunk], indices[chunk] = found
+    return similarities, indices
 
 
 def search_in_chunks(
