@@ -18,9 +18,10 @@ from udmlss.clustering.any_labeler import as_labeler, on_accepted_device
 from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
-from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
+from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero, run_with_helpers
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
+from udmlss.neighbors.approximate import Share, share_searches
 from udmlss.neighbors.backends import search_on
 from udmlss.results import LabelFreeScores
 from udmlss.training.identity import check_ranks, describe_loop
@@ -71,8 +72,7 @@ class Rounds:
             every round. Features are scaled to unit length.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
-            that later changes of a dataset have no effect. 0 loads images in the main process. None chooses by
-            the device; see `embed`.
+            that later changes of a dataset have no effect. 0 loads images in the main process. None is as in `embed`.
         precision: "bfloat16" embeds in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
@@ -263,12 +263,13 @@ class Rounds:
         )
 
     def _cluster(self, snapshot: "_Snapshot") -> PseudoLabels:
-        return run_on_rank_zero(lambda: self._label(snapshot))
+        with search_on(device_of(self.model)):
+            return run_with_helpers(lambda share: self._label(snapshot, share), self.embeddings_folder)
 
-    def _label(self, snapshot: "_Snapshot") -> PseudoLabels:
+    def _label(self, snapshot: "_Snapshot", share: Share | None) -> PseudoLabels:
         embeddings = snapshot.embeddings
         rows = embeddings if snapshot.features is None or not self._clusters_features() else snapshot.features
-        with search_on(device_of(self.model)):
+        with share_searches(share):
             pseudo = self.labeler.label(on_accepted_device(rows, self.labeler))
         if rows is embeddings:
             return pseudo
@@ -279,8 +280,7 @@ class Rounds:
         """Score against augmented views of some images, the same views in every round."""
         output: Output = "features" if self.cluster_on == "features" else "embeddings"
         rows = snapshot.embeddings if snapshot.features is None or output == "embeddings" else snapshot.features
-        generator = torch.Generator().manual_seed(self.seed)
-        indices = torch.randperm(len(self.images), generator=generator)[:_SCORED_VIEWS]
+        indices = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed))[:_SCORED_VIEWS]
         sampled, seed = indices.tolist(), self.seed + 1
         embedded = embed_all(
             self.model, self.images, self.options, self.loader, output=output, seed=seed, indices=sampled
