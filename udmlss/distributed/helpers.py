@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -105,4 +105,4 @@ def _take_part(task: _Task, folder: Path | None) -> None:
 def _broadcast_task(task: _Task | None) -> _Task | None:
     box = [task]
     distributed.broadcast_object_list(box, src=0)
-    return cast("_Task | None", box[0])
+    return box[0]

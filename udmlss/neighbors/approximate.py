@@ -113,10 +113,11 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
 def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0) -> NeighborLists:
     """Return what `neighbor_lists` returns, for checked arguments."""
     rows = with_float64(embeddings)
-    retained, positions = limit_copies(rows, k + 1)
-    lists = _lists_of(rows if len(retained) == len(rows) else rows[retained], k, recall, seed)
+    copies = limit_copies(rows, k + 1)
+    lists = _lists_of(rows if copies is None else rows[copies[0]], k, recall, seed)
     similarities, indices = lists.similarities, lists.indices
-    if len(retained) < len(rows):
+    if copies is not None:
+        retained, positions = copies
         similarities, indices = similarities[positions], retained[indices][positions]
     return NeighborLists(similarities.to(embeddings.device), indices.to(embeddings.device), lists.recall)
 

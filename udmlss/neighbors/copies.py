@@ -9,7 +9,7 @@ from udmlss._chunks import row_slices
 _SEED = 0  # of the coefficients, which only distribute the keys
 
 
-def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]]:
+def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]] | None:
     """Remove further copies of rows that occur more than `most` times.
 
     Args:
@@ -18,12 +18,14 @@ def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Ten
 
     Returns:
         The indices of the retained rows, in ascending order; and for each row its position among the retained rows,
-        or the position of its first copy if it was removed.
+        or the position of its first copy if it was removed. None if no row is removed.
     """
     keys, order = torch.cat([_keys(embeddings[rows]) for rows in row_slices(embeddings)]).sort(stable=True)
     places = (keys[most:] == keys[:-most]).nonzero().flatten() + most
     further, first = order[places], order[torch.searchsorted(keys, keys[places])]
     is_equal = _equal(embeddings, further, first)  # different rows may have the same key
+    if not is_equal.any():
+        return None
     is_retained = torch.ones_like(order, dtype=torch.bool)
     is_retained[further[is_equal]] = False
     positions = is_retained.cumsum(0) - 1
