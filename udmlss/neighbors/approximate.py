@@ -159,7 +159,7 @@ def _search_all(embeddings: Float[Tensor, "n d"], k: int, work: Work) -> Neighbo
         similarities[rows], indices[rows] = found, neighbors
 
     share = _share.get()
-    if share is not None:
+    if share is not None and embeddings.dtype == torch.float32:  # the type of the embeddings of a model
         share(embeddings, work, store)
     else:
         for found in work(embeddings, 0, 1):
