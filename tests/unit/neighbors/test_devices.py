@@ -23,7 +23,7 @@ from udmlss import (
     pair_with_neighbors,
 )
 from udmlss.clustering import Communities, cluster_means, k_means, label_margins
-from udmlss.clustering.kmeans import clusters
+from udmlss.clustering.kmeans import clusters, initial_centers
 from udmlss.model_selection import effective_rank
 from udmlss.neighbors import (
     approximate,
@@ -102,6 +102,7 @@ ON_A_GPU = {
 @pytest.mark.parametrize("name", ON_A_GPU)
 def test_rows_on_a_gpu_are_not_copied_to_the_cpu(monkeypatch, name):
     monkeypatch.setattr(approximate, "_EXACT", 0)
+    monkeypatch.setattr(initial_centers, "_MAX_CANDIDATES", 64)  # k-means++ compares these on the CPU
     rows, _ = points.blobs(k=30, each=50, d=64)
     copied, run = [0], support._run
 
