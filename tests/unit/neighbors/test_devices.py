@@ -92,7 +92,7 @@ ON_A_GPU = {
     "lists of cells": lambda rows, _: neighbor_lists(rows, 3),
     "averages": lambda rows, _: average_with_neighbors(rows, 3),
     "k_means": lambda rows, _: k_means(rows, 8),
-    "clusters": lambda rows, _: ClusterPseudoLabeler(8, average_neighbors=2, reliability=True).label(rows),
+    "clusters": lambda rows, _: ClusterPseudoLabeler(30, average_neighbors=2, reliability=True).label(rows),
     "communities": lambda rows, _: ClusterPseudoLabeler(Communities(5), average_neighbors=2).label(rows),
     "scores": evaluate_embeddings,
     "label-free scores": lambda rows, _: label_free_scores(rows, rows[:9], range(9)),
