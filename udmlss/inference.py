@@ -16,7 +16,7 @@ from udmlss._chunks import CPU
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, trunk_of
 from udmlss.dataset import IndexedImages
-from udmlss.distributed import SynchronizedErrors, all_gather_objects, gather_shards, is_rank_zero, shard, world_size
+from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, mean_over_ranks, shard, world_size
 from udmlss.image_loader import ImageLoader, default_workers
 from udmlss.types import PRECISIONS, Images, Output, Precision
 
@@ -177,8 +177,8 @@ def embed_all(
         )
     if not sharded or world_size() == 1:
         return buffer.rows
-    are_on_cpu = all_gather_objects(buffer.rows.device.type == "cpu")  # GPUs may differ in memory
-    rows = buffer.rows.cpu() if any(are_on_cpu) else buffer.rows
+    fraction_on_cpu = mean_over_ranks(torch.tensor([float(buffer.rows.device.type == "cpu")]))
+    rows = buffer.rows.cpu() if fraction_on_cpu > 0 else buffer.rows  # GPUs may differ in memory
     with SynchronizedErrors():
         gathered = allocate_rows(len(indices), rows.shape[1], folder, device) if is_rank_zero() else None
     return gather_shards(rows, len(indices), only_rank_zero=True, out=gathered)
