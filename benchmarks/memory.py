@@ -1,12 +1,14 @@
-"""Measure time and peak memory of clustering embeddings that are mapped from a file, or of training.
+"""Measure time and peak memory of clustering or searching embeddings that are mapped from a file, or of training.
 
     python benchmarks/memory.py --rows 10000000 --dimensions 64 --clusters 1000 --iterations 1
+    python benchmarks/memory.py --rows 10000000 --dimensions 64 --neighbors 15
     python benchmarks/memory.py --rows 1000000 --dimensions 512 --clusters 1000 --iterations 1 --fit disk
 
 Random clusters are written to a file in parts. A second process maps the file and labels the embeddings by
-`ClusterPseudoLabeler`. After each stage it prints the seconds so far and two peaks: of resident memory, which includes
-pages of the file that were read, and of anonymous memory, which does not. `--fit` trains on random images instead, one
-step per round, with the embeddings on disk or in memory.
+`ClusterPseudoLabeler`, or with `--neighbors` searches the nearest neighbors of each embedding. After each stage it
+prints the seconds so far and two peaks: of resident memory, which includes pages of the file that were read, and of
+anonymous memory, which does not. `--fit` trains on random images instead, one step per round, with the embeddings on
+disk or in memory.
 """
 
 import argparse
@@ -53,6 +55,18 @@ def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, label_fr
         indices = torch.arange(0, len(embeddings), max(1, len(embeddings) // 1000))[:1000]
         label_free_scores(embeddings, embeddings[indices].float(), indices)
         report("label-free scores")
+
+
+def search(path: Path, neighbors: int, recall: float) -> None:
+    """Search the nearest neighbors of all embeddings in a file, and print time and memory."""
+    import torch  # noqa: PLC0415 (as above)
+
+    from udmlss.neighbors import neighbor_lists  # noqa: PLC0415
+
+    embeddings = torch.from_numpy(np.load(path, mmap_mode="r+"))
+    report("imports")
+    lists = neighbor_lists(embeddings, neighbors, recall=recall)
+    report(f"lists of {neighbors}, recall {lists.recall:.3f}")
 
 
 def train(rows: int, dimensions: int, clusters: int, iterations: int, rounds: int, *, folder: Path | None) -> None:
@@ -122,6 +136,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--iterations", type=int, default=1, help="k-means iterations per round over all embeddings")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--neighbors", type=int, help="search this number of neighbors, and do not cluster")
+    parser.add_argument("--recall", type=float, default=0.95, help="recall of the search for neighbors")
     parser.add_argument("--label-free", action="store_true", help="compute label-free scores as well")
     parser.add_argument("--fit", choices=("disk", "memory"), help="train, with embeddings on disk or in memory")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
@@ -140,13 +156,18 @@ def main() -> None:
         return
     if args.file is not None:
         ANONYMOUS_MEMORY.start()
-        cluster(args.file, args.clusters, args.iterations, args.rounds, label_free=args.label_free)
+        if args.neighbors is None:
+            cluster(args.file, args.clusters, args.iterations, args.rounds, label_free=args.label_free)
+        else:
+            search(args.file, args.neighbors, args.recall)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "embeddings.npy"
         write_clusters(path, args.rows, args.dimensions, args.clusters, args.dtype)
-        print(f"{args.rows:,} x {args.dimensions} {args.dtype}, a file of {path.stat().st_size / 2**30:.2f} GiB")
-        print(f"k = {args.clusters}, k-means with {args.iterations} iterations", flush=True)
+        size = path.stat().st_size / 2**30
+        print(f"{args.rows:,} x {args.dimensions} {args.dtype}, a file of {size:.2f} GiB", flush=True)
+        if args.neighbors is None:
+            print(f"k = {args.clusters}, k-means with {args.iterations} iterations", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--file", str(path)]
         subprocess.run(command, check=True)  # noqa: S603 (this file)
 

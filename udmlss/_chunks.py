@@ -1,20 +1,24 @@
 """Matrices that are read in slices of rows, so that the memory needed does not grow with the number of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+CPU = torch.device("cpu")
 IN_MEMORY = 2**28  # largest number of elements of a matrix that is copied as a whole: 1 GiB in float32
 PAIRS = 2**26  # largest number of pairs of rows that are compared at once: 256 MiB in float32
 _ROWS = 2**16  # largest number of rows of a slice
 _NUMBERS = 2**25  # largest number of elements of a slice: 128 MiB in float32
 
 _WITHOUT_FLOAT64 = ("mps",)  # Apple's GPUs
+_BYTES = 4  # of a number in float32
+_MEMORY_FRACTION = 1 / 8  # averages with neighbors take two copies, and the model and its gradients the rest
 _LARGEST_NORM = 2.0**60  # squares of larger rows, and sums of them, may overflow float32
 _SMALLEST_RADIUS = 2.0**-40  # squared differences within a smaller box may underflow float32
 _LARGEST_OFFSET = 32.0  # farther from the origin, in radii of the box, products round differences away in float32
@@ -113,6 +117,24 @@ def group_means(
         sums += torch.zeros_like(sums, dtype=dtype).index_add_(0, groups[rows][assigned], part)
     sizes = groups[groups >= 0].bincount(minlength=n_groups).clamp(min=1)
     return (sums / sizes.unsqueeze(1)).float().to(device)
+
+
+def storage_device(shape: Sequence[int], device: torch.device) -> torch.device:
+    """Return the device that stores a float32 matrix of this shape, whose rows are used on a device.
+
+    This is the device itself if the matrix takes at most an eighth of its memory, and otherwise the CPU. It is also the
+    CPU for a device without float64, such as Apple's MPS.
+    """
+    if device.type == "cpu" or device.type in _WITHOUT_FLOAT64:
+        return CPU
+    is_small = prod(shape) * _BYTES <= _MEMORY_FRACTION * device_memory(device)
+    return device if is_small else CPU
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the total memory of a GPU in bytes, or 0 for a device of an unknown kind."""
+    properties = getattr(getattr(torch, device.type, None), "get_device_properties", None)
+    return 0 if properties is None else int(properties(device).total_memory)
 
 
 def with_float64(matrix: Tensor) -> Tensor:

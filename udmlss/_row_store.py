@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from udmlss._checks import value_error
+from udmlss._chunks import CPU, storage_device
 
 RowType = Literal["float32", "float16"]
 Allocate = Callable[[int, int], Tensor]  # numbers of rows and columns to a tensor
@@ -55,16 +56,17 @@ class RowBuffer:
         self._n_filled += len(rows)
 
 
-def allocate_rows(n: int, d: int, folder: Path | None) -> Float[Tensor, "n d"]:
-    """Return an uninitialized tensor in memory or, with a folder, in an unnamed file in it.
+def allocate_rows(n: int, d: int, folder: Path | None, device: torch.device = CPU) -> Float[Tensor, "n d"]:
+    """Return an uninitialized tensor on a device or, with a folder, in an unnamed file in it.
 
+    Without a folder the tensor is on the `storage_device`: in memory if it exceeds its fraction of the device's memory.
     The operating system deletes the file when the tensor is freed or the process ends.
 
     Raises:
         ValueError: The disk has less free space than the rows need.
     """
     if folder is None or n * d == 0:  # An empty file cannot be mapped
-        return torch.empty(n, d)
+        return torch.empty(n, d, device=storage_device((n, d), device))
     _check_disk_space("embeddings_folder", folder, (n, d), np.dtype(np.float32), "use a folder on another disk")
     with _note_path(folder), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         return _map_new_rows(file, (n, d), np.dtype(np.float32))

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from udmlss import metrics
 from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
+from udmlss._chunks import storage_device
 from udmlss._torch import device_of
 from udmlss.clustering.kmeans import cluster_rows
 from udmlss.dataset import IndexedImages
 from udmlss.inference import embed
 from udmlss.metrics.retrieval import RetrievalPlan, plan_retrieval, run_retrieval, select_rows
+from udmlss.neighbors.backends import search_on
 from udmlss.neighbors.search import check_queries
 from udmlss.results import Scores
 from udmlss.types import Images, Labels, Output, Precision
@@ -34,8 +36,9 @@ def evaluate(
 ) -> Scores:
     """Embed images and score how well the embeddings retrieve and cluster their classes.
 
-    Scores are computed on the model's device if that is a CUDA GPU, and otherwise on the CPU. Labels, `ks` and the
-    seed are checked before the first image is embedded.
+    Scores are computed on the model's device if that is a CUDA GPU, to which the embeddings are moved if they take at
+    most an eighth of its memory, and otherwise in parts. Labels, `ks` and the seed are checked before the first image
+    is embedded.
 
     Args:
         model: An `EmbeddingModel`, or any module from images to embeddings if `output` is "embeddings".
@@ -79,10 +82,12 @@ def evaluate(
             precision=precision,
             progress=progress,
         )
-        return embeddings.to(device) if device.type == "cuda" else embeddings  # MPS does not support float64
+        return embeddings.to(storage_device(embeddings.shape, device))
 
     embedded = None if queries is None else embed_all(queries)
-    return evaluate_embeddings(embed_all(images), labels, queries=embedded, query_labels=query_labels, ks=ks, seed=seed)
+    with search_on(device):
+        embeddings = embed_all(images)
+        return evaluate_embeddings(embeddings, labels, queries=embedded, query_labels=query_labels, ks=ks, seed=seed)
 
 
 def evaluate_embeddings(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from udmlss._checks import as_features, check_choice, check_integer, value_error
+from udmlss._chunks import CPU
 from udmlss._row_store import RowBuffer, RowType, allocate_rows, map_rows, write_rows
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, trunk_of
 from udmlss.dataset import IndexedImages
-from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, shard, world_size
+from udmlss.distributed import SynchronizedErrors, gather_shards, is_rank_zero, mean_over_ranks, shard, world_size
 from udmlss.image_loader import ImageLoader, default_workers
 from udmlss.types import PRECISIONS, Images, Output, Precision
 
@@ -144,9 +145,10 @@ def embed_all(
     indices: Sequence[int] | None = None,
     sharded: bool = True,
     folder: Path | None = None,
+    device: torch.device = CPU,
     progress: bool = False,
 ) -> Float[Tensor, "n d"]:
-    """Embed images as `embed` does, into memory or, with a folder, into unnamed files in it.
+    """Embed images as `embed` does, into memory, onto a GPU or, with a folder, into unnamed files in it.
 
     Args:
         model: The model.
@@ -158,6 +160,7 @@ def embed_all(
         indices: Indices of the images that are embedded. None embeds all.
         sharded: Whether to distribute the images over ranks.
         folder: Folder of the unnamed files. None uses memory.
+        device: Device that stores the rows if they take at most an eighth of its memory.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -166,7 +169,7 @@ def embed_all(
     indices = range(len(images)) if indices is None else indices
     part = shard(len(indices)) if sharded else range(len(indices))
     own = indices[part.start : part.stop]
-    buffer = RowBuffer(len(own), lambda n, d: allocate_rows(n, d, folder))
+    buffer = RowBuffer(len(own), lambda n, d: allocate_rows(n, d, folder, device))
     with SynchronizedErrors() if sharded else nullcontext():
         show = progress and (is_rank_zero() or not sharded)
         _embed_batches(
@@ -174,20 +177,25 @@ def embed_all(
         )
     if not sharded or world_size() == 1:
         return buffer.rows
+    fraction_on_cpu = mean_over_ranks(torch.tensor([float(buffer.rows.device.type == "cpu")]))
+    rows = buffer.rows.cpu() if fraction_on_cpu > 0 else buffer.rows  # GPUs may differ in memory
     with SynchronizedErrors():
-        gathered = allocate_rows(len(indices), buffer.rows.shape[1], folder) if is_rank_zero() else None
-    return gather_shards(buffer.rows, len(indices), only_rank_zero=True, out=gathered)
+        gathered = allocate_rows(len(indices), rows.shape[1], folder, device) if is_rank_zero() else None
+    return gather_shards(rows, len(indices), only_rank_zero=True, out=gathered)
 
 
 def embed_features(
-    model: nn.Module, features: Float[Tensor, "n f"], folder: Path | None = None
+    model: nn.Module,
+    features: Float[Tensor, "n f"],
+    folder: Path | None = None,
+    device: torch.device = CPU,
 ) -> Float[Tensor, "n d"]:
-    """Compute embeddings on the CPU from features of the model's trunk, stored as those of `embed_all` are."""
-    device, buffer = device_of(model), RowBuffer(len(features), lambda n, d: allocate_rows(n, d, folder))
+    """Compute embeddings from features of the model's trunk, stored as those of `embed_all` are."""
+    buffer = RowBuffer(len(features), lambda n, d: allocate_rows(n, d, folder, device))
     with evaluation_mode(model), torch.no_grad():
         for part in features.split(_FEATURES_AT_ONCE):
-            rows = model.embed_features(part.to(device))  # type: ignore[operator] # an EmbeddingModel
-            buffer.append(rows.to("cpu", torch.float32))
+            rows = model.embed_features(part.to(device_of(model)))  # type: ignore[operator] # an EmbeddingModel
+            buffer.append(rows.float())
     return buffer.rows
 
 
@@ -216,4 +224,4 @@ def _embed_batches(
             if len(rows) != len(batch):
                 found, remedy = f"{len(rows)} for {len(batch)} images", "Pool the outputs of each image"
                 raise value_error("The model must return one row per image", found, remedy)
-            append(rows.to("cpu", torch.float32))
+            append(rows.float())

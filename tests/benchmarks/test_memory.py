@@ -31,6 +31,16 @@ def test_program_prints_time_and_memory_and_removes_its_file(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_search_for_neighbors_prints_time_memory_and_recall(tmp_path, monkeypatch, capfd):
+    options = "--rows 2000 --dimensions 8 --neighbors 5 --folder"
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options.split(), str(tmp_path)])
+    memory.main()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1].startswith("after lists of 5, recall 1.000")
+    assert lines[-1].endswith("GiB anonymous")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_training_prints_time_and_memory_after_each_round(tmp_path, monkeypatch, capfd, where):
     options = f"--rows 300 --dimensions 8 --clusters 20 --rounds 2 --fit {where} --folder"

@@ -20,6 +20,7 @@ from udmlss import (
     RotationPretextHead,
     UDMLSSLoss,
     WeightAverage,
+    _chunks,
     embed,
     embedder_from_features,
     evaluate,
@@ -38,6 +39,9 @@ from udmlss.losses import (
     STMLLoss,
     SynthesisRankingLoss,
 )
+from udmlss.neighbors import nearest
+from udmlss.neighbors.backends import search_on
+from udmlss.search import SearchIndex
 
 IMAGES = torch.rand(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(48) % 6
@@ -138,6 +142,18 @@ def test_label_free_scores_equal_those_on_the_cpu(gpu):
     for devices in [(gpu, "cpu", "cpu"), (gpu, gpu, gpu), ("cpu", gpu, gpu)]:
         found = label_free_scores(ROWS.to(devices[0]), views.to(devices[1]), indices.to(devices[2]))
         assert vars(found) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("fraction", [1 / 8, 0])
+def test_searches_on_the_gpu_whole_or_in_parts_equal_those_on_the_cpu(gpu, monkeypatch, fraction):
+    monkeypatch.setattr(_chunks, "_MEMORY_FRACTION", fraction)
+    rows = ROWS.to(_chunks.storage_device(ROWS.shape, gpu))
+    assert rows.device.type == (gpu.type if fraction else "cpu")
+    with search_on(gpu):
+        assert torch.equal(nearest(rows, 5)[1].cpu(), nearest(ROWS, 5)[1])
+        assert torch.equal(k_means(rows, 9, start=ROWS[:9]), k_means(ROWS, 9, start=ROWS[:9]))
+    found, expected = (SearchIndex(ROWS, device=device).search(ROWS[:20], 5)[0] for device in (gpu, "cpu"))
+    assert (found == expected).all()
 
 
 @pytest.mark.parametrize("output", ["embeddings", "features"])

@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from udmlss import _chunks
+
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put_.default, aten.index_put.default}
@@ -101,8 +103,11 @@ def _is_gpu(device):
 
 
 @contextmanager
-def pretended_gpu(monkeypatch, device_type="lazy"):
-    """Yield a device that is a GPU for all operations of the `with` block. "cuda" does not support autograd."""
+def pretended_gpu(monkeypatch, device_type="lazy", memory=2**33):
+    """Yield a device that is a GPU of so many bytes for all operations of the `with` block.
+
+    "cuda" does not support autograd.
+    """
     numpy, tolist = torch.Tensor.numpy, torch.Tensor.tolist
     autocast, is_autocast = torch.autocast, torch.is_autocast_enabled
 
@@ -112,6 +117,7 @@ def pretended_gpu(monkeypatch, device_type="lazy"):
         return numpy(tensor.cpu(), force=force)
 
     monkeypatch.setattr(OnGPU, "device_type", device_type)
+    monkeypatch.setattr(_chunks, "device_memory", lambda _: memory)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.Tensor, "numpy", to_numpy)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: tolist(tensor.cpu()))

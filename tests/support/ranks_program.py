@@ -24,15 +24,18 @@ from udmlss.distributed import (
     process_group,
     rank,
     run_on_rank_zero,
+    run_with_helpers,
     shard,
     synchronized,
     world_size,
 )
+from udmlss.neighbors import approximate, neighbor_lists
 
 WORLD_SIZES = (2, 3)
 TIMEOUT = 120  # seconds until a rank that waits for another one fails; the tests require a fraction of it
 BATCH = 8
 SIZES = (1, 2, 7, 10, 100)
+RECALLS = (0.5, 1)
 LOSSES = {
     "pairs": lambda: losses.MultiSimilarityLoss(2, 40, 0.5),
     "proxies": lambda: losses.ProxyAnchorLoss(4, 5),
@@ -124,6 +127,45 @@ def pseudo_labels():
     return PseudoLabels.from_labels(torch.arange(10**6) % 3)
 
 
+def rank_of_rows(matrix, part, n_parts):
+    """Yield the rows of a part, and for each its number in the matrix and the rank that reads it."""
+    for row in range(len(matrix))[part::n_parts]:
+        yield torch.tensor([row]), torch.tensor([[int(matrix[row, 0]), rank()]])
+
+
+def fail_on_rank_1(matrix, part, n_parts):
+    yield from rank_of_rows(matrix, part, n_parts)
+    if rank() == 1:
+        raise OSError("no memory")
+
+
+def share_twice(share, work=rank_of_rows):
+    found = torch.full((7, 2), -1)
+    for n in (2, 7):
+        share(rows_of(range(n)), work, found.__setitem__)
+    return found
+
+
+def shared_lists(recall):
+    """Return lists of neighbors that all ranks search; other ranks receive the rows from rank 0."""
+    rows = shared_rows() if rank() == 0 else None
+    before, approximate._EXACT = approximate._EXACT, 0
+    try:
+        return run_with_helpers(lambda share: lists_of(rows, recall, share))
+    finally:
+        approximate._EXACT = before
+
+
+def lists_of(rows, recall, share=None):
+    with approximate.share_searches(share):
+        lists = neighbor_lists(rows, 4, recall=recall)
+    return lists.similarities, lists.indices, lists.recall
+
+
+def shared_rows():
+    return torch.randn(600, 8, generator=torch.Generator().manual_seed(2))
+
+
 def attempt(function):
     """Return the type and text of the function's error, and the seconds until it was raised."""
     start = time.monotonic()
@@ -195,6 +237,11 @@ def results():
         "pseudo-labels": run_on_rank_zero(pseudo_labels),
         "rank of run_on_rank_zero": run_on_rank_zero(rank),
         "means": mean_over_ranks(torch.tensor([number, 1.0, torch.nan if rank() == last else 0.0])),
+        "work": run_with_helpers(share_twice),
+        "shared lists": {recall: shared_lists(recall) for recall in RECALLS},
+        "work fails": attempt(lambda: run_with_helpers(lambda share: share_twice(share, fail_on_rank_1))),
+        "unpicklable work": attempt(lambda: run_with_helpers(lambda share: share_twice(share, lambda *_: iter(())))),
+        "function with helpers fails": attempt(lambda: run_with_helpers(lambda _: fail(OSError("disk full")))),
         "rank 0 fails": attempt(lambda: run_on_rank_zero(lambda: fail(OSError("disk full")))),
         "unpicklable": attempt(lambda: run_on_rank_zero(lambda: lambda: 0)),
         "no error": attempt(lambda: raise_on_ranks({})),

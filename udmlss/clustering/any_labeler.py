@@ -35,6 +35,12 @@ def as_labeler(labeler: Any) -> Labeler:  # noqa: ANN401 (anything may be passed
     )
 
 
+def on_accepted_device(embeddings: Float[Tensor, "n d"], labeler: Labeler) -> Float[Tensor, "n d"]:
+    """Return embeddings on the CPU for a labeler or a function that users wrote, which may call NumPy."""
+    is_written_here = isinstance(labeler, ClusterPseudoLabeler) and not callable(labeler.clusterer)
+    return embeddings if is_written_here else embeddings.cpu()
+
+
 class _LabelerAdapter:
     """A labeler around one that may return bare labels in place of `PseudoLabels`.
 

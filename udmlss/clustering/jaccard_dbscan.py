@@ -70,8 +70,11 @@ class JaccardDBSCAN:
                 )
         check_distinct(column_range, len(rows))
         # thousands of equal rows would all be neighbors of each other
-        retained, positions = limit_copies(rows, max(self.k1, self.k2, self.min_samples))
-        labels = self._cluster(rows.detach() if len(retained) == len(rows) else rows[retained].detach())
+        copies = limit_copies(rows, max(self.k1, self.k2, self.min_samples))
+        if copies is None:
+            return self._cluster(rows.detach())
+        retained, positions = copies
+        labels = self._cluster(rows[retained].detach())
         return np.asarray(labels[positions.numpy(force=True)])
 
     def _cluster(self, rows: Float[Tensor, "m d"]) -> NDArray[np.int64]:

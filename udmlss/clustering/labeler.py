@@ -1,5 +1,6 @@
 """Pseudo-labels from clusters of embeddings."""
 
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
@@ -9,7 +10,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
-from udmlss._chunks import ColumnRange, group_means
+from udmlss._chunks import ColumnRange, group_means, storage_device
 from udmlss.clustering.clusterer import Clusterer, ClusterFunction, labels_of_clusterer, n_clusters_or_clusterer
 from udmlss.clustering.communities import Communities, coarse_communities
 from udmlss.clustering.kmeans import check_count, cluster_rows
@@ -17,6 +18,7 @@ from udmlss.clustering.list_length import list_length_for
 from udmlss.clustering.matching import agreement, match_ids
 from udmlss.clustering.reliability import label_margins
 from udmlss.neighbors.approximate import find_lists
+from udmlss.neighbors.backends import search_on
 from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import averages_of_lists, check_n_neighbors
 from udmlss.types import PseudoLabels
@@ -52,8 +54,9 @@ class ClusterPseudoLabeler:
         coarse: Whether to find coarse clusters, too, each of several clusters: batches then hold no negatives from the
             same coarse cluster. They are communities of the graph of clusters. If there is only one,
             `PseudoLabels.coarse_labels` is None.
-        device: Device to which the embeddings are moved for clustering, such as "cuda". None clusters them on their
-            own device; embeddings in `fit` are on the CPU.
+        device: Device on which the embeddings are clustered, such as "cuda". They are moved to a GPU if they take at
+            most an eighth of its memory, and otherwise in parts. None clusters them on their own device, and in `fit`
+            on the model's.
         seed: Seed of the initial centers of k-means; a clusterer has its own. None uses the seed of `fit`, and 0
             outside of `fit`.
 
@@ -132,11 +135,14 @@ class ClusterPseudoLabeler:
         self.check_size(len(embeddings))
         if len(embeddings) > 1:
             check_distinct(column_range, len(embeddings))
-        embeddings = embeddings.detach() if self.device is None else embeddings.detach().to(self.device)
+        embeddings = embeddings.detach()
+        if self.device is not None:
+            embeddings = embeddings.to(storage_device(embeddings.shape, self.device))
         previous = self._previous
         if previous is not None and len(previous.labels) != len(embeddings):
             previous = None
-        labels, graph = self._cluster(embeddings, column_range, previous)
+        with nullcontext() if self.device is None else search_on(self.device):
+            labels, graph = self._cluster(embeddings, column_range, previous)
         reliability = None if graph is None else label_margins(graph, labels)
         if reliability is not None and self.unassigned_fraction:
             labels = _without_least_reliable(labels, reliability, self.unassigned_fraction)

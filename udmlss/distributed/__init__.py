@@ -10,6 +10,7 @@ from udmlss.distributed.collectives import (
     shard,
 )
 from udmlss.distributed.ddp import data_parallel
+from udmlss.distributed.helpers import run_with_helpers
 from udmlss.distributed.process_group import is_rank_zero, process_group, rank, world_size
 from udmlss.distributed.sync import SynchronizedErrors, synchronized
 
@@ -25,6 +26,7 @@ __all__ = [
     "process_group",
     "rank",
     "run_on_rank_zero",
+    "run_with_helpers",
     "shard",
     "synchronized",
     "world_size",

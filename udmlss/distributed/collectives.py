@@ -147,7 +147,7 @@ def run_on_rank_zero(function: Callable[[], T]) -> T:
         box = [b""]
         if is_rank_zero():
             result = function()
-            box = [_serialized(result)]
+            box = [serialized(result)]
     distributed.broadcast_object_list(box, src=0)
     return result if is_rank_zero() else torch.load(BytesIO(box[0]), map_location="cpu", weights_only=False)
 
@@ -187,7 +187,8 @@ def mean_over_ranks(values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     return (total / world_size()).to(values.device)
 
 
-def _serialized(value: object) -> bytes:
+def serialized(value: object) -> bytes:
+    """Return what `torch.save` writes for an object."""
     file = BytesIO()
     torch.save(value, file, pickle_protocol=pickle.HIGHEST_PROTOCOL)
     return file.getvalue()

@@ -1,7 +1,11 @@
 """Lists of nearest neighbors for sets of any size, exact or by a search of cells of near rows."""
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
@@ -9,10 +13,10 @@ from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
 from udmlss._chunks import group_means, row_slices, with_float64
-from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss
+from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss, search_device
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
-from udmlss.neighbors.search import check_k, search, unit_length, without_self
+from udmlss.neighbors.search import check_k, search, search_in_chunks, unit_length, without_self
 
 _EXACT = 2**37  # multiplications up to which the exact search is faster, by benchmarks/speed_neighbors.py
 _SAMPLED = 512  # rows on which the recall is measured
@@ -24,6 +28,22 @@ _ROUNDING = 1e-9  # of squared distances in float64, as a fraction
 _EQUAL = 1e-12  # largest squared distance of directions that differ by rounding in float32
 _LARGEST_FRACTION = 0.25  # of the cells; the exact search is faster if more must be searched
 _AFFORDABLE = 2**45  # n x n x (d + 128), to which time is about proportional, of the longest exact search on a CPU
+
+
+Found = tuple[Int64[Tensor, " q"], Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # rows and their neighbors
+Work = Callable[[Tensor, int, int], Iterator[Found]]  # embeddings, the number of a part and of all parts
+Share = Callable[[Tensor, Work, Callable[..., None]], None]  # embeddings, and functions that search and store a part
+_share: ContextVar[Share | None] = ContextVar("share", default=None)
+
+
+@contextmanager
+def share_searches(share: Share | None) -> Iterator[None]:
+    """Let several processes search large sets in the `with` block, by the `share` of `run_with_helpers`."""
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,18 +113,21 @@ def neighbor_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 
 def find_lists(embeddings: Float[Tensor, "n d"], k: int, *, recall: float = 0.95, seed: int = 0) -> NeighborLists:
     """Return what `neighbor_lists` returns, for checked arguments."""
     rows = with_float64(embeddings)
-    retained, positions = limit_copies(rows, k + 1)
-    lists = _lists_of(rows if len(retained) == len(rows) else rows[retained], k, recall, seed)
+    copies = limit_copies(rows, k + 1)
+    lists = _lists_of(rows if copies is None else rows[copies[0]], k, recall, seed)
     similarities, indices = lists.similarities, lists.indices
-    if len(retained) < len(rows):
+    if copies is not None:
+        retained, positions = copies
         similarities, indices = similarities[positions], retained[indices][positions]
     return NeighborLists(similarities.to(embeddings.device), indices.to(embeddings.device), lists.recall)
 
 
 def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int) -> NeighborLists:
     n, d = embeddings.shape
-    if recall == 1 or n * n * d <= _EXACT:
+    if n * n * d <= _EXACT:
         return NeighborLists(*search(embeddings, k), recall=1.0)
+    if recall == 1:
+        return NeighborLists(*_search_all(embeddings, k, partial(_exact_part, k=k)), recall=1.0)
     generator = torch.Generator().manual_seed(seed)
     sampled = torch.randperm(n, generator=generator)[:_SAMPLED].to(embeddings.device)
     _, nearest = without_self(search(embeddings, k + 1, embeddings[sampled]), sampled)
@@ -112,17 +135,41 @@ def _lists_of(embeddings: Float[Tensor, "n d"], k: int, recall: float, seed: int
     cells = _Cells.of(embeddings, generator)
     ranks = cells.ranks(sampled, nearest).cpu().where(distances > _EQUAL, 0)  # any of the equal rows will do
     n_cells = int(ranks.flatten().float().quantile(recall, interpolation="higher")) + 1
-    affordable = 1.0 if embeddings.device.type != "cpu" else _AFFORDABLE / (n * n * (d + 128))
+    is_on_cpu = search_device(embeddings.device).type == "cpu"
+    affordable = _AFFORDABLE / (n * n * (d + 128)) if is_on_cpu else 1.0
     most = _LARGEST_FRACTION * min(1.0, affordable) * len(cells.members)
     if n_cells > most and affordable >= 1:
-        return NeighborLists(*search(embeddings, k), recall=1.0)
-    similarities, indices = cells.search(embeddings, k, min(n_cells, max(1, int(most))))
+        return NeighborLists(*_search_all(embeddings, k, partial(_exact_part, k=k)), recall=1.0)
+    in_cells = partial(cells.search_part, k=k, n_cells=min(n_cells, max(1, int(most))))
+    similarities, indices = _search_all(embeddings, k, in_cells)
     found = _squared_distances(embeddings, sampled, indices[sampled])
     is_nearest = found <= distances.amax(dim=1, keepdim=True) * (1 + _ROUNDING) + _EQUAL
     lists = NeighborLists(similarities, indices, float(is_nearest.double().mean()))
     if n_cells > most:
         _warn_of_recall(lists.recall, recall)
     return lists
+
+
+def _search_all(embeddings: Float[Tensor, "n d"], k: int, work: Work) -> Neighbors:
+    """Return the neighbors of all rows, which the processes of `share_searches` search in parts."""
+    similarities = embeddings.new_empty(len(embeddings), k, dtype=torch.float32)
+    indices = torch.empty(len(embeddings), k, dtype=torch.int64, device=embeddings.device)
+
+    def store(rows: Int64[Tensor, " q"], found: Float32[Tensor, "q k"], neighbors: Int64[Tensor, "q k"]) -> None:
+        similarities[rows], indices[rows] = found, neighbors
+
+    share = _share.get()
+    if share is not None and embeddings.dtype == torch.float32:  # the type of the embeddings of a model
+        share(embeddings, work, store)
+    else:
+        for found in work(embeddings, 0, 1):
+            store(*found)
+    return similarities, indices
+
+
+def _exact_part(embeddings: Float[Tensor, "n d"], part: int, n_parts: int, *, k: int) -> Iterator[Found]:
+    for chunk, found in search_in_chunks(embeddings, k, None, part=part, n_parts=n_parts):
+        yield torch.arange(chunk.start, chunk.stop, device=embeddings.device), *found
 
 
 def _warn_of_recall(found: float, requested: float) -> None:
@@ -186,20 +233,19 @@ class _Cells:
         distances = torch.cdist(self.centers[cells], self.centers)
         return distances.scatter_(1, cells.unsqueeze(1), -1)  # a cell is nearest to itself also among equal centers
 
-    def search(self, embeddings: Float[Tensor, "n d"], k: int, n_cells: int) -> Neighbors:
-        """Return the k nearest neighbors of each row within the nearest cells of its cell."""
+    def search_part(
+        self, embeddings: Float[Tensor, "n d"], part: int, n_parts: int, *, k: int, n_cells: int
+    ) -> Iterator[Found]:
+        """Yield the rows of a part of the cells, with their k nearest neighbors within the nearest cells."""
         sizes = torch.tensor([len(rows) for rows in self.members])
-        similarities = embeddings.new_empty(len(embeddings), k, dtype=torch.float32)
-        indices = self.labels.new_empty(len(embeddings), k)
-        for rows in self.members:
+        for rows in self.members[part::n_parts]:
             order = self._distances(self.labels[rows[:1]])[0].argsort().cpu()
             n_needed = int((sizes[order].cumsum(0) <= k).sum()) + 1  # small cells may have fewer than k neighbors
             candidates = torch.cat([self.members[each] for each in order[: max(n_cells, n_needed)].tolist()])
             own = torch.arange(len(rows)).to(embeddings.device)  # the rows of the cell are the first candidates
             found = search(embeddings[candidates], k + 1, embeddings[rows])
-            similarities[rows], local = without_self(found, own)
-            indices[rows] = candidates[local]
-        return similarities, indices
+            similarities, local = without_self(found, own)
+            yield rows, similarities, candidates[local]
 
 
 def _k_means(rows: Float32[Tensor, "m d"], n_clusters: int, nearest_centers: Search) -> Float32[Tensor, "c d"]:

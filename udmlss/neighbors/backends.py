@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -12,7 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from udmlss._chunks import PAIRS
+from udmlss._chunks import CPU, PAIRS, storage_device
 from udmlss.neighbors.exact import exact_euclidean
 
 Neighbors = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # distances or similarities, and indices
@@ -53,11 +54,34 @@ def has_gpu(faiss: ModuleType | None) -> bool:
     return faiss is not None and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
 
 
+_search_device: ContextVar[torch.device] = ContextVar("search_device", default=CPU)
+
+
+@contextmanager
+def search_on(device: torch.device) -> Iterator[None]:
+    """Search rows on the CPU on this device in the `with` block, one part at a time; the results are on the CPU.
+
+    Rows on a GPU are searched there in any case. Rows stay on the CPU for a device without float64.
+    """
+    token = _search_device.set(storage_device((), device))
+    try:
+        yield
+    finally:
+        _search_device.reset(token)
+
+
+def search_device(rows_on: torch.device) -> torch.device:
+    """Return the device that rows on a device are searched on."""
+    return _search_device.get() if rows_on.type == "cpu" else rows_on
+
+
 def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"], k: int) -> Neighbors:
     """Return the k highest inner products of each query, in descending order, and the rows of the gallery."""
-    faiss = import_faiss()
-    if faiss is None or gallery.device.type != "cpu":
-        return _torch_inner_product(queries, gallery, gallery.new_zeros(len(gallery)), k)
+    faiss, device = import_faiss(), search_device(gallery.device)
+    if faiss is None or device.type != "cpu":
+        rows = gallery.to(device)
+        values, indices = _torch_inner_product(queries.to(device), rows, rows.new_zeros(len(rows)), k)
+        return values.to(gallery.device), indices.to(gallery.device)
     return _faiss_knn(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
 
 
@@ -74,6 +98,7 @@ def euclidean_search(
         return device, exact_euclidean
     if faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
         return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
+    device = search_device(device)
     if device.type != "cpu":
         return device, _torch_euclidean
     return device, _sklearn_euclidean if faiss is None else partial(_faiss_knn, faiss, faiss.METRIC_L2)
@@ -113,7 +138,8 @@ def _torch_euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
 def _torch_inner_product(queries: Tensor, gallery: Tensor, bias: Tensor, k: int) -> Neighbors:
     """Return the k highest values of inner product + bias of each query; `bias` has one number per gallery row."""
     parts = queries.split(max(1, PAIRS // len(gallery)))
-    found = [torch.addmm(bias, part, gallery.T).topk(k) for part in parts]
+    with full_precision(gallery.device):
+        found = [torch.addmm(bias, part, gallery.T).topk(k) for part in parts]
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 

@@ -9,7 +9,7 @@ from udmlss._chunks import row_slices
 _SEED = 0  # of the coefficients, which only distribute the keys
 
 
-def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]]:
+def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]] | None:
     """Remove further copies of rows that occur more than `most` times.
 
     Args:
@@ -18,20 +18,19 @@ def limit_copies(embeddings: Float[Tensor, "n d"], most: int) -> tuple[Int64[Ten
 
     Returns:
         The indices of the retained rows, in ascending order; and for each row its position among the retained rows,
-        or the position of its first copy if it was removed.
+        or the position of its first copy if it was removed. None if no row is removed.
     """
-    _, groups = torch.cat([_keys(embeddings[rows]) for rows in row_slices(embeddings)]).unique(return_inverse=True)
-    order = groups.argsort(stable=True)
-    sizes = groups.bincount()
-    starts = sizes.cumsum(0) - sizes
-    first = order[starts[groups]]
-    is_further = torch.zeros_like(groups, dtype=torch.bool)
-    is_further[order] = torch.arange(len(groups), device=groups.device) - starts[groups[order]] >= most
-    further = is_further.nonzero().flatten()
-    is_further[further] = _equal(embeddings, further, first[further])  # different rows may have the same key
-    retained = (~is_further).nonzero().flatten()
-    positions = (~is_further).cumsum(0) - 1
-    return retained, positions.where(~is_further, positions[first])
+    keys, order = torch.cat([_keys(embeddings[rows]) for rows in row_slices(embeddings)]).sort(stable=True)
+    places = (keys[most:] == keys[:-most]).nonzero().flatten() + most
+    further, first = order[places], order[torch.searchsorted(keys, keys[places])]
+    is_equal = _equal(embeddings, further, first)  # different rows may have the same key
+    if not is_equal.any():
+        return None
+    is_retained = torch.ones_like(order, dtype=torch.bool)
+    is_retained[further[is_equal]] = False
+    positions = is_retained.cumsum(0) - 1
+    positions[further[is_equal]] = positions[first[is_equal]]
+    return is_retained.nonzero().flatten(), positions
 
 
 def _keys(rows: Float[Tensor, "c d"]) -> Int64[Tensor, " c"]:

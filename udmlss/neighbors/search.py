@@ -58,8 +58,12 @@ def check_k(k: int, n_items: int) -> None:
 
 def search(embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
     """Return what `nearest` returns, for checked arguments."""
-    found = [neighbors for _, neighbors in search_in_chunks(embeddings, k, queries)]
-    return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
+    n, device = len(embeddings if queries is None else queries), embeddings.device
+    similarities = torch.empty(n, k, dtype=torch.float32, device=device)
+    indices = torch.empty(n, k, dtype=torch.int64, device=device)
+    for chunk, found in search_in_chunks(embeddings, k, queries):
+        similarities[chunk], indices[chunk] = found
+    return similarities, indices
 
 
 def search_in_chunks(
@@ -67,6 +71,9 @@ def search_in_chunks(
     k: int,
     queries: Float[Tensor, "q d"] | None,
     classes: tuple[Int64[Tensor, " n"], Int64[Tensor, " q"]] | None = None,
+    *,
+    part: int = 0,
+    n_parts: int = 1,
 ) -> Iterator[tuple[slice, Neighbors]]:
     """Yield slices of the queries with their k nearest items.
 
@@ -78,6 +85,8 @@ def search_in_chunks(
         queries: Checked queries, or None.
         classes: Classes of the items and of the queries, if only the positions of items of the same class matter. This
             saves time: the exact order of other items is not computed.
+        part: Number of the part of the queries that is searched.
+        n_parts: Number of parts that the queries are divided into.
     """
     device, items = embeddings.device, with_float64(embeddings.detach())
     all_queries = items if queries is None else queries.detach().to(items.device)
@@ -86,13 +95,13 @@ def search_in_chunks(
     step = max(1, min(_QUERIES_PER_CHUNK, _NEIGHBORS_PER_CHUNK // k))
     with full_precision(items.device):
         gallery = unit_length(items) if len(parts) == 1 else None  # normalize once if there is a single part
-    for begin in range(0, len(all_queries), step):
+    for begin in range(0, len(all_queries), step)[part::n_parts]:
         chunk = slice(begin, min(begin + step, len(all_queries)))
         with full_precision(items.device):
             directions, best = unit_length(all_queries[chunk]), None
-            for part in parts:
-                rows = unit_length(items[part]) if gallery is None else gallery
-                best = _merge(best, directions, rows, part.start, n_nearest + EXTRA_CANDIDATES)
+            for some in parts:
+                rows = unit_length(items[some]) if gallery is None else gallery
+                best = _merge(best, directions, rows, some.start, n_nearest + EXTRA_CANDIDATES)
             if best is None:
                 continue
             is_relevant = None if classes is None else classes[0][best[1]] == classes[1][chunk].unsqueeze(1)

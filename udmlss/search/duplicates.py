@@ -32,8 +32,8 @@ def near_duplicates(
 ) -> list[list[int]] | list[tuple[int, int, float]]:
     """Find groups of near-duplicates in a set, or near-duplicates of one set in another.
 
-    The search is that of `SearchIndex`: exact for small sets, approximate for large ones. Memory grows with the number
-    of items.
+    The search is that of `SearchIndex`: exact for small sets and for a tensor on a GPU, which searches it, and
+    approximate for other large sets. Memory grows with the number of items.
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy.
@@ -62,22 +62,23 @@ def near_duplicates(
     """
     check_number("threshold", threshold, -1, 1)
     rows = as_unit_rows(embeddings)
+    device = embeddings.device if isinstance(embeddings, Tensor) else "cpu"
     if other is None:
-        return _groups(rows, float(threshold))
+        return _groups(rows, float(threshold), device)
     others = as_unit_rows(other, "other")
     if others.shape[1] != rows.shape[1]:
         rule, found = "`embeddings` and `other` must have the same dimension", f"{rows.shape[1]} and {others.shape[1]}"
         raise value_error(rule, found, "Use one model for both")
-    ids, similarities = SearchIndex(rows).search(others, k=1)
+    ids, similarities = SearchIndex(rows, device=device).search(others, k=1)
     order = np.argsort(-similarities[:, 0], kind="stable")
     order = order[similarities[order, 0] >= threshold]
     return list(zip(ids[order, 0].tolist(), order.tolist(), similarities[order, 0].tolist(), strict=True))
 
 
-def _groups(rows: Float32[Tensor, "n d"], threshold: float) -> list[list[int]]:
+def _groups(rows: Float32[Tensor, "n d"], threshold: float, device: torch.device | str) -> list[list[int]]:
     if len(rows) == 1:
         return []
-    index, k, n = SearchIndex(rows), min(_NEIGHBORS, len(rows) - 1), len(rows)
+    index, k, n = SearchIndex(rows, device=device), min(_NEIGHBORS, len(rows) - 1), len(rows)
     edges, is_full = [], []
     for own in torch.arange(n).split(_QUERIES):
         ids, found = index.search(rows[own], k + 1)

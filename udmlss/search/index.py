@@ -10,14 +10,15 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udmlss._checks import check_integer, check_number, type_error, value_error
+from udmlss._checks import check_integer, check_number, value_error
+from udmlss._chunks import storage_device
 from udmlss.inference import embed
-from udmlss.neighbors.backends import Neighbors, import_faiss
+from udmlss.neighbors.backends import Neighbors, import_faiss, search_on
 from udmlss.neighbors.search import check_k, search
 from udmlss.search.index_folder import read_index, write_index
 from udmlss.search.inverted_file import InvertedFile
 from udmlss.search.reranking import CANDIDATES_PER_NEIGHBOR, Reranker, expand_queries
-from udmlss.search.rows import Embeddings, Ids, as_ids, as_unit_rows
+from udmlss.search.rows import Embeddings, Ids, as_ids, as_unit_rows, check_same_type
 from udmlss.types import Images
 
 Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities (q, k)
@@ -43,6 +44,8 @@ class SearchIndex:
         ids: An id for each embedding: integers, strings or paths, which become strings. None uses 0..n-1.
         target_recall: Fraction of the ten nearest neighbors that a search finds at least, above 0 and at most 1. 1
             searches exactly.
+        device: Device that searches. The search on a GPU is exact. The GPU stores a copy of the items if they take at
+            most an eighth of its memory, and otherwise reads them in parts.
         seed: Seed of the cells and of the sample.
 
     Attributes:
@@ -69,20 +72,25 @@ class SearchIndex:
     """
 
     def __init__(
-        self, embeddings: Embeddings, ids: Ids | None = None, *, target_recall: float = 0.95, seed: int = 0
+        self,
+        embeddings: Embeddings,
+        ids: Ids | None = None,
+        *,
+        target_recall: float = 0.95,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
         check_number("target_recall", target_recall, most=1, above=0)
         check_integer("seed", seed, 0)
-        self._target_recall, self._seed = float(target_recall), int(seed)
-        self._rows = as_unit_rows(embeddings)
+        self._target_recall, self._device, self._seed = float(target_recall), torch.device(device), int(seed)
+        self._store(as_unit_rows(embeddings))
         self._ids = as_ids(np.arange(len(self._rows)) if ids is None else ids, len(self._rows))
         self._build()
 
     def _build(self) -> None:
-        self._rerankers: dict[int, Reranker] = {}  # by the number of neighbors
         self._keys, self._n_built, self._n_keys, self._cells = np.arange(len(self)), len(self), len(self), None
-        faiss = import_faiss()
-        if faiss is not None and self._target_recall < 1 and self._rows.numel() > _EXACT:
+        faiss, is_large = import_faiss(), self._rows.numel() > _EXACT
+        if faiss is not None and is_large and self._target_recall < 1 and self._device.type == "cpu":
             self._cells = InvertedFile.build(faiss, self._rows, target_recall=self._target_recall, seed=self._seed)
 
     @property
@@ -99,8 +107,8 @@ class SearchIndex:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        quality = "exact" if self._cells is None else f"recall={self.recall:.3f}"
-        return f"SearchIndex({len(self)} items, {self._rows.shape[1]} dimensions, {quality})"
+        n, d, quality = *self._rows.shape, "exact" if self._cells is None else f"recall={self.recall:.3f}"
+        return f"SearchIndex({n} items, {d} dimensions, {quality})"
 
     def search(
         self,
@@ -146,7 +154,7 @@ class SearchIndex:
             check_integer("expand_neighbors", expand_neighbors, 1, len(self))
         if rerank_neighbors is not None:
             check_integer("rerank_neighbors", rerank_neighbors, 1, len(self) - 1)
-        rows = self._as_rows("queries", queries)
+        rows = as_unit_rows(queries, "queries", self._rows.shape[1])
         if expand_neighbors is not None:
             similarities, indices = self._nearest(rows, int(expand_neighbors))
             rows = expand_queries(rows, similarities, self._rows[indices])
@@ -169,7 +177,7 @@ class SearchIndex:
             k: Number of items per query.
 
         Returns:
-            The ids and the similarities, as `search` returns them.
+            What `search` returns.
         """
         check_integer("k", k, 1)
         check_k(k, len(self))
@@ -177,20 +185,21 @@ class SearchIndex:
 
     def _reranker(self, n_neighbors: int) -> Reranker:
         if n_neighbors not in self._rerankers:
-            self._rerankers = {n_neighbors: Reranker(self._rows, n_neighbors)}
+            with search_on(self._device):
+                self._rerankers = {n_neighbors: Reranker(self._rows, n_neighbors)}
         return self._rerankers[n_neighbors]
 
     def _nearest(self, queries: Float32[Tensor, "q d"], k: int) -> Neighbors:
         if self._cells is None:
-            return search(self._rows, k, queries)
+            with search_on(self._device):
+                similarities, indices = search(self._gallery, k, queries)
+            return similarities.cpu(), indices.cpu()
         return self._cells.search(self._rows, self._keys, queries, k)
 
-    def _as_rows(self, name: str, embeddings: Embeddings) -> Float32[Tensor, "q d"]:
-        rows, d = as_unit_rows(embeddings, name), self._rows.shape[1]
-        if rows.shape[1] != d:
-            rule = f"`{name}` must have {d} dimensions, as the items of the index"
-            raise value_error(rule, rows.shape[1], "Embed them with the model that embedded the items")
-        return rows
+    def _store(self, rows: Float32[Tensor, "n d"]) -> None:
+        """Store the items, and a copy of them on a GPU that searches, if they fit."""
+        self._rows, self._gallery = rows, rows.to(storage_device(rows.shape, self._device))
+        self._rerankers: dict[int, Reranker] = {}  # by the number of neighbors
 
     def add(self, embeddings: Embeddings, ids: Ids) -> None:
         """Add items.
@@ -205,16 +214,16 @@ class SearchIndex:
             ValueError: An id exists, ids are not one per embedding, or embeddings have another dimension.
             TypeError: Ids have another type than the existing ones.
         """
-        rows = self._as_rows("embeddings", embeddings)
+        rows = as_unit_rows(embeddings, "embeddings", self._rows.shape[1])
         added = as_ids(ids, len(rows))
-        self._check_type(added)
+        check_same_type(added, self._ids)
         if len(existing := np.intersect1d(added, self._ids)):
             remedy = "Call `remove` for it first, or use another id"
             raise value_error("`ids` must be new", f"{existing[0].item()!r}, which is in the index", remedy)
         keys = self._n_keys + np.arange(len(rows))
         self._n_keys += len(rows)
-        self._rows, self._ids = torch.cat([self._rows, rows]), np.concatenate([self._ids, added])
-        self._keys = np.concatenate([self._keys, keys])
+        self._store(torch.cat([self._rows, rows]))
+        self._ids, self._keys = np.concatenate([self._ids, added]), np.concatenate([self._keys, keys])
         if self._cells is not None:
             self._cells.add(rows, keys)
         self._build_after_changes()
@@ -222,17 +231,15 @@ class SearchIndex:
     def remove(self, ids: Ids) -> None:
         """Remove items.
 
-        Cells and recall are computed again when half of the items have been removed.
-
         Args:
-            ids: Ids of the items.
+            ids: Ids of the items. When half of the items have been removed, cells and recall are computed again.
 
         Raises:
-            ValueError: An id is not in the index, occurs twice, or no item would remain.
+            ValueError: An id is not in the index or occurs twice, or no item would remain.
             TypeError: Ids have another type than the existing ones.
         """
         removed = as_ids(ids)
-        self._check_type(removed)
+        check_same_type(removed, self._ids)
         if len(missing := np.setdiff1d(removed, self._ids)):
             raise value_error("`ids` must be in the index", f"{missing[0].item()!r}, which is not", "Check the id")
         if len(removed) == len(self):
@@ -240,19 +247,13 @@ class SearchIndex:
             raise value_error("`ids` must leave an item in the index", f"all {len(self)} ids", remedy)
         is_removed = np.isin(self._ids, removed)
         retained: Int64[Tensor, " m"] = torch.from_numpy(np.flatnonzero(~is_removed))
-        self._rows, self._ids, self._keys = self._rows[retained], self._ids[~is_removed], self._keys[~is_removed]
+        self._store(self._rows[retained])
+        self._ids, self._keys = self._ids[~is_removed], self._keys[~is_removed]
         self._build_after_changes()
 
     def _build_after_changes(self) -> None:
-        self._rerankers = {}
         if self._n_keys >= _LARGEST_CHANGE * min(self._n_built, len(self)):
             self._build()
-
-    def _check_type(self, ids: NDArray[Any]) -> None:
-        if len(ids) and ids.dtype.kind != self._ids.dtype.kind:
-            kinds = {"i": "integers", "U": "strings"}
-            rule = f"`ids` must be {kinds[self._ids.dtype.kind]}, as the existing ids"
-            raise type_error(rule, kinds[ids.dtype.kind], "Convert them")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the index to a folder: arrays of NumPy, the file of faiss, and a description in JSON.
@@ -278,13 +279,12 @@ class SearchIndex:
         write_index(Path(folder).expanduser(), settings, arrays)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "SearchIndex":
-        """Load an index that `save` wrote. Nothing is unpickled.
-
-        Without faiss, the search of an index of any size is exact.
+    def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> "SearchIndex":
+        """Load an index that `save` wrote. Nothing is unpickled. Without faiss, the search is exact.
 
         Args:
             folder: Path of the folder.
+            device: Device that searches, as for a new index.
 
         Raises:
             ValueError: The folder has no index, or a file is missing, damaged or of another index.
@@ -292,20 +292,19 @@ class SearchIndex:
         settings, arrays = read_index(Path(folder).expanduser())
         index = cls.__new__(cls)
         try:
-            index._restore(settings, arrays)  # noqa: SLF001 (an object of this class)
+            index._restore(settings, arrays, torch.device(device))  # noqa: SLF001 (an object of this class)
         except KeyError as error:
-            rule, remedy = (
-                "`folder` must be a folder that `SearchIndex.save` wrote",
-                "Build the index again and save it",
-            )
+            rule = "`folder` must be a folder that `SearchIndex.save` wrote"
+            remedy = "Build the index again and save it"
             raise value_error(rule, f"{folder} without the entry {error}", remedy) from error
         return index
 
-    def _restore(self, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-        self._rows, self._ids, self._keys = torch.from_numpy(arrays[_ROWS]), arrays[_IDS], arrays[_KEYS]
-        self._target_recall, self._seed = settings["target_recall"], settings["seed"]
+    def _restore(self, settings: dict[str, Any], arrays: dict[str, NDArray[Any]], device: torch.device) -> None:
+        self._target_recall, self._seed, self._device = settings["target_recall"], settings["seed"], device
+        self._store(torch.from_numpy(arrays[_ROWS]))
+        self._ids, self._keys = arrays[_IDS], arrays[_KEYS]
         self._n_built, self._n_keys = settings["n_built"], settings["n_keys"]
-        self._cells, self._rerankers, faiss = None, {}, import_faiss()
-        if _CELLS in arrays and faiss is not None:
+        self._cells, faiss = None, import_faiss()
+        if _CELLS in arrays and faiss is not None and self._device.type == "cpu":
             cells = faiss.deserialize_index(arrays[_CELLS])
             self._cells = InvertedFile(cells, torch.from_numpy(arrays[_ORIGIN]), settings["factor"], settings["recall"])

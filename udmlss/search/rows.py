@@ -20,12 +20,17 @@ Ids = Shaped[Tensor, "_"] | NDArray[Any] | Sequence[str] | Sequence[int] | Seque
 _TORCH_TYPES = (np.float16, np.float32, np.float64)
 
 
-def as_unit_rows(embeddings: Embeddings, name: str = "embeddings") -> Float32[Tensor, "n d"]:
+def as_unit_rows(embeddings: Embeddings, name: str = "embeddings", d: int | None = None) -> Float32[Tensor, "n d"]:
     """Return embeddings at unit length on the CPU, as a copy.
+
+    Args:
+        embeddings: The embeddings.
+        name: Name of the parameter.
+        d: Dimension of the items of the index. None does not check it.
 
     Raises:
         TypeError: They are neither a floating-point tensor nor an array of NumPy.
-        ValueError: They are not 2-D, are empty, or are not finite.
+        ValueError: They are not 2-D, are empty, are not finite, or do not have `d` dimensions.
     """
     if isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f":
         dtype = embeddings.dtype if embeddings.dtype in _TORCH_TYPES else np.float32
@@ -33,6 +38,9 @@ def as_unit_rows(embeddings: Embeddings, name: str = "embeddings") -> Float32[Te
     elif isinstance(embeddings, np.ndarray):
         raise type_error(f"`{name}` must be floating-point", embeddings.dtype, "Call .astype(np.float32) first")
     check_embeddings(embeddings, name)
+    if d is not None and embeddings.shape[1] != d:
+        rule = f"`{name}` must have {d} dimensions, as the items of the index"
+        raise value_error(rule, embeddings.shape[1], "Embed them with the model that embedded the items")
     rows = torch.empty(embeddings.shape)
     for part in row_slices(embeddings):
         rows[part] = unit_length(embeddings[part].detach())
@@ -59,6 +67,14 @@ def as_ids(ids: Ids, n: int | None = None) -> NDArray[Any]:
         twice = values[counts.argmax()].item()
         raise value_error("`ids` must be unique", f"{twice!r} {counts.max()} times", "Give each item an id of its own")
     return found
+
+
+def check_same_type(ids: NDArray[Any], existing: NDArray[Any]) -> None:
+    """Raise TypeError unless ids are of the type of the existing ids."""
+    if len(ids) and ids.dtype.kind != existing.dtype.kind:
+        kinds = {"i": "integers", "U": "strings"}
+        rule = f"`ids` must be {kinds[existing.dtype.kind]}, as the existing ids"
+        raise type_error(rule, kinds[ids.dtype.kind], "Convert them")
 
 
 def _as_array(ids: Ids) -> NDArray[Any]:

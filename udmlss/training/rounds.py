@@ -13,13 +13,16 @@ from torch.nn.functional import normalize
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._chunks import row_slices
 from udmlss._threads import one_training_per_process
-from udmlss.clustering.any_labeler import as_labeler
+from udmlss._torch import device_of
+from udmlss.clustering.any_labeler import as_labeler, on_accepted_device
 from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
-from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero
+from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero, run_with_helpers
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
+from udmlss.neighbors.approximate import Share, share_searches
+from udmlss.neighbors.backends import search_on
 from udmlss.results import LabelFreeScores
 from udmlss.training.identity import check_ranks, describe_loop
 from udmlss.training.round import Round
@@ -69,12 +72,12 @@ class Rounds:
             every round. Features are scaled to unit length.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
-            that later changes of a dataset have no effect. 0 loads images in the main process. None chooses by
-            the device; see `embed`.
+            that later changes of a dataset have no effect. 0 loads images in the main process. None is as in `embed`.
         precision: "bfloat16" embeds in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
-            process is killed. None holds embeddings in memory.
+            process is killed. None holds embeddings on the model's GPU, if there is one and they take at most an
+            eighth of its memory, or in memory. The GPU clusters them in both cases.
         seed: Seed of the batches and of the random transforms, and of the labeler if it has none of its own.
 
     Attributes:
@@ -248,38 +251,42 @@ class Rounds:
             return _Snapshot(self._embed("embeddings"), None)
         features = self._embed("features")
         with SynchronizedErrors():
-            embeddings = embed_features(self.model, features, self.embeddings_folder)
+            embeddings = embed_features(self.model, features, self.embeddings_folder, device_of(self.model))
         for rows in row_slices(features):
             features[rows] = normalize(features[rows])
         return _Snapshot(embeddings, features)
 
     def _embed(self, output: Output) -> Float[Tensor, "n c"]:
-        folder, loader = self.embeddings_folder, self.loader
+        model, images, seed, folder = self.model, self.cluster_images, self.seed, self.embeddings_folder
         return embed_all(
-            self.model, self.cluster_images, self.options, loader, output=output, seed=self.seed, folder=folder
+            model, images, self.options, self.loader, output=output, seed=seed, folder=folder, device=device_of(model)
         )
 
     def _cluster(self, snapshot: "_Snapshot") -> PseudoLabels:
-        return run_on_rank_zero(lambda: self._label(snapshot))
+        with search_on(device_of(self.model)):
+            return run_with_helpers(lambda share: self._label(snapshot, share), self.embeddings_folder)
 
-    def _label(self, snapshot: "_Snapshot") -> PseudoLabels:
-        if not self._clusters_features() or snapshot.features is None:
-            return self.labeler.label(snapshot.embeddings)
-        pseudo = self.labeler.label(snapshot.features)
+    def _label(self, snapshot: "_Snapshot", share: Share | None) -> PseudoLabels:
+        embeddings = snapshot.embeddings
+        rows = embeddings if snapshot.features is None or not self._clusters_features() else snapshot.features
+        with share_searches(share):
+            pseudo = self.labeler.label(on_accepted_device(rows, self.labeler))
+        if rows is embeddings:
+            return pseudo
         # losses with parameters per cluster need centers in the space of the embeddings
-        return replace(pseudo, centers=cluster_means(snapshot.embeddings, pseudo.labels, pseudo.n_clusters))
+        return replace(pseudo, centers=cluster_means(embeddings, pseudo.labels, pseudo.n_clusters).cpu())
 
     def _score(self, snapshot: "_Snapshot") -> LabelFreeScores:
         """Score against augmented views of some images, the same views in every round."""
         output: Output = "features" if self.cluster_on == "features" else "embeddings"
         rows = snapshot.embeddings if snapshot.features is None or output == "embeddings" else snapshot.features
-        generator = torch.Generator().manual_seed(self.seed)
-        indices = torch.randperm(len(self.images), generator=generator)[:_SCORED_VIEWS]
+        indices = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed))[:_SCORED_VIEWS]
         sampled, seed = indices.tolist(), self.seed + 1
         embedded = embed_all(
             self.model, self.images, self.options, self.loader, output=output, seed=seed, indices=sampled
         )
-        return run_on_rank_zero(lambda: label_free_scores(rows, normalize(embedded), indices))
+        with search_on(device_of(self.model)):
+            return run_on_rank_zero(lambda: label_free_scores(rows, normalize(embedded), indices))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,3 +17,7 @@ def test_different_rows_with_the_same_key_are_retained(monkeypatch):
     retained, positions = copies.limit_copies(rows, 1)
     assert retained.tolist() == [0, 1, 3]
     assert positions.tolist() == [0, 1, 0, 2]
+
+
+def test_there_are_no_positions_if_no_row_is_removed():
+    assert copies.limit_copies(torch.eye(2).repeat(3, 1), 3) is None

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from torch import nn
 
 from udmlss import embed
 from udmlss.neighbors import nearest
-from udmlss.search import SearchIndex, index
+from udmlss.search import SearchIndex, index, near_duplicates
 from udmlss.search.inverted_file import InvertedFile
 
 NAMES = [f"image {number}.jpg" for number in range(600)]
@@ -130,6 +131,26 @@ def test_images_are_embedded_with_the_model():
     ids, similarities = built.search_images(model, images[:6], k=1)
     assert ids[:, 0].tolist() == [str(Path("photos") / name) for name in NAMES[:6]]
     assert similarities == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("memory", [2**33, 100])
+def test_an_index_on_a_gpu_finds_what_one_on_the_cpu_finds(monkeypatch, tmp_path, memory):
+    monkeypatch.setattr(index, "_EXACT", 0)
+    rows = clustered()
+    expected = SearchIndex(rows, target_recall=1)
+    with pretended_gpu(monkeypatch, memory=memory) as device:
+        built = SearchIndex(rows[:500], device=device)
+        built.add(rows[500:].to(device), range(500, 600))
+        built.save(tmp_path / "index")
+        for found in (built, SearchIndex.load(tmp_path / "index", device=device)):
+            assert found._gallery.device.type == (device.type if memory > 100 else "cpu")
+            assert found.recall == 1
+            for settings in ({}, {"expand_neighbors": 3}, {"rerank_neighbors": 5}):
+                ids, similarities = found.search(rows[:9].to(device), 5, **settings)
+                expected_ids, expected_similarities = expected.search(rows[:9], 5, **settings)
+                assert (ids == expected_ids).all()
+                np.testing.assert_allclose(similarities, expected_similarities, atol=1e-6)
+        assert near_duplicates(rows.to(device), 0.9) == near_duplicates(rows, 0.9)
 
 
 WRONG = {

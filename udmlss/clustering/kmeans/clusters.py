@@ -14,7 +14,7 @@ from udmlss._chunks import IN_MEMORY, ColumnRange, group_means, row_slices, with
 from udmlss.clustering.kmeans.initial_centers import Seed, initial_centers
 from udmlss.clustering.kmeans.lloyd import lloyd
 from udmlss.clustering.kmeans.points import Points, ScaledPoints, differ_from_first, first_members, read
-from udmlss.neighbors.backends import faiss_errors, full_precision, import_faiss
+from udmlss.neighbors.backends import faiss_errors, full_precision, import_faiss, search_device
 from udmlss.types import Labels
 
 _SMALLEST_INERTIA = 2.0**-14  # mean squared distance to the centers, as a fraction of the largest squared norm
@@ -33,9 +33,9 @@ def k_means(
     """Cluster embeddings by Lloyd's k-means, with all embeddings and without empty clusters.
 
     The search for the nearest centers runs in faiss, on a GPU if both faiss and PyTorch have one. Without faiss it
-    runs in PyTorch for embeddings on a GPU and in scikit-learn for other embeddings. Embeddings are read one slice at
-    a time, so that they may be mapped from a file. Iterations end when no embedding changes its cluster. A cluster
-    that is empty at the end gets the embedding farthest from its center.
+    runs in PyTorch for embeddings on a GPU, and in scikit-learn for other embeddings, except those of a model on a GPU
+    in `fit`. Embeddings are read one slice at a time, so that they may be mapped from a file. Iterations end when no
+    embedding changes its cluster. A cluster that is empty at the end gets the embedding farthest from its center.
 
     Distances are computed in float32. If rounding would decide the result, because of an outlier, of groups or an
     origin that are far away, or of very large or small numbers, k-means runs in float64 in PyTorch, from four starts.
@@ -108,7 +108,7 @@ def _cluster(
     points: Points, *, n_clusters: int, start: Tensor | None, max_iter: int, seed: Seed
 ) -> tuple[Int64[Tensor, " n"], float]:
     """Choose initial centers and run Lloyd's iterations; return the labels and the inertia."""
-    faiss = _import_faiss(points.device)
+    faiss = _import_faiss(search_device(points.device))
     with full_precision(points.device):
         if start is None:
             centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
