@@ -185,8 +185,9 @@ class SearchIndex:
 
     def _reranker(self, n_neighbors: int) -> Reranker:
         if n_neighbors not in self._rerankers:
+            self._rerankers.clear()  # one at a time, because they take memory
             with search_on(self._device):
-                self._rerankers = {n_neighbors: Reranker(self._rows, n_neighbors)}
+                self._rerankers[n_neighbors] = Reranker(self._rows, n_neighbors)
         return self._rerankers[n_neighbors]
 
     def _nearest(self, queries: Float32[Tensor, "q d"], k: int) -> Neighbors:
