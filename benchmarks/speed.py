@@ -1,8 +1,9 @@
 """Measure the speed of the library, each line of the table as a ratio to a baseline.
 
-    python benchmarks/speed.py                              # all lines, about 20 minutes on two idle cores
+    python benchmarks/speed.py                              # all lines, more than an hour on two idle cores
     python benchmarks/speed.py --only sampler,evaluate      # some lines; the table retains the others
     python benchmarks/speed.py --only evaluate --rows 60502 --evaluations 1
+    python benchmarks/speed.py --only command --photos photos
     python benchmarks/speed.py --quick                      # sizes for a test, whose ratios have no meaning
 
 The table and a figure are saved in benchmarks/results/speed after each line. With --quick they are saved only if --out
@@ -21,14 +22,18 @@ from pathlib import Path
 from runs import versions
 from settings import ROOT
 from speed_clustering import lines_of_growth, lines_of_k_means, lines_of_round, lines_of_warm_start
+from speed_command import lines_of_command
+from speed_communities import lines_of_clustering
 from speed_evaluation import lines_of_evaluate, lines_of_sampler
+from speed_fit import lines_of_fit, lines_of_share
+from speed_gpu import lines_of_gpu, lines_of_gpu_clustering, lines_of_gpu_loader
 from speed_measurements import CLOCK_VARIABLE, CLOCKS, Row, Sizes
+from speed_ranks import lines_of_ranks
+from speed_search import lines_of_search
 from speed_tables import markdown, save
 from speed_training import (
     lines_of_chunks,
     lines_of_cpu,
-    lines_of_fit,
-    lines_of_gpu,
     lines_of_metric_loss,
     lines_of_ranking,
     lines_of_rotation,
@@ -36,7 +41,12 @@ from speed_training import (
 
 LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "fit": lines_of_fit,
+    "share": lines_of_share,
+    "command": lines_of_command,
+    "ranks": lines_of_ranks,
     "gpu": lines_of_gpu,
+    "gpu-clustering": lines_of_gpu_clustering,
+    "gpu-loader": lines_of_gpu_loader,
     "cpu": lines_of_cpu,
     "chunks": lines_of_chunks,
     "round": lines_of_round,
@@ -48,6 +58,8 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "evaluate": lines_of_evaluate,
     "k-means": lines_of_k_means,
     "growth": lines_of_growth,
+    "clustering": lines_of_clustering,
+    "search": lines_of_search,
 }
 QUICK = Sizes(
     pairs=1,
@@ -70,6 +82,18 @@ QUICK = Sizes(
     loss_batches=(20,),
     chunk_batch=160,
     growth=(200, 400),
+    share=(480, 16),
+    pictures=60,
+    command_pixels=32,
+    command_epochs=4,
+    command_pairs=1,
+    communities=(600, 16),
+    many_communities=(800, 8),
+    search=(900, 8),
+    large_search=(1000, 9),
+    queries=40,
+    exact_up_to=0,
+    gpu_rows=(600, 16),
 )
 
 
@@ -86,7 +110,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
     )
     options = parser.add_argument_group("sizes", "Changes to the sizes of what is measured; see `Sizes`.")
     for field in fields(Sizes):
-        kind = int if field.type is int else _numbers
+        kind = field.type if field.type in {int, str} else _numbers
         options.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default: {field.default}")
     args = parser.parse_args(arguments)
     if unknown := set(args.only.split(",")) - set(LINES):

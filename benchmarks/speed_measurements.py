@@ -2,13 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -47,6 +49,20 @@ class Sizes:
         loss_batches: Batch sizes of the line "metric-loss".
         chunk_batch: Number of images per step of the line "chunks".
         growth: Numbers of embeddings of the line "growth".
+        share: Number of images of the line "share", and their height and width in pixels.
+        photos: Folder of pictures of the lines "command" and "gpu-loader". By default pictures are made.
+        pictures: Number of pictures that are made, of 500 x 375 pixels.
+        command_pixels: Height and width to which the line "command" crops them.
+        command_epochs: Number of epochs of the line "command".
+        command_pairs: Number of times that both sides of the lines "command" and "gpu-loader" are measured.
+        communities: Embeddings and dimensions of the line "clustering", whose aim is a minute.
+        many_communities: The same for an aim of 20 minutes.
+        search: Embeddings and dimensions of an index of the line "search".
+        large_search: The same of a larger index.
+        queries: Number of queries of the line "search".
+        exact_up_to: Multiplications up to which the line "clustering" searches exactly, and numbers in the embeddings
+            up to which the line "search" does. -1 is the library's value.
+        gpu_rows: Embeddings and dimensions of the line "gpu-clustering".
     """
 
     pairs: int = 5
@@ -70,6 +86,19 @@ class Sizes:
     loss_batches: tuple[int, ...] = (80, 240)
     chunk_batch: int = 1280
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    share: tuple[int, ...] = (60_000, 64)
+    photos: str = ""
+    pictures: int = 600
+    command_pixels: int = 160
+    command_epochs: int = 2
+    command_pairs: int = 3
+    communities: tuple[int, ...] = (60_000, 512)
+    many_communities: tuple[int, ...] = (1_000_000, 128)
+    search: tuple[int, ...] = (100_000, 128)
+    large_search: tuple[int, ...] = (1_000_000, 128)
+    queries: int = 1000
+    exact_up_to: int = -1
+    gpu_rows: tuple[int, ...] = (30_000, 512)
 
 
 @dataclass(frozen=True)
@@ -130,6 +159,28 @@ def seconds(function: Callable[[], object]) -> float:
     function()
     _synchronize()
     return now() - started
+
+
+@contextmanager
+def timed_calls(methods: Mapping[str, tuple[object, str]]) -> Iterator[dict[str, float]]:
+    """Add up the time of all calls in the `with` block, by name, of methods given as an owner and an attribute."""
+    totals = dict.fromkeys(methods, 0.0)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: object, **kwargs: object) -> object:
+            _synchronize()
+            started = now()
+            found = function(*args, **kwargs)
+            _synchronize()
+            totals[name] += now() - started
+            return found
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, attribute) in methods.items():
+            stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        yield totals
 
 
 def measure_alternately(pairs: int, *measures: Callable[[], float]) -> list[list[float]]:

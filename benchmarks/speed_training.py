@@ -1,4 +1,4 @@
-"""Time of training: `fit` and a bare loop, and the cost of settings and losses per optimizer step."""
+"""Time of an optimizer step: the cost of settings and losses."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from pytorch_metric_learning import losses, miners
-from speed_baselines import BareLoop, loop_multi_similarity
+from speed_baselines import loop_multi_similarity
 from speed_measurements import Row, Sizes, cost_in_process, measure_alternately, now, random_clusters, seconds
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,85 +65,6 @@ def build_criterion(*others: nn.Module, weights: tuple[float, ...] = ()) -> UDML
         return UDMLSSLoss(pairs, miner=miner)
     all_miners = [miner, *[None] * len(others)]
     return UDMLSSLoss(losses.MultipleLosses([pairs, *others], miners=all_miners, weights=[1, *weights]))
-
-
-def lines_of_fit(sizes: Sizes) -> list[Row]:
-    return [compare_with_bare_loop(sizes, "fit", "on the CPU", "cpu")]
-
-
-def lines_of_gpu(sizes: Sizes) -> list[Row]:
-    if not torch.cuda.is_available():
-        return [Row("gpu", "`fit` on a GPU", "a bare loop", [], [], aim=1.03, note="needs a GPU")]
-    where = "on the GPU with bfloat16, channels-last and a compiled trunk"
-    return [
-        compare_with_bare_loop(sizes, "gpu", "on the GPU", "cuda"),
-        compare_with_bare_loop(sizes, "gpu", where, "cuda", compiled=True, bfloat16=True, channels_last=True),
-    ]
-
-
-def compare_with_bare_loop(
-    sizes: Sizes,
-    line: str,
-    where: str,
-    device: str,
-    *,
-    compiled: bool = False,
-    bfloat16: bool = False,
-    channels_last: bool = False,
-) -> Row:
-    """Compare the time of `fit` with that of a bare loop with the same forward and backward passes."""
-    images = images_of(sizes)
-
-    def build() -> tuple[nn.Module, nn.Linear, RotationPretextHead]:
-        trunk, embedder = (part.to(device) for part in build_network(sizes))
-        if channels_last:
-            trunk = trunk.to(memory_format=torch.channels_last)
-        head = RotationPretextHead(n_features(sizes), max_images=ROTATED).to(device)
-        return torch.compile(trunk) if compiled else trunk, embedder, head
-
-    options = {"bfloat16": bfloat16, "channels_last": channels_last}
-    bare = BareLoop(*build(), images, n_clusters(sizes), P, K, ROTATED, **options)
-    trunk, embedder, head = build()
-    model = EmbeddingModel(trunk, embedder)
-    ours, theirs = measure_alternately(
-        sizes.pairs,
-        _seconds_from_start([model, head], lambda: _fit(model, head, images, sizes, bfloat16=bfloat16)),
-        _seconds_from_start([bare.trunk, bare.embedder, bare.head], lambda: bare(sizes.steps, sizes.relabel_every)),
-    )
-    note = f"{len(images)} images, {sizes.steps} steps of {P * K} images, {sizes.relabel_every} steps per round"
-    return Row(line, f"`fit` {where}", "a bare loop with the same passes", ours, theirs, aim=1.03, note=note)
-
-
-def _fit(model: EmbeddingModel, head: RotationPretextHead, images: Tensor, sizes: Sizes, *, bfloat16: bool) -> None:
-    criterion = build_criterion()
-    fit(
-        model,
-        images,
-        labeler=ClusterPseudoLabeler(n_clusters(sizes)),
-        criterion=criterion,
-        rotation_head=head,
-        optimizer=AdamW(parameter_groups(model, criterion, head, trunk_lr=1e-4, lr=1e-3)),
-        clusters_per_batch=16,
-        views=1,
-        max_steps=sizes.steps,
-        relabel_every=sizes.relabel_every,
-        freeze_batch_norm=False,
-        average_weights=False,
-        precision="bfloat16" if bfloat16 else "float32",
-        progress=False,
-    )
-
-
-def _seconds_from_start(parts: list[nn.Module], function: Callable[[], None]) -> Callable[[], float]:
-    """Return a measure of the function's time that first restores the present weights of the parts."""
-    states = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
-
-    def measure() -> float:
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(state)
-        return seconds(function)
-
-    return measure
 
 
 class StepTimes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import methods
 import pytest
 import setups
-import speed_training
+import speed_fit
 from pretended_gpu import pretended_gpu
 from speed import QUICK
 
@@ -33,7 +33,7 @@ def test_method_trains_on_the_gpu(gpu, flowers, settings_of, name):
 
 
 def test_bare_loop_and_fit_train_on_the_gpu(gpu):
-    row = speed_training.compare_with_bare_loop(QUICK, "gpu", "on a GPU", str(gpu))
+    row = speed_fit.compare_with_bare_loop(QUICK, "gpu", "on a GPU", str(gpu))
     assert len(row.ours) == len(row.theirs) == QUICK.pairs
 
 

@@ -6,11 +6,17 @@ from operator import mul
 from pathlib import Path
 from shutil import copytree
 
+import jaxtyping
 import pytest
 import speed
 import speed_clustering
+import speed_command
+import speed_communities
 import speed_evaluation
+import speed_gpu
 import speed_measurements
+import speed_pictures
+import speed_search
 import speed_training
 import torch
 from PIL import Image
@@ -19,19 +25,26 @@ from speed_baselines import faiss_k_means, loop_multi_similarity
 from speed_clustering import exponents, objective
 from speed_measurements import Cost, Row, cost_in_process, cost_of, measure_alternately
 from speed_tables import _load, markdown
+from torch import nn
 from torch.nn import functional
 
 from udmlss.clustering.kmeans import k_means
+from udmlss.neighbors import approximate
+from udmlss.search import index
 
-NAMES = [name for name in speed.LINES if name != "gpu" or not torch.cuda.is_available()]
+NAMES = [name for name in speed.LINES if not name.startswith("gpu") or not torch.cuda.is_available()]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_process():
     """Measure in this process, because starting processes takes seconds; one test below starts one."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (speed_clustering, speed_evaluation, speed_training):
+        modules = (speed_clustering, speed_command, speed_communities, speed_evaluation, speed_search, speed_training)
+        for module in modules:
             patch.setattr(module, "cost_in_process", cost_of)
+        patch.setattr(speed_command, "keep_freed_memory", lambda: None)
+        for module in (approximate, index):
+            patch.setattr(module, "_EXACT", module._EXACT)  # is restored after the lines have changed it
         yield
 
 
@@ -99,14 +112,50 @@ def test_only_the_last_step_on_the_cpu_has_the_allocator_settings(monkeypatch):
     assert seen == [False, False, True]
 
 
-def test_gpu_line_without_a_gpu_has_a_note(monkeypatch):
+def test_lines_of_a_gpu_have_a_note_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "| - | at most 1.03 | - | needs a GPU |" in markdown(speed.lines_of_gpu(QUICK))
+    for name in ("gpu-clustering", "gpu-loader"):
+        assert "| - | at most 1.00 | - | needs a GPU |" in markdown(speed.LINES[name](QUICK))
 
 
-def test_settings_of_the_gpu_line_train_on_the_cpu():
-    row = speed_training.compare_with_bare_loop(QUICK, "gpu", "here", "cpu", bfloat16=True, channels_last=True)
-    assert len(row.ratios) == QUICK.pairs
+def test_lines_of_a_gpu_are_measured_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(speed_gpu, "PIXELS", 32)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch.compile cannot trace the type checks
+    found = {name: speed.LINES[name](QUICK, "cpu") for name in ("gpu", "gpu-clustering", "gpu-loader")}
+    assert {name: len(rows) for name, rows in found.items()} == {"gpu": 3, "gpu-clustering": 3, "gpu-loader": 1}
+    for name, rows in found.items():
+        assert all(row.line == name and row.met is not None for row in rows)
+
+
+def test_share_is_what_is_left_of_the_time_of_fit():
+    [row] = speed.lines_of_share(QUICK)
+    parts = row.more["parts"]
+    assert row.ours[0] + parts["forward"] - parts["loading"] + parts["backward"] == pytest.approx(row.theirs[0])
+    assert parts["embedding"] + parts["clustering"] + parts["loading"] < row.ours[0] < row.theirs[0]
+
+
+def test_the_command_is_compared_with_its_settings_switched_off(monkeypatch, tmp_path):
+    seen = []
+
+    def train(*_, **options):
+        trunk = speed_command.Machine.choose("cpu", image_size=32).place(nn.Conv2d(3, 3, 3))
+        seen.append((trunk.weight.is_contiguous(memory_format=torch.channels_last), options.get("workers")))
+
+    monkeypatch.setattr(speed_command.cli, "train", train)
+    monkeypatch.setattr(speed_command, "keep_freed_memory", lambda: seen.append("allocator"))
+    pictures = speed_pictures.make_pictures(tmp_path, 3)
+    [row] = speed.lines_of_command(replace(QUICK, photos=str(tmp_path)))
+    assert seen == ["allocator", (True, None), (False, 0)]
+    assert row.note.startswith(f"{len(pictures)} pictures")
+
+
+def test_ratios_of_the_search_have_the_recall_of_new_queries():
+    rows = speed.lines_of_search(QUICK)
+    recalls = [float(row.note.partition("recall@10 ")[2][:5]) for row in rows]
+    assert len(rows) == 4
+    assert all(0.85 < recall <= 1 for recall in recalls)
 
 
 def test_evaluation_without_the_baseline():

@@ -210,6 +210,7 @@ DIFFERENCES = {
         {"criterion": UDMLSSLoss(losses.ContrastiveLoss(), rotation_weight=1)},
         "criterion.rotation_weight 0.1 instead of 1.0",
     ),
+    "batches per step": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 1 instead of 2"),
     "clusters": ({"labeler": ClusterPseudoLabeler(7)}, "labeler.n_clusters 6 instead of 7"),
     "labeler setting": (
         {"labeler": ClusterPseudoLabeler(6, average_neighbors=2)},

@@ -72,6 +72,7 @@ def test_random_transforms_follow_the_seed_and_the_global_random_state_is_unchan
         {"precision": "float16"},
         {"chunk_size": 7},
         {"clip_norm": 1e6},
+        {"accumulate_grad_batches": 4},
         {"channels_last": True},
     ],
 )
@@ -97,6 +98,27 @@ def test_rounds_have_the_given_number_of_steps_and_the_last_has_the_rest():
 def test_lengths_can_be_given_in_epochs():
     result = short_fit(make_model(), max_steps=Epochs(2), relabel_every=Epochs(1))
     assert [report.step for report in result.history] == [8, 15]  # 240 images in batches of 32
+
+
+@pytest.mark.parametrize(
+    "lengths", [{"max_steps": 5, "relabel_every": 3}, {"max_steps": Epochs(2), "relabel_every": Epochs(1)}]
+)
+def test_steps_over_several_batches_are_counted_and_loaded_as_such(lengths):
+    trunk, reports = RecordingTrunk(), []
+    images = torch.rand(240, 1, 4, 4)
+    model = EmbeddingModel(trunk, nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    settings = {
+        "accumulate_grad_batches": 3,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "callbacks": reports.append,
+    }
+    result = short_fit(model, images, **settings, **lengths)
+    assert [report.step for report in result.history] == [3, 5]  # 240 images in steps of 3 batches of 32
+    assert [len(batch) for batch in trunk.seen] == [32] * 15
+    assert scheduler.last_epoch == result.weights_step == 5
 
 
 class RecordingTrunk(nn.Module):

@@ -85,7 +85,7 @@ def test_single_callback_needs_no_list():
 
 def test_numpy_numbers_give_the_same_run_as_python_numbers():
     integers = {"clusters_per_batch": 8, "samples_per_cluster": 4, "views": 2, "max_steps": 3, "relabel_every": 2}
-    integers |= {"num_workers": 0, "seed": 5}
+    integers |= {"num_workers": 0, "seed": 5, "accumulate_grad_batches": 2}
     numbers = {"lr": 0.5, "trunk_lr": 0.25, "clip_norm": 0.125}
     expected = trained_weights(**integers, **numbers)
     converted = {name: np.int64(value) for name, value in integers.items()}

@@ -219,6 +219,7 @@ NUMBERS = {
     **dict.fromkeys(("seed", "num_workers"), (-1, 0.5, "2")),
     **dict.fromkeys(("lr", "trunk_lr"), (-0.1, np.nan, np.inf, "1e-3")),
     "clip_norm": (0, -1.0, np.nan, "1"),
+    "accumulate_grad_batches": (0, -1, 2.0, "2", None),
     "clusters_per_batch": (2.0, "2"),
     **dict.fromkeys(("samples_per_cluster", "views"), (2.0, "2", None)),
 }

@@ -48,11 +48,12 @@ def test_all_ranks_have_the_same_labels_history_and_weights(ranks, name):
         assert_same(other, first, "weights", "model")
 
 
-def test_gradients_of_a_step_are_those_of_one_process_with_all_images(ranks):
-    expected, report = gradients(*joint_batch())
+@pytest.mark.parametrize(("name", "n_batches"), [("gradients", 1), ("gradients of batches", 2)])
+def test_gradients_of_a_step_are_those_of_one_process_with_all_images(ranks, name, n_batches):
+    expected, report = gradients(*joint_batch(), n_batches)
     assert all(gradient.any() for gradient in expected)
     for outcome in ranks:
-        found, found_report = outcome["gradients"]
+        found, found_report = outcome[name]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert found_report.loss == pytest.approx(report.loss, rel=1e-5)
         assert found_report.rotation_loss == pytest.approx(report.rotation_loss, rel=1e-5)

@@ -46,6 +46,7 @@ class Noisy(losses.ContrastiveLoss):
 VARIATIONS = {
     "plain": {},
     "scheduler and clipping": {"rotation_head": None, "optimizer": adam, "scheduler": None, "clip_norm": 0.5},
+    "steps of three batches": {"accumulate_grad_batches": 3, "callbacks": lambda _: [WeightAverage(0.9)]},
     "proxies": {"criterion": lambda _: UDMLSSLoss(losses.ProxyAnchorLoss(6, 8))},
     "changing number of clusters": {
         "labeler": lambda _: ChangingClusters(6, 9, 5),

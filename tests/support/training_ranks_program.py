@@ -153,18 +153,20 @@ def memory_and_proxies(_model):
     return UDMLSSLoss(losses.MultipleLosses([ClusterMemoryLoss(8), losses.ProxyAnchorLoss(6, 8)]))
 
 
-def gradients(images, labels):
-    """Return the gradients of all parameters after one step on this rank's part of a batch, and the report."""
+def gradients(images, labels, n_batches=1):
+    """Return the gradients of all parameters after two steps on this rank's part of batches, and the last report."""
     model, arguments = build(criterion=pairs_and_proxies, max_images=len(images))
     model.trunk[1], model.trunk[4] = nn.Identity(), nn.Identity()  # they depend on the other images and on chance
     modules = {"model": model, "criterion": arguments["criterion"], "rotation_head": arguments["rotation_head"]}
     parameters = [parameter for module in modules.values() for parameter in module.parameters()]
-    rounds = Rounds(model, images, ClusterPseudoLabeler(4), clusters_per_batch=2)
+    settings = {"clusters_per_batch": 2, "accumulate_grad_batches": n_batches}
+    rounds = Rounds(model, images, ClusterPseudoLabeler(4), **settings)
     run = Run(rounds, modules, torch.optim.SGD(parameters, lr=0.0), None, [])
     step = TrainingStep(run, freeze_batch_norm=True, precision="float32", clip_norm=None)
-    size = len(images) // world_size()
-    own = slice(rank() * size, (rank() + 1) * size)
-    report = step(iter([(images[own], labels[own])]))
+    size = len(images) // (world_size() * n_batches)
+    parts = list(zip(images.split(size), labels.split(size), strict=True))[rank() :: world_size()]
+    for _ in range(2):  # DistributedDataParallel treats the first step differently
+        report = step(iter(parts))
     return [parameter.grad.clone() for parameter in parameters], report
 
 
@@ -193,12 +195,13 @@ def all_outcomes(folder):
     train(*strategies, Checkpoint(folder / "run", every=2), max_steps=5)
     return {
         "gradients": gradients(*joint_batch()),
+        "gradients of batches": gradients(*joint_batch(), n_batches=2),
         "collectives": collectives_per_step(folder),
         "trained": trained,
         "calls": len(calls),
         "printed": printed.getvalue(),
         "resumed": resume(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
-        "unused parameter": train(criterion=with_unused_parameters),
+        "unused parameter": train(criterion=with_unused_parameters, accumulate_grad_batches=2),
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),

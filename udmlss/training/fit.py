@@ -58,6 +58,7 @@ def fit(
     precision: Precision = "float32",
     chunk_size: int | None = None,
     clip_norm: float | None = None,
+    accumulate_grad_batches: int = 1,
     num_workers: int | None = None,
     embeddings_folder: str | PathLike[str] | None = None,
     label_free: bool = False,
@@ -106,6 +107,8 @@ def fit(
             The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
             about a third longer. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
+        accumulate_grad_batches: Number of batches per optimizer step, whose gradients are averaged. Each batch has its
+            own loss, which does not compare images of two batches; `chunk_size` saves memory without this limit.
         num_workers: Number of processes that load images. None chooses by the device; see `embed`.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
         label_free: Whether to compute label-free scores for the history, which takes a further pass over some images
@@ -161,6 +164,7 @@ def fit(
                 views=views,
                 max_steps=max_steps,
                 relabel_every=relabel_every,
+                accumulate_grad_batches=accumulate_grad_batches,
                 cluster_on=cluster_on,
                 label_free=label_free or hooks.need_label_free,
                 num_workers=num_workers,
@@ -217,7 +221,7 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
         for current in run.rounds:
             run.start_round(current)
             batches = iter(current)
-            for _ in range(len(current) - current.batches_done):
+            for _ in range(0, len(current) - current.batches_done, run.rounds.accumulate_grad_batches):
                 report = step(batches)
                 run.record(report)
                 bar.set_postfix_str(_progress_text(report, current.pseudo_labels, run.label_free), refresh=False)

@@ -65,8 +65,9 @@ class Rounds:
         samples_per_cluster: Number K of images per cluster in a batch. The default is the published value.
         views: Number of augmented views of each image in its batch. A batch has P x K x views images. Two views are a
             correct positive pair even if the cluster is wrong; one view is the published value.
-        max_steps: Number of batches in all rounds, or `Epochs`.
-        relabel_every: Number of batches in a round, or `Epochs`.
+        max_steps: Number of optimizer steps in all rounds, or `Epochs`.
+        relabel_every: Number of optimizer steps in a round, or `Epochs`.
+        accumulate_grad_batches: Number of batches per optimizer step. A loop of one's own accumulates their gradients.
         cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
             embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
             every round. Features are scaled to unit length.
@@ -82,8 +83,8 @@ class Rounds:
 
     Attributes:
         accepts_fewer_clusters: Whether a round may have fewer clusters than `clusters_per_batch`.
-        n_steps: `max_steps` as a number of batches.
-        steps_per_round: `relabel_every` as a number of batches.
+        n_steps: `max_steps` as a number of optimizer steps.
+        steps_per_round: `relabel_every` as a number of optimizer steps.
         start_scores: Label-free scores before training; None if `label_free` is False or before the first round.
 
     Raises:
@@ -112,6 +113,7 @@ class Rounds:
         views: int = 2,
         max_steps: int | Epochs = MAX_STEPS,
         relabel_every: int | Epochs = RELABEL_EVERY,
+        accumulate_grad_batches: int = 1,
         cluster_on: ClusterOn = "features-first",
         label_free: bool = False,
         num_workers: int | None = None,
@@ -126,14 +128,16 @@ class Rounds:
         self.labeler = ClusterPseudoLabeler() if labeler is None else as_labeler(labeler)
         check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
         check_integer("seed", seed, 0)
+        check_integer("accumulate_grad_batches", accumulate_grad_batches, 1)
         check_same_length(self.images, self.cluster_images)
         check_sizes(self.labeler, len(self.images), clusters_per_batch, samples_per_cluster, views)
         self.accepts_fewer_clusters = clusters_per_batch is None
         self.clusters_per_batch = _CLUSTERS_PER_BATCH if clusters_per_batch is None else int(clusters_per_batch)
         self.samples_per_cluster = int(samples_per_cluster)
         self.views = int(views)
-        self.n_steps = in_steps("max_steps", max_steps, len(self.images), self.batch_size)
-        self.steps_per_round = in_steps("relabel_every", relabel_every, len(self.images), self.batch_size)
+        self.accumulate_grad_batches = int(accumulate_grad_batches)
+        self.n_steps = in_steps("max_steps", max_steps, len(self.images), self.images_per_step)
+        self.steps_per_round = in_steps("relabel_every", relabel_every, len(self.images), self.images_per_step)
         self.cluster_on = cluster_on
         self.label_free = label_free
         self.options = InferenceOptions(num_workers=num_workers, precision=precision)
@@ -145,7 +149,7 @@ class Rounds:
         if isinstance(self.labeler, UsesSeed):
             self.labeler.set_default_seed(self.seed)
         self._number = 0
-        self._steps_before = 0  # batches of the rounds before the present one
+        self._steps_before = 0  # optimizer steps of the rounds before the present one
         self._round: Round | None = None
         self._snapshot: _Snapshot | None = None
 
@@ -155,9 +159,14 @@ class Rounds:
         return self.clusters_per_batch * self.samples_per_cluster * self.views
 
     @property
+    def images_per_step(self) -> int:
+        """Number of images in the batches of an optimizer step of one rank."""
+        return self.batch_size * self.accumulate_grad_batches
+
+    @property
     def settings(self) -> dict[str, object]:
         """The settings that decide the result, for checkpoints to compare."""
-        names = ("clusters_per_batch", "samples_per_cluster", "views", "cluster_on", "seed")
+        names = ("clusters_per_batch", "samples_per_cluster", "views", "accumulate_grad_batches", "cluster_on", "seed")
         others = {"relabel_every": self.steps_per_round, "precision": self.options.precision}
         return {name: getattr(self, name) for name in names} | others
 
@@ -177,7 +186,7 @@ class Rounds:
                 check_model_and_images(self)
                 description = describe_loop(self)
             check_ranks(description)
-        while self._round is not None or self._steps_before < self.n_steps:
+        while self._round is not None or self._n_batches():
             if self._round is None:
                 pseudo_labels = self._cluster(self._snapshot or self._first_snapshot())
                 self._snapshot = None  # memory holds the embeddings of one pass at a time
@@ -192,7 +201,7 @@ class Rounds:
     def end_round(self) -> None:
         """End the present round; the loop over the rounds does so by itself."""
         if self._round is not None and self._round.batches_done >= self._n_batches():
-            self._steps_before += self._round.batches_done
+            self._steps_before += self._round.batches_done // self.accumulate_grad_batches
             self._number += 1
             self._round = None
 
@@ -232,7 +241,7 @@ class Rounds:
             self.labeler.load_state_dict(state["labeler"])  # type: ignore[attr-defined] # it had a state_dict
 
     def _n_batches(self) -> int:
-        return max(0, min(self.steps_per_round, self.n_steps - self._steps_before))
+        return max(0, min(self.steps_per_round, self.n_steps - self._steps_before)) * self.accumulate_grad_batches
 
     def _first_snapshot(self) -> "_Snapshot":
         snapshot = self._embed_all()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf, isfinite
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,7 +26,7 @@ Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
 
 
 class TrainingStep:
-    """Take optimizer steps on the parts of a run.
+    """Take optimizer steps on the parts of a run, each with the mean gradient of `accumulate_grad_batches` batches.
 
     Attributes:
         waiting: Time in seconds that was spent on waiting for batches.
@@ -57,7 +58,7 @@ class TrainingStep:
         self.parallel = data_parallel(self.losses)
 
     def __call__(self, batches: Iterator[Batch]) -> StepReport:
-        """Load the next batch and take a step.
+        """Load the batches of a step and take it.
 
         Raises:
             FloatingPointError: The loss or the gradient is not finite. Parameters, buffers and optimizer are as before.
@@ -70,12 +71,11 @@ class TrainingStep:
             self.parallel = data_parallel(self.losses)
         buffers = [(buffer, buffer.clone()) for module in run.modules.values() for buffer in module.buffers()]
         try:
-            losses = self.parallel(partial(self._next, batches))
-            means = _mean_over_ranks(losses)
             run.optimizer.zero_grad()
-            run.scaler.scale(losses["loss"]).backward()
+            terms = [self._backward(batches) for _ in range(run.rounds.accumulate_grad_batches)]
             self._clip_gradient()
         except FloatingPointError:
+            run.optimizer.zero_grad()
             for buffer, value in buffers:
                 buffer.copy_(value)
             raise
@@ -85,6 +85,7 @@ class TrainingStep:
         run.step += 1
         if run.scheduler is not None and run.scaler.get_scale() >= scale:  # otherwise the optimizer took no step
             run.scheduler.step()
+        means = {name: fmean(batch[name] for batch in terms) for name in terms[0]}
         return StepReport(
             step=run.step,
             loss=means["loss"],
@@ -93,6 +94,16 @@ class TrainingStep:
             rotation_accuracy=means.get("rotation_accuracy"),
             auxiliary_loss=means.get("auxiliary_loss"),
         )
+
+    def _backward(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Add the gradient of the next batch, divided by the number of batches of a step, and return its losses.
+
+        Ranks average their gradients after each batch, because `no_sync` fails with a static graph (pytorch#143580).
+        """
+        losses = self.parallel(partial(self._next, batches))
+        means = _mean_over_ranks(losses)
+        self.run.scaler.scale(losses["loss"] / self.run.rounds.accumulate_grad_batches).backward()
+        return means
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         started = time.perf_counter()
@@ -110,7 +121,6 @@ class TrainingStep:
         parameters = [parameter for group in self.run.optimizer.param_groups for parameter in group["params"]]
         norm = float(clip_grad_norm_(parameters, self.max_norm))
         if not isfinite(norm) and scaler.get_scale() <= 1:  # with a higher scale the step is skipped
-            self.run.optimizer.zero_grad()
             raise FloatingPointError(f"The gradient must be finite, got a norm of {norm}. {_REMEDY}")
 
 

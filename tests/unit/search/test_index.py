@@ -169,7 +169,7 @@ WRONG = {
     "too many neighbors": (
         lambda i: i.search(torch.eye(3), 1, rerank_neighbors=4),
         ValueError,
-        r"`rerank_neighbors` must lie in 1\.\.3, got 4",
+        r"`rerank_neighbors` must lie in 1\.\.2, got 4",
     ),
 }
 

@@ -18,6 +18,7 @@ from udmlss import (
     parameter_groups,
     rotate_four_ways,
 )
+from udmlss._torch import autocast
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
@@ -26,7 +27,9 @@ IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
-def make_step(loss=None, *, head=None, auxiliary=None, model=None, lr=0.1, step_size=1, clip_norm=None, **settings):
+def make_step(
+    loss=None, *, head=None, auxiliary=None, model=None, lr=0.1, step_size=1, clip_norm=None, n_batches=1, **settings
+):
     model = model or EmbeddingModel(nn.Flatten(), nn.Linear(16, 5))
     criterion = UDMLSSLoss(loss or losses.ContrastiveLoss(), rotation_weight=0.5)
     modules = {"model": model, "criterion": criterion, "rotation_head": head, "auxiliary": auxiliary}
@@ -35,7 +38,8 @@ def make_step(loss=None, *, head=None, auxiliary=None, model=None, lr=0.1, step_
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5) if step_size else None
     settings = {"freeze_batch_norm": False, "precision": "float32"} | settings
     precision = settings["precision"]
-    rounds = Rounds(model, IMAGES, ClusterPseudoLabeler(2), clusters_per_batch=2, precision=precision)
+    batches = {"clusters_per_batch": 2, "accumulate_grad_batches": n_batches}
+    rounds = Rounds(model, IMAGES, ClusterPseudoLabeler(2), precision=precision, **batches)
     run = Run(rounds, modules, optimizer, scheduler, [])
     return TrainingStep(run, clip_norm=clip_norm, **settings)
 
@@ -187,16 +191,62 @@ def test_gradients_of_two_steps_are_not_added():
     torch.testing.assert_close([parameter.grad for parameter in parameters_of(step)], first)
 
 
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [({}, 1e-6), ({"chunk_size": 4}, 1e-6), ({"precision": "float16"}, 1e-2)]
+)
+@pytest.mark.parametrize("n_batches", [1, 2, 3])
+def test_step_over_several_batches_has_the_mean_of_their_gradients(n_batches, options, tolerance):
+    generator = torch.Generator().manual_seed(2)
+    batches = [(torch.randn(6, 1, 4, 4, generator=generator), LABELS) for _ in range(2 * n_batches)]
+    step, loaded = make_step(losses.ProxyAnchorLoss(3, 5), lr=0.0, n_batches=n_batches, **options), iter(batches)
+    step.run.scaler.load_state_dict(step.run.scaler.state_dict() | {"scale": 64.0})  # so that no gradient is infinite
+    for number in range(2):
+        report = step(loaded)
+        found, optimizer = [parameter.grad.clone() for parameter in parameters_of(step)], step.run.optimizer
+        optimizer.zero_grad()
+        own = batches[number * n_batches : (number + 1) * n_batches]
+        with autocast(step.run.model, options.get("precision", "float32")):
+            embedded = [(step.run.model(images), labels) for images, labels in own]
+        expected = [step.run.criterion(*pair) for pair in embedded]
+        for loss in expected:
+            (loss / n_batches).backward()
+        torch.testing.assert_close(
+            found, [parameter.grad for parameter in parameters_of(step)], rtol=tolerance, atol=tolerance
+        )
+        assert report.loss == report.metric_loss == pytest.approx(torch.stack(expected).mean().item(), rel=tolerance)
+        assert report.step == step.run.scheduler.last_epoch == number + 1
+    assert next(loaded, None) is None
+
+
+def test_failure_in_a_later_batch_of_a_step_changes_nothing_and_leaves_no_gradient():
+    loss, n_loaded = Failing(), 0
+    step = make_step(loss, model=model_with_batch_norm(), n_batches=3)
+
+    def batches():
+        nonlocal n_loaded
+        for failure in (None, None, "nan"):
+            loss.failure, n_loaded = failure, n_loaded + 1
+            yield IMAGES, LABELS
+
+    before = state_of(step)
+    with pytest.raises(FloatingPointError, match="The loss must be finite"):
+        step(batches())
+    assert n_loaded == 3
+    torch.testing.assert_close(state_of(step), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in parameters_of(step))
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
 @pytest.mark.parametrize("with_head", [True, False])
-def test_clip_norm_limits_the_norm_of_all_gradients_together_and_keeps_the_direction(with_head):
+def test_clip_norm_limits_the_norm_of_all_gradients_together_and_keeps_the_direction(with_head, n_batches):
     changes = {}
     for clip_norm in (None, 0.5, 1e6):
         torch.manual_seed(4)
         head = RotationPretextHead(16, 4) if with_head else None
         loss = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 5)], weights=[10, 10])
-        step = make_step(loss, head=head, lr=1.0, clip_norm=clip_norm)
+        step = make_step(loss, head=head, lr=1.0, clip_norm=clip_norm, n_batches=n_batches)
         before = values_of(step)
-        take(step)
+        step(iter([(IMAGES, LABELS)] * n_batches))
         changes[clip_norm] = before - values_of(step)
     assert changes[None].norm() > 1
     assert changes[0.5].norm().item() == pytest.approx(0.5, rel=1e-3)

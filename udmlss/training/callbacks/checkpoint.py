@@ -99,7 +99,7 @@ class Checkpoint:
         rounds = run.rounds
         self._steps_between = rounds.steps_per_round
         if self.every is not None:
-            self._steps_between = in_steps("every", self.every, len(rounds.images), rounds.batch_size)
+            self._steps_between = in_steps("every", self.every, len(rounds.images), rounds.images_per_step)
         path = run_on_rank_zero(self._prepare_folder)
         if path is not None:
             # Files of other machines are not read: they may be missing, or left over from another run
