@@ -86,7 +86,7 @@ class Sizes:
     loss_batches: tuple[int, ...] = (80, 240)
     chunk_batch: int = 1280
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    share: tuple[int, ...] = (60_000, 64)
+    share: tuple[int, ...] = (60_000, 32)
     photos: str = ""
     pictures: int = 600
     command_pixels: int = 160
