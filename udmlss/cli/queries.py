@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 
 from udmlss._checks import check_integer, check_number, value_error
+from udmlss._files import replace_file
 from udmlss.cli.images import open_images
 from udmlss.cli.machine import check_workers
 from udmlss.cli.messages import columns, short_path
 from udmlss.cli.outputs import embed_paths
-from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.run_folder import RunFolder
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.search import SearchIndex, near_duplicates
 
@@ -164,7 +165,7 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
             for row, caption in enumerate(captions)
         ]
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
-    with replacing(path) as part:
+    with replace_file(path) as part:
         part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 import udmlss
 from udmlss._checks import check_embeddings, check_integer, type_error, value_error
+from udmlss._files import replace_file
 from udmlss.report.clusters import by_typicality, choose_clusters, cluster_reliability, image_reliability
 from udmlss.report.curves import as_svg, curves_of
 from udmlss.report.embedding_map import embedding_map, tiles
@@ -107,7 +107,9 @@ def write_report(
         "duplicates": page.duplicates(found),
         "map": page.map(),
     }
-    _write(path, _render(page, title, summary, {"history": history, "found": found} | sections))
+    html = _render(page, title, summary, {"history": history, "found": found} | sections)
+    with replace_file(path) as part:
+        part.write_text(html, encoding="utf-8", errors="replace")
     return path
 
 
@@ -284,13 +286,3 @@ def _render(page: _Page, title: str, summary: str | None, sections: dict[str, An
 def _in_groups(groups: Sequence[Sequence[int]]) -> str:
     """Return the number of near-duplicates and of their groups in words."""
     return f"{sum(map(len, groups)):,} in {len(groups):,} group{'' if len(groups) == 1 else 's'}"
-
-
-def _write(path: Path, html: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        part.write_text(html, encoding="utf-8", errors="replace")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
