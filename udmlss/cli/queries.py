@@ -61,7 +61,7 @@ def search(
 ) -> list[Neighbors]:
     """Search the images of a run for those that are most similar to other images.
 
-    An image of the run is not found by itself.
+    An image of the run is not found by itself, also if another path leads to it.
 
     Args:
         run: Folder of a finished run.
@@ -150,7 +150,8 @@ def _check_file(image: str | os.PathLike[str]) -> Path:
 
 
 def _without_itself(image: Path, found: list[str], similarities: list[float], k: int) -> Neighbors:
-    pairs = [pair for pair in zip(found, similarities, strict=True) if pair[0] != str(image)][:k]
+    own = os.path.realpath(image)
+    pairs = [pair for pair in zip(found, similarities, strict=True) if os.path.realpath(pair[0]) != own][:k]
     return Neighbors(image, tuple(Path(path) for path, _ in pairs), tuple(similarity for _, similarity in pairs))
 
 
@@ -166,7 +167,7 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
         ]
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
     with replace_file(path) as part:
-        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
+        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8", errors="backslashreplace")
 
 
 def _name(path: Path) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from udmlss import PseudoLabels
 from udmlss._checks import value_error
 from udmlss._files import lock_folder, replace_file
+from udmlss.cli.images import check_unicode
 from udmlss.cli.summary import TrainedRun
 from udmlss.neighbors import NeighborLists
 
@@ -128,9 +129,11 @@ class RunFolder:
         """Create the folder, store or compare the settings of the run, and lock the folder during the block.
 
         Raises:
-            ValueError: The folder has other files, belongs to a run with other settings, or another process uses it.
+            ValueError: The folder has other files, belongs to a run with other settings, or has a path that is not
+                valid Unicode, or another process uses it.
             OSError: The folder cannot be written to.
         """
+        check_unicode(self.folder)
         self._check_files()
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.folder):
