@@ -38,7 +38,7 @@ def save_neighbors(
                 _show(axis, images[index], CORRECT if hit else WRONG)
     axes[0, 0].set_title("query", fontsize=9, color=INK)
     for block, (name, hits) in enumerate(correct.items()):
-        title = f"{name}: {hits.float().mean():.0%} of the {k} nearest are correct"
+        title = f"{name}: {hits.float().mean():.0%} correct"
         axes[0, 2 + block * (k + 1)].set_title(title, fontsize=9, color=INK, loc="left")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)

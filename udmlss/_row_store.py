@@ -3,7 +3,6 @@
 import errno
 import mmap
 import os
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from udmlss._checks import value_error
 from udmlss._chunks import CPU, storage_device
+from udmlss._files import temporary_file
 
 RowType = Literal["float32", "float16"]
 Allocate = Callable[[int, int], Tensor]  # numbers of rows and columns to a tensor
@@ -89,17 +89,13 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
     """
     if path.is_dir() or not path.parent.is_dir():
         raise value_error("`out` must be a file in an existing folder", path, "Create the folder, or name a file in it")
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
+    with temporary_file(path) as part:
         with part.open("x+b", buffering=0) as file:
             buffer = RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype)))
             yield buffer.append
             with _note_path(path):
                 os.fsync(file.fileno())
         buffer.rows = torch.empty(0)  # Windows does not rename a file that is mapped
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
     _replace(part, path)
 
 

@@ -1,6 +1,7 @@
 """Folders of checkpoints: which files they hold, who may use them, and what a resumed run must have in common."""
 
 import os
+import resource
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -102,12 +103,18 @@ def test_removes_files_of_an_interrupted_save(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path):
-    def fill_disk(_report):
-        (tmp_path / "step-000000008.part").symlink_to("/dev/full")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    rule = r"step-000000008\.pt could not be written; earlier checkpoints are unchanged\. .*No space"
-    with pytest.raises(OSError, match=rule):
-        train(fill_disk, Checkpoint(tmp_path))
+    def fill_disk(_report):
+        if saved_steps(tmp_path) == [4]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+
+    rule = r"step-000000008\.pt could not be written; earlier checkpoints are unchanged\. .*too large"
+    try:
+        with pytest.raises(OSError, match=rule):
+            train(fill_disk, Checkpoint(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved_steps(tmp_path) == [4]
     assert_same(train(Checkpoint(tmp_path, resume=True)), train())
 

@@ -1,5 +1,7 @@
 """The command on a folder of small images, from training to the export."""
 
+import os
+import sys
 import warnings
 
 import numpy as np
@@ -105,6 +107,41 @@ def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):
     code, out, err = run("search", "run", "none.png")
     assert (code, out) == (2, "")
     assert "IMAGE must be image files, got none.png, which does not exist" in err
+
+
+def test_an_image_of_the_run_does_not_find_itself_by_another_path(trained, run):
+    (trained[0] / "link.png").symlink_to("photos/group 0/0.png")
+    for image in ("photos/group 1/../group 0/0.png", "link.png"):
+        code, out, _ = run("search", "run", image, "--k", 60)
+        found = [line.split("  ")[1] for line in out.splitlines()[1:]]
+        assert (code, len(found), found[0]) == (0, 60, "photos/copy.png")
+        assert "photos/group 0/0.png" not in found
+    (trained[0] / "link.png").unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
+def test_a_name_that_is_not_unicode_is_found_or_is_an_error_that_names_it(trained, run):
+    name = os.fsdecode(b"\xff.png")
+    odd = trained[0] / "odd" / name
+    odd.parent.mkdir()
+    odd.write_bytes((trained[0] / "photos" / "copy.png").read_bytes())
+    code, out, _ = run("search", "run", odd, "--k", 2, "--report", "odd.html")
+    assert (code, out.splitlines()[0]) == (0, "odd/\\udcff.png")
+    assert "copy.png" in (trained[0] / "odd.html").read_text()
+    before = sorted(trained[0].rglob("*"))
+    for arguments in (
+        ["train", "odd", "--out", "failed"],
+        [*TRAIN, "--out", name],
+        ["embed", "run", "odd", "--out", "failed.npy"],
+        ["duplicates", "run", "--other", "odd"],
+        ["check", "odd"],
+        ["export", "run", name],
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert "udcff.png" in err
+        assert err.splitlines()[-1].startswith("udmlss: error: ")
+    assert sorted(trained[0].rglob("*")) == before
 
 
 def test_near_duplicates_are_found_in_the_run_and_in_other_images(trained, run):

@@ -183,7 +183,7 @@ def test_a_folder_is_refused_while_a_process_uses_it_and_free_once_it_is_killed(
     process = subprocess.Popen(command, env=os.environ | threads)  # noqa: S603 (a program of this file)
     try:
         wait_for(lambda: len(list(tmp_path.glob("*.pt"))) == 2)
-        rule = r"A folder of checkpoints must belong to one run at a time, got .*, which another process uses\. Wait"
+        rule = r"A folder must belong to one run at a time, got .*, which another process uses\. Wait"
         with pytest.raises(ValueError, match=rule):
             train(Checkpoint(tmp_path, resume=True))
         assert process.poll() is None

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         try:
-            print(_COMMANDS[function][0](function(*positional, **options)), flush=True)  # noqa: T201 (a command prints)
+            _print_result(_COMMANDS[function][0](function(*positional, **options)))
         except BrokenPipeError:  # the reader of a pipe, such as `head`, needs no more lines
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
             return _FAILURE
@@ -75,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_result(text: str) -> None:
+    """Print a text, with escapes for characters that the output cannot encode, as in some names of files."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201 (a command prints)
+
+
 def _fail(code: int, kind: str, text: str) -> int:
     print(f"udmlss: {kind}{': ' * bool(text)}{text}", file=sys.stderr)  # noqa: T201 (as above)
     return code
@@ -82,6 +88,8 @@ def _fail(code: int, kind: str, text: str) -> int:
 
 def _describe(error: Exception, function: _Function) -> str:
     """Return the message of an error in one line, with the options of the command in place of parameters."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"A name must be valid Unicode, got {error.object!a}. Rename the file."
     text = message_of(error) or type(error).__name__
     if not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"{type(error).__name__}: {text}"

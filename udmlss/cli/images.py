@@ -81,8 +81,7 @@ def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False
     paths = find_images(source) if source.is_dir() else read_paths(source)
     found: set[str] = set()  # a Path takes three times the memory
     for path in paths:
-        if not _is_unicode(path):  # a Parquet file could not hold it
-            raise value_error("The path of an image must be valid Unicode", ascii(str(path)), "Rename the file")
+        check_unicode(path)
         name = os.path.normcase(path)
         if name in found:
             raise value_error("Each image must be listed once", f"{path} twice", f"Remove it from {folder}")
@@ -91,9 +90,9 @@ def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False
     return ImageFiles(paths, min_size=1, on_error="skip").paths if skip_unreadable else paths
 
 
-def _is_unicode(path: Path) -> bool:
+def check_unicode(path: Path) -> None:
+    """Raise ValueError if a path is not valid Unicode, because a Parquet file could not hold it."""
     try:
         str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise value_error("A path must be valid Unicode", ascii(str(path)), "Rename the file") from error

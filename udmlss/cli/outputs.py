@@ -12,11 +12,12 @@ from torch import Tensor
 import udmlss
 from udmlss import EmbeddingModel
 from udmlss._checks import value_error
+from udmlss._files import replace_file
 from udmlss.backbones import Backbone
 from udmlss.cli.images import UnlabeledImages, open_images
 from udmlss.cli.machine import Machine, check_workers
 from udmlss.cli.messages import count, messenger
-from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.run_folder import RunFolder
 from udmlss.models import export_onnx, load_model
 from udmlss.report import write_report
 
@@ -67,7 +68,7 @@ def embed(
         raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
     embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
-    with replacing(path.with_suffix(".txt")) as part:
+    with replace_file(path.with_suffix(".txt")) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
     return path
 

@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 
 from udmlss._checks import check_integer, check_number, value_error
+from udmlss._files import replace_file
 from udmlss.cli.images import open_images
 from udmlss.cli.machine import check_workers
 from udmlss.cli.messages import columns, short_path
 from udmlss.cli.outputs import embed_paths
-from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.run_folder import RunFolder
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.search import SearchIndex, near_duplicates
 
@@ -60,7 +61,7 @@ def search(
 ) -> list[Neighbors]:
     """Search the images of a run for those that are most similar to other images.
 
-    An image of the run is not found by itself.
+    An image of the run is not found by itself, also if another path leads to it.
 
     Args:
         run: Folder of a finished run.
@@ -149,7 +150,8 @@ def _check_file(image: str | os.PathLike[str]) -> Path:
 
 
 def _without_itself(image: Path, found: list[str], similarities: list[float], k: int) -> Neighbors:
-    pairs = [pair for pair in zip(found, similarities, strict=True) if pair[0] != str(image)][:k]
+    own = os.path.realpath(image)
+    pairs = [pair for pair in zip(found, similarities, strict=True) if os.path.realpath(pair[0]) != own][:k]
     return Neighbors(image, tuple(Path(path) for path, _ in pairs), tuple(similarity for _, similarity in pairs))
 
 
@@ -164,8 +166,8 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
             for row, caption in enumerate(captions)
         ]
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
-    with replacing(path) as part:
-        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8")
+    with replace_file(path) as part:
+        part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8", errors="backslashreplace")
 
 
 def _name(path: Path) -> str:

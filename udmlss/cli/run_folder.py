@@ -1,9 +1,7 @@
 """The folder of a run: its files, its settings, and a lock."""
 
-import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +18,10 @@ from torch import Tensor
 
 from udmlss import PseudoLabels
 from udmlss._checks import value_error
+from udmlss._files import lock_folder, replace_file
+from udmlss.cli.images import check_unicode
 from udmlss.cli.summary import TrainedRun
 from udmlss.neighbors import NeighborLists
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 
@@ -107,7 +102,7 @@ class RunFolder:
             "neighbors": lists(names.take(pa.array(neighbors.indices.flatten().numpy()))),
             "similarities": lists(pa.array(neighbors.similarities.flatten().float().numpy())),
         }
-        with replacing(self.images) as part:
+        with replace_file(self.images) as part:
             parquet.write_table(pa.table(table), part)
 
     def read_paths(self) -> list[Path]:
@@ -134,13 +129,14 @@ class RunFolder:
         """Create the folder, store or compare the settings of the run, and lock the folder during the block.
 
         Raises:
-            ValueError: The folder has other files, belongs to a run with other settings, or another process uses it.
+            ValueError: The folder has other files, belongs to a run with other settings, or has a path that is not
+                valid Unicode, or another process uses it.
             OSError: The folder cannot be written to.
         """
+        check_unicode(self.folder)
         self._check_files()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as lock:
-            _lock(lock.fileno(), self.folder)
+        with lock_folder(self.folder):
             self._compare(settings)
             for part in self.folder.glob("*.part"):  # of a process that was killed
                 remove(part)
@@ -184,29 +180,8 @@ class RunFolder:
         return state
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        with replacing(self._state) as part:
+        with replace_file(self._state) as part:
             part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces the file `path` after the block if there is no error.
-
-    Missing folders are created.
-
-    Raises:
-        ValueError: `path` is a folder.
-    """
-    if path.is_dir():
-        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}{path.suffix}.part")
-    try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        remove(part)
-        raise
 
 
 def remove(path: Path) -> None:
@@ -215,19 +190,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    """Lock a file until it is closed or the process ends."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in {errno.EACCES, errno.EAGAIN}:
-            rule, remedy = (
-                "A run must belong to one process at a time",
-                "Wait for the other one, or use another folder as `out`",
-            )
-            raise value_error(rule, f"{folder}, which another process uses", remedy) from error
-        raise

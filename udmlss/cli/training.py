@@ -26,12 +26,13 @@ from udmlss import (
     fit,
 )
 from udmlss._checks import check_integer, check_number, value_error
+from udmlss._files import replace_file
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.cli.images import UnlabeledImages, open_images
 from udmlss.cli.machine import Machine, check_workers, choose_device
 from udmlss.cli.messages import count, duration, message_of, messenger
 from udmlss.cli.outputs import report
-from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.run_folder import RunFolder
 from udmlss.cli.summary import TrainedRun
 from udmlss.models import save_model
 from udmlss.neighbors import neighbor_lists
@@ -183,7 +184,7 @@ class _Training:
         self.seconds_per_pass = time.perf_counter() - started
         size = min(_EMBEDDING_SIZE, features.shape[1])
         model = EmbeddingModel(trunk, embedder_from_features(features, size))
-        with replacing(self.run.start_embeddings) as part, part.open("wb") as file, torch.no_grad():
+        with replace_file(self.run.start_embeddings) as part, part.open("wb") as file, torch.no_grad():
             rows = [model.embed_features(some).half() for some in features.split(_FEATURES_AT_ONCE)]
             np.save(file, torch.cat(rows).numpy())
         return self.machine.place(model)

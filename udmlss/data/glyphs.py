@@ -11,7 +11,6 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from udmlss._checks import check_choice
+from udmlss._files import replace_file
 
 _STYLES = {
     "DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
@@ -155,19 +155,9 @@ def _load_records(folder: str | os.PathLike[str] | None) -> Shaped[np.ndarray, "
         if sha256(body).digest() == digest:
             return np.frombuffer(body, _RECORD)
     records = _render_all()
-    with suppress(OSError):  # without a cache the next call renders the characters again
-        _write_atomically(path, records.tobytes())
+    with suppress(OSError), replace_file(path) as part:  # without a cache the next call renders the characters again
+        part.write_bytes(sha256(body := records.tobytes()).digest() + body)
     return records
-
-
-def _write_atomically(path: Path, body: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
-    try:
-        temporary.write_bytes(sha256(body).digest() + body)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _render_all() -> Shaped[np.ndarray, " n"]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from udmlss._checks import value_error
+from udmlss._files import replace_file
 from udmlss.data.archives import list_tar_members
 from udmlss.data.image_reader import as_color, as_min_size, as_value_range, read_image
 from udmlss.data.path_lists import IMAGE_SUFFIXES, PathList, as_path_list, is_image_name
@@ -146,12 +147,8 @@ def _cached_index(archive: Path) -> tuple[list[str], _Positions]:
     names, positions = _read_index(archive)
     content = BytesIO()
     np.savez(content, names=np.frombuffer(_join(names), np.uint8), positions=positions, stamp=stamp)
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")  # several processes may write the same cache
-    try:
+    with replace_file(cache) as part:
         part.write_bytes(content.getvalue())
-        part.replace(cache)
-    finally:
-        part.unlink(missing_ok=True)
     return names, positions
 
 

@@ -1,8 +1,6 @@
 """Export of a model for programs without udmlss: ONNX and torch.export."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from udmlss._checks import check_choice, type_error, value_error
+from udmlss._files import replace_file
 from udmlss._torch import check_weights, trunk_of
 from udmlss.backbones import Backbone
 
@@ -50,7 +49,7 @@ def export_onnx(
     runtime = _import_onnx()
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
     program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-    with _replaced_file(Path(path).expanduser()) as part:
+    with replace_file(Path(path).expanduser()) as part:
         torch.onnx.export(
             program,
             f=part,
@@ -94,7 +93,7 @@ def export_torch(
     _check_equal(program.module()(images), embedder(images))
     content = BytesIO()
     torch.export.save(program, content)  # to a file, PyTorch ends the process if the disk is full
-    with _replaced_file(Path(path).expanduser()) as part:
+    with replace_file(Path(path).expanduser()) as part:
         part.write_bytes(content.getbuffer())
 
 
@@ -145,19 +144,3 @@ def _import_onnx() -> Any:  # noqa: ANN401 (a module)
         message = f'Export to ONNX needs the package {error.name}. Run: pip install "udmlss[onnx]"'
         raise ImportError(message) from error
     return onnxruntime
-
-
-@contextmanager
-def _replaced_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces the file after the `with` block."""
-    if path.is_dir():
-        raise value_error(
-            "`path` must be a file", f"the folder {path}", f"Choose a name, such as {path / path.name}.onnx"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

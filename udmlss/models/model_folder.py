@@ -1,16 +1,14 @@
 """The folder of a saved model: its weights in safetensors, and its description in JSON."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from udmlss._checks import type_error, value_error
+from udmlss._files import replace_folder
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -37,16 +35,13 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
     except (TypeError, ValueError) as error:
         rule, remedy = "`recipe` must consist of values of JSON", "Convert them to numbers, strings, lists and dicts"
         raise type_error(rule, str(error), remedy) from error
-    with _replaced_folder(folder) as part:
+    with replace_folder(folder) as part:
         try:
             save_file(dict(weights), part / WEIGHTS)
         except SafetensorError as error:  # for example if the disk is full
             message = f"The model could not be written to {folder}: {error}"
             raise OSError(message) from error
         (part / CONFIG).write_text(text + "\n", encoding="utf-8")
-        for path in (part / WEIGHTS, part / CONFIG):
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -129,23 +124,3 @@ def _check_target(folder: Path) -> None:
         raise value_error(rule, f"{folder}, which holds {listed}", f"Choose another, such as {folder / 'model'}")
     if CONFIG in names:
         read_config(folder)  # a config.json of another program is not replaced
-
-
-@contextmanager
-def _replaced_folder(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder, which replaces `folder` after the `with` block."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.is_dir():
-            folder.rename(old)
-        part.rename(folder)
-    except BaseException:
-        if old.is_dir() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

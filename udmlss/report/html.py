@@ -5,24 +5,25 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 import udmlss
 from udmlss._checks import check_embeddings, check_integer, type_error, value_error
+from udmlss._files import replace_file
 from udmlss.report.clusters import by_typicality, choose_clusters, cluster_reliability, image_reliability
 from udmlss.report.curves import as_svg, curves_of
 from udmlss.report.embedding_map import embedding_map, tiles
 from udmlss.report.figures import check_count, check_rows, check_start, require_report_packages
-from udmlss.report.near_duplicates import DuplicateGroups, find_groups
 from udmlss.report.neighbor_changes import compare_neighbors, sample_rows
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.results import RoundReport
+from udmlss.search import near_duplicates
 from udmlss.types import PseudoLabels
 
 _DUPLICATE_SIMILARITY = 0.95
+_SEARCHED = 100_000  # largest number of images among which near-duplicates are searched
 _TYPICAL, _ATYPICAL = 8, 4
 _UNASSIGNED, _NEIGHBORS = 24, 6
 _GROUPS, _PER_GROUP = 12, 6
@@ -92,22 +93,24 @@ def write_report(
     path = _check_path(path)
     require_report_packages("jinja2", "matplotlib")
     if duplicates is None:
-        compared = embeddings if start_embeddings is None else start_embeddings
-        found = find_groups(compared, _DUPLICATE_SIMILARITY, int(seed))
+        groups = _find_duplicates(embeddings if start_embeddings is None else start_embeddings, int(seed))
     else:
         groups = [check_rows("duplicates", group, len(embeddings)) for group in duplicates if len(group)]
-        found = DuplicateGroups(sorted(groups, key=len, reverse=True), None)
     page = _Page(thumbnails, embeddings, pseudo_labels, int(seed))
     sections = {
-        "facts": page.facts(history, found),
+        "facts": page.facts(history, groups),
         "curves": page.curves(history),
         "cluster_groups": page.cluster_groups(),
         "unassigned": page.unassigned(),
         "queries": page.queries(start_embeddings, int(n_queries)),
-        "duplicates": page.duplicates(found),
+        "duplicates": page.duplicates(groups),
         "map": page.map(),
     }
-    _write(path, _render(page, title, summary, {"history": history, "found": found} | sections))
+    n_searched = None if duplicates is not None else min(len(embeddings), _SEARCHED)
+    shared = {"history": history, "duplicate_groups": groups, "n_searched": n_searched}
+    html = _render(page, title, summary, shared | sections)
+    with replace_file(path) as part:
+        part.write_text(html, encoding="utf-8", errors="replace")
     return path
 
 
@@ -145,6 +148,13 @@ class _Cluster:
     atypical: list[_Picture] = field(default_factory=list)
 
 
+def _find_duplicates(embeddings: Float[Tensor, "n d"], seed: int) -> list[list[int]]:
+    """Search all images, or a sample of them, for near-duplicates."""
+    rows = sample_rows(len(embeddings), _SEARCHED, seed)
+    groups = near_duplicates(embeddings[rows.to(embeddings.device)], _DUPLICATE_SIMILARITY)
+    return [rows[group].tolist() for group in groups]
+
+
 class _Page:
     """The parts of a page, as plain values for the template.
 
@@ -162,7 +172,7 @@ class _Page:
         self.labels = pseudo_labels.labels.cpu()
         self.n_mapped = 0
 
-    def facts(self, history: Sequence[RoundReport], duplicates: DuplicateGroups) -> dict[str, str]:
+    def facts(self, history: Sequence[RoundReport], duplicates: Sequence[Sequence[int]]) -> dict[str, str]:
         """Return the key figures, each with its name."""
         sizes = self.pseudo_labels.sizes
         n_unassigned = self.pseudo_labels.n_unassigned
@@ -171,7 +181,7 @@ class _Page:
             "Clusters": f"{self.pseudo_labels.n_clusters:,}",
             "Images per cluster": f"{int(sizes.min()):,} to {int(sizes.max()):,}",
             "Without a cluster": f"{n_unassigned:,} ({n_unassigned / len(self.labels):.0%})",
-            "Near-duplicates": _in_groups(duplicates.groups),
+            "Near-duplicates": _in_groups(duplicates),
         }
         if history:
             facts |= {"Rounds": f"{len(history):,}", "Training steps": f"{history[-1].step:,}"}
@@ -218,11 +228,11 @@ class _Page:
             for each in found
         ]
 
-    def duplicates(self, found: DuplicateGroups) -> list[dict[str, Any]]:
-        """Return the first groups of near-duplicates."""
+    def duplicates(self, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        """Return the largest groups of near-duplicates."""
         return [
             {"size": len(group), "pictures": [self._picture(row) for row in group[:_PER_GROUP]]}
-            for group in found.groups[:_GROUPS]
+            for group in sorted(groups, key=len, reverse=True)[:_GROUPS]
         ]
 
     def map(self) -> list[dict[str, Any]]:
@@ -284,13 +294,3 @@ def _render(page: _Page, title: str, summary: str | None, sections: dict[str, An
 def _in_groups(groups: Sequence[Sequence[int]]) -> str:
     """Return the number of near-duplicates and of their groups in words."""
     return f"{sum(map(len, groups)):,} in {len(groups):,} group{'' if len(groups) == 1 else 's'}"
-
-
-def _write(path: Path, html: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        part.write_text(html, encoding="utf-8", errors="replace")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

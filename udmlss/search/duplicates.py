@@ -11,12 +11,12 @@ from torch import Tensor
 
 from udmlss._checks import check_number, value_error
 from udmlss._chunks import PAIRS
-from udmlss.neighbors.search import without_self
+from udmlss.neighbors.approximate import find_lists
+from udmlss.neighbors.backends import search_on
 from udmlss.search.index import SearchIndex
 from udmlss.search.rows import Embeddings, as_unit_rows
 
 _NEIGHBORS = 10  # length of a list of neighbors; a list of near-duplicates only may be incomplete
-_QUERIES = 2**14  # number of rows that are searched at once
 
 
 @overload
@@ -32,8 +32,8 @@ def near_duplicates(
 ) -> list[list[int]] | list[tuple[int, int, float]]:
     """Find groups of near-duplicates in a set, or near-duplicates of one set in another.
 
-    The search is that of `SearchIndex`: exact for small sets and for a tensor on a GPU, which searches it, and
-    approximate for other large sets. Memory grows with the number of items.
+    The search is exact for small sets and approximate for large ones: that of `neighbor_lists` within a set, and that
+    of `SearchIndex` for another set. A tensor on a GPU is searched there. Memory grows with the number of items.
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy.
@@ -76,20 +76,17 @@ def near_duplicates(
 
 
 def _groups(rows: Float32[Tensor, "n d"], threshold: float, device: torch.device | str) -> list[list[int]]:
-    if len(rows) == 1:
+    n = len(rows)
+    if n == 1:
         return []
-    index, k, n = SearchIndex(rows, device=device), min(_NEIGHBORS, len(rows) - 1), len(rows)
-    edges, is_full = [], []
-    for own in torch.arange(n).split(_QUERIES):
-        ids, found = index.search(rows[own], k + 1)
-        similarities, indices = without_self((torch.from_numpy(found), torch.from_numpy(ids)), own)
-        positions, ranks = (similarities >= threshold).nonzero(as_tuple=True)
-        edges.append(torch.stack([own[positions], indices[positions, ranks]]))
-        is_full.append(similarities[:, -1] >= threshold)
-    first, second = torch.cat(edges, dim=1).numpy()
-    graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
+    with search_on(torch.device(device)):
+        lists = find_lists(rows, min(_NEIGHBORS, n - 1))
+    is_similar = lists.similarities >= threshold
+    first, ranks = is_similar.nonzero(as_tuple=True)
+    edges = (first.numpy(), lists.indices[first, ranks].numpy())
+    graph = coo_array((np.ones(len(first), dtype=np.int8), edges), shape=(n, n))
     labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
-    full = torch.cat(is_full).nonzero().flatten()  # every pair that is missing from the lists is a pair of these items
+    full = is_similar[:, -1].nonzero().flatten()  # every pair that is missing from the lists is a pair of these items
     labels = _joined(rows[full], labels[full], threshold, labels)
     order = labels.argsort(stable=True)
     groups = [group.tolist() for group in order.split(labels.bincount().tolist()) if len(group) > 1]

@@ -1,18 +1,16 @@
 """The folder of a saved index: arrays, the file of faiss, and a description with a checksum of each file."""
 
 import json
-import secrets
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udmlss._checks import value_error
+from udmlss._files import replace_folder
 
 _DESCRIPTION = "index.json"
 _FORMAT = {"format": "udmlss search index", "version": 1}
@@ -36,7 +34,7 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
     if not _is_replaceable(folder):
         rule = "`folder` must be new, empty, or the folder of an index, which is replaced"
         raise value_error(rule, folder, "Choose another folder")
-    with _new_folder(folder) as part:
+    with replace_folder(folder) as part:
         for name, array in arrays.items():
             if name.endswith(_SUFFIX_OF_FAISS):
                 array.tofile(part / name)
@@ -114,25 +112,3 @@ def _checksum(path: Path) -> int:
         while part := file.read(_BYTES):
             checksum = zlib.crc32(part, checksum)
     return checksum
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` after the block, and is deleted if the block raises an error."""
-    token = secrets.token_hex(4)
-    part, previous = (folder.with_name(f"{folder.name}.{token}.{suffix}") for suffix in ("part", "previous"))
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.exists():
-            folder.rename(previous)  # a folder with files cannot be replaced in one step
-        try:
-            part.rename(folder)
-        except BaseException:
-            if previous.exists():
-                previous.rename(folder)
-            raise
-    except BaseException:
-        rmtree(part, ignore_errors=True)
-        raise
-    rmtree(previous, ignore_errors=True)

@@ -11,7 +11,7 @@ import torch
 
 from udmlss import PseudoLabels
 from udmlss.cli import embed
-from udmlss.cli.run_folder import RunFolder, replacing
+from udmlss.cli.run_folder import RunFolder
 from udmlss.neighbors import neighbor_lists
 
 SETTINGS = {"images": "/photos", "epochs": 4, "clusters": None}
@@ -49,7 +49,6 @@ def test_files_that_a_killed_process_left_are_removed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 def test_another_process_cannot_use_the_folder_at_the_same_time(tmp_path):
     program = f"""
 from udmlss.cli.run_folder import RunFolder
@@ -113,30 +112,6 @@ def test_neighbors_are_paths_with_descending_similarities(tmp_path):
         assert set(order) == set(range(6)) - {number}
         assert row["similarities"] == sorted(row["similarities"], reverse=True)
         assert torch.tensor(row["similarities"]).allclose(similarities[number, order], atol=1e-5)
-
-
-def write_and_fail(path):
-    path.write_text("ne")
-    raise OSError("The disk is full")
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk"), replacing(path) as part:
-        write_and_fail(part)
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
-    with replacing(path) as part:
-        part.write_text("new")
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
-
-
-def test_a_folder_is_not_replaced_by_a_file(tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "1.jpg").touch()
-    with pytest.raises(ValueError, match="An output file must not be a folder"), replacing(tmp_path / "photos") as part:
-        part.write_text("new")
-    assert (tmp_path / "photos" / "1.jpg").exists()
 
 
 def test_the_list_of_images_is_not_overwritten(tmp_path):

@@ -112,6 +112,17 @@ def test_very_many_near_duplicates_come_with_a_warning(page, run, tmp_path):
     assert warning not in page.text
 
 
+def test_near_duplicates_of_a_large_set_are_searched_in_a_sample_of_its_rows(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("udmlss.report.html._SEARCHED", 30)
+    start = torch.eye(30)[torch.arange(55) % 30]  # rows 0 to 24 are equal to rows 30 to 54
+    path = write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels, start_embeddings=start)
+    section = path.read_text().partition('<section id="duplicates"')[2].partition("</section>")[0]
+    assert "A sample of 30 images was searched." in section
+    rows = [int(row) for row in re.findall(r'alt="(\d+) ', section)]
+    assert rows
+    assert all(second == first + 30 for first, second in zip(rows[::2], rows[1::2], strict=True))
+
+
 def test_titles_and_file_names_are_escaped(page):
     assert len(page.named("script")) == 1
     assert not page.named("b")

@@ -1,10 +1,13 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
-from udmlss.search import duplicates, index, near_duplicates
+from udmlss.neighbors import approximate
+from udmlss.search import duplicates, near_duplicates
 
 
 def groups_by_hand(rows, threshold):
@@ -28,16 +31,23 @@ def families():
 @pytest.mark.parametrize("threshold", [0.5, 0.95, 0.99, 0.999])
 def test_groups_are_the_connected_components_of_all_similar_pairs(monkeypatch, pairs, threshold):
     monkeypatch.setattr(duplicates, "PAIRS", pairs)
-    monkeypatch.setattr(duplicates, "_QUERIES", 100)
     rows = families()
     assert near_duplicates(rows.numpy(), threshold) == groups_by_hand(rows, threshold)
 
 
-def test_a_large_set_has_the_same_groups(monkeypatch):
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(index, "_EXACT", 0)
+@pytest.mark.parametrize("faiss_installed", [True, False])
+def test_a_large_set_is_not_searched_exactly_and_has_the_same_groups(monkeypatch, faiss_installed):
+    if faiss_installed:
+        pytest.importorskip("faiss")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(approximate, "_EXACT", 0)
+    monkeypatch.setattr(approximate, "_LARGEST_FRACTION", 1)
     rows = torch.cat([families(), torch.randn(1500, 24)])
+    searched, search = [], approximate.search
+    monkeypatch.setattr(approximate, "search", lambda *arguments: searched.append(arguments[0]) or search(*arguments))
     assert near_duplicates(rows) == groups_by_hand(rows, 0.95)
+    assert [len(part) for part in searched].count(len(rows)) == 1  # for the sample on which the recall is measured
 
 
 @pytest.mark.parametrize("rows", [torch.ones(300, 4), torch.ones(1, 4)])

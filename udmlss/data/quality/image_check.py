@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from udmlss._checks import check_integer, value_error
+from udmlss._files import replace_file
 from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.data.quality.inspection import Inspection, inspect_file
 from udmlss.data.quality.near_duplicates import THUMBNAIL_BYTES, find_near_duplicates
@@ -87,15 +88,11 @@ class ImageCheck:
         Raises:
             OSError: The file cannot be written.
         """
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                csv.writer(file).writerows(chain([ImageFinding._fields], self.findings))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with (
+            replace_file(Path(path).expanduser()) as part,
+            part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            csv.writer(file).writerows(chain([ImageFinding._fields], self.findings))
 
 
 def check_images(

@@ -1,10 +1,8 @@
 """Checkpoints of a run, and the run's continuation after an interruption."""
 
-import errno
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Collection
 from functools import partial
 from os import PathLike
@@ -14,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from udmlss._checks import check_integer, value_error
+from udmlss._files import lock_folder
 from udmlss.distributed import SynchronizedErrors, is_rank_zero, run_on_rank_zero
 from udmlss.results import RoundReport, StepReport
 from udmlss.training.callbacks.checkpoint_file import (
@@ -26,11 +25,6 @@ from udmlss.training.callbacks.checkpoint_file import (
 from udmlss.training.callbacks.setting_changes import load_with_changes
 from udmlss.training.validation import in_steps
 from udmlss.types import Epochs
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run
@@ -163,14 +157,13 @@ class Checkpoint:
         """Create and lock the folder; return the checkpoint from which the run resumes, if there is one."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("a")
+            self._lock = lock_folder(self.folder)
         except (FileExistsError, NotADirectoryError) as error:
             rule = "`folder` must be a folder for checkpoints"
             raise value_error(rule, f"a path with a file, {self.folder}", "Choose another") from error
         except OSError as error:
             message = f"`folder` must be a folder that can be written to, got {self.folder}: {error}"
             raise OSError(message) from error
-        _lock(self._lock, self.folder)
         clear_unfinished(self.folder)
         if self.resume:
             return newest_checkpoint(self.folder)
@@ -178,21 +171,3 @@ class Checkpoint:
             remedy = "Pass `resume=True` to continue that run, or another folder"
             raise value_error("`folder` must not hold checkpoints of another run", found[0].name, remedy)
         return None
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    """Lock a file until it is closed or the process ends; processes that are started later do not hold the lock.
-
-    Raises:
-        ValueError: Another process holds the lock.
-    """
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in {errno.EACCES, errno.EAGAIN}:
-            rule = "A folder of checkpoints must belong to one run at a time"
-            remedy = "Wait for the other process to end, or choose another folder"
-            raise value_error(rule, f"{folder}, which another process uses", remedy) from error
-        warnings.warn(f"{folder} cannot be locked: {error}. Only one run at a time may use it.", stacklevel=2)

@@ -1,7 +1,6 @@
 """Checkpoint files: written atomically, verified by a checksum, and limited in number."""
 
 import hashlib
-import os
 import pickle
 import warnings
 from io import BytesIO
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from udmlss._checks import type_error, value_error
+from udmlss._files import replace_file
 
 FORMAT = 3
 
@@ -38,14 +38,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
             unchanged.
     """
     path = folder / f"step-{step:09d}.pt"
-    part, checksum = path.with_suffix(".part"), _checksum_file(path)
-    state = to_plain(state)
+    checksum, state = _checksum_file(path), to_plain(state)
     try:
-        _write_state(part, {"format": FORMAT} | state)
-        _write_and_sync(checksum, f"{_digest(part)}  {path.name}\n".encode())
-        part.replace(path)
+        with replace_file(path) as part:
+            _write_state(part, {"format": FORMAT} | state)
+            with replace_file(checksum) as line:
+                line.write_bytes(f"{_digest(part)}  {path.name}\n".encode())
     except BaseException as error:
-        part.unlink(missing_ok=True)
         checksum.unlink(missing_ok=True)
         if isinstance(error.__context__, KeyboardInterrupt):  # torch raises RuntimeError if Ctrl-C interrupts a write
             raise error.__context__ from None
@@ -131,8 +130,6 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
     try:
         with path.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
         read_checkpoint(path, map_file=True)
     except (pickle.PickleError, AttributeError, TypeError) as error:  # pickle raises all three
         raise type_error(
@@ -154,13 +151,6 @@ def _first_unloadable(value: Any, name: str) -> str | None:  # noqa: ANN401 (a t
         found = (_first_unloadable(child, f"{name}[{key!r}]") for key, child in children)
         return next(filter(None, found), f"{name} of type {type(value).__name__}")
     return None
-
-
-def _write_and_sync(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _checksum_file(path: Path) -> Path:

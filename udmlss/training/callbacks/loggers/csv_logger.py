@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from udmlss._checks import value_error
+from udmlss._files import replace_file
 from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values
 
 _NAMES: dict[Kind, str] = {"step": "steps.csv", "round": "history.csv"}
@@ -77,13 +78,8 @@ def _continue(path: Path, columns: list[str], first: int) -> TextIO:
     with suppress(FileNotFoundError), path.open(newline="", encoding="utf-8") as file:
         complete = [row for row in csv.DictReader(file) if None not in row.values()]
         rows = [row for row in complete if int(row["step"]) < first]
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replace_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return path.open("a", newline="", encoding="utf-8")

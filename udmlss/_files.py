@@ -1,0 +1,124 @@
+"""Files and folders that are replaced as a whole, and a lock of a folder."""
+
+import errno
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from shutil import rmtree
+from typing import IO
+
+from udmlss._checks import value_error
+
+try:
+    import fcntl
+except ImportError:  # Windows has msvcrt instead
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file next to `path`, which is deleted if the block raises an error.
+
+    Its name is that of `path` with a random part and the suffix ".part", so that several processes can write to the
+    same path. Missing folders are created.
+
+    Raises:
+        ValueError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _temporary_path(path, "part")
+    try:
+        yield part
+    except BaseException:
+        with suppress(OSError):  # the error of the block is the cause
+            part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces the file `path` after the block.
+
+    The file is on the disk before it gets its name. If the block or the replacement raises an error, the temporary file
+    is deleted and `path` is unchanged. Missing folders are created.
+
+    Raises:
+        ValueError: `path` is a folder.
+        OSError: The file cannot be written, for example to a full disk.
+    """
+    with temporary_file(path) as part:
+        yield part
+        _sync(part)
+        part.replace(path)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield the path of an empty temporary folder, which replaces `folder` after the block.
+
+    If the block or the replacement raises an error, the temporary folder is deleted and `folder` is unchanged. Missing
+    parents are created.
+
+    Raises:
+        OSError: The folder cannot be written, for example to a full disk.
+    """
+    part, previous = _temporary_path(folder, "part"), _temporary_path(folder, "previous")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.iterdir():
+            _sync(path)
+        if folder.exists():
+            folder.rename(previous)  # a folder with files cannot be replaced in one step
+        part.rename(folder)
+    finally:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        for each in (part, previous):
+            rmtree(each, ignore_errors=True)
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Lock a folder until the returned file, `.lock`, is closed or the process ends.
+
+    Processes that are started later do not hold the lock. If the file system has no locks, a warning is given.
+
+    Raises:
+        ValueError: Another process holds the lock.
+        OSError: The folder does not exist or cannot be written to.
+    """
+    file = (folder / ".lock").open("a")
+    try:
+        _lock(file.fileno())
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            file.close()
+            remedy = "Wait for the other process to end, or choose another folder"
+            rule = "A folder must belong to one run at a time"
+            raise value_error(rule, f"{folder}, which another process uses", remedy) from error
+        warnings.warn(f"{folder} cannot be locked: {error}. Only one run at a time may use it.", stacklevel=2)
+    return file
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        msvcrt = import_module("msvcrt")
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _temporary_path(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.{suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Write a file from the memory of the operating system to the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
