@@ -1,11 +1,15 @@
 """`fit` on two and on three ranks, all of whose trainings run in one start of three processes."""
 
+from math import ceil
+
 import differing_ranks
 import processes
 import pytest
 import torch
 import training_ranks_program as program
 from training_ranks_program import N, gradients, joint_batch
+
+from udmlss import Epochs
 
 pytestmark = pytest.mark.xdist_group("ranks")  # so that the processes start once
 
@@ -46,6 +50,14 @@ def test_all_ranks_have_the_same_labels_history_and_weights(ranks, name):
     assert [report.step for report in first["history"]] == [3, 6, 7]
     for other in others:
         assert_same(other, first, "weights", "model")
+
+
+def test_epochs_count_the_images_of_all_ranks(ranks):
+    one = program.train(max_steps=Epochs(3), relabel_every=Epochs(1))["history"]
+    for outcome in ranks:
+        history = outcome["epochs"]["history"]
+        assert len(history) == len(one) == 3
+        assert history[-1].step == ceil(3 * ceil(one[-1].step / 3) / len(ranks))
 
 
 @pytest.mark.parametrize(("name", "n_batches"), [("gradients", 1), ("gradients of batches", 2)])

@@ -18,7 +18,7 @@ from pytorch_metric_learning import losses
 from torch import distributed, nn
 
 import udmlss.inference
-from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, Rounds, UDMLSSLoss, WeightAverage, fit
+from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, Epochs, Rounds, UDMLSSLoss, WeightAverage, fit
 from udmlss.distributed import process_group, rank, world_size
 from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking
 from udmlss.training.run import Run
@@ -201,6 +201,7 @@ def all_outcomes(folder):
         "calls": len(calls),
         "printed": printed.getvalue(),
         "resumed": resume(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
+        "epochs": train(max_steps=Epochs(3), relabel_every=Epochs(1)),
         "unused parameter": train(criterion=with_unused_parameters, accumulate_grad_batches=2),
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),

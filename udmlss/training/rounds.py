@@ -18,7 +18,13 @@ from udmlss.clustering.any_labeler import as_labeler, on_accepted_device
 from udmlss.clustering.kmeans import cluster_means
 from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
-from udmlss.distributed import SynchronizedErrors, broadcast_buffers, run_on_rank_zero, run_with_helpers
+from udmlss.distributed import (
+    SynchronizedErrors,
+    broadcast_buffers,
+    run_on_rank_zero,
+    run_with_helpers,
+    world_size,
+)
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
 from udmlss.neighbors.approximate import Share, share_searches
@@ -160,8 +166,8 @@ class Rounds:
 
     @property
     def images_per_step(self) -> int:
-        """Number of images in the batches of an optimizer step of one rank."""
-        return self.batch_size * self.accumulate_grad_batches
+        """Number of images in the batches of an optimizer step of all ranks."""
+        return self.batch_size * self.accumulate_grad_batches * world_size()
 
     @property
     def settings(self) -> dict[str, object]:
