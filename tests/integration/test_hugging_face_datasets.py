@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from udmlss import EmbeddingModel, IndexedImages, embed, fit
+from udmlss import Checkpoint, EmbeddingModel, IndexedImages, embed, fit
 
 N = 24
 to_tensor = v2.Compose([v2.RGB(), v2.CenterCrop(8), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -39,6 +39,25 @@ def test_fit_and_embed_take_a_dataset_with_a_transform(make_dataset, num_workers
     fit(model, images, max_steps=2, num_workers=num_workers)
     expected = model(torch.stack([to_tensor(photo) for photo in photos["image"]]))
     assert torch.allclose(embed(model, images, num_workers=num_workers), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "reorder", [lambda photos: photos.shuffle(seed=1), lambda photos: photos.select([1, 0, *range(2, N)])]
+)
+def test_a_run_is_not_resumed_with_the_images_in_another_order(make_dataset, reorder, tmp_path):
+    """The transform is random, so that the images themselves do not show the order."""
+
+    def train(photos, max_steps):
+        images = photos.with_transform(lambda _: {"image": [torch.rand(3, 8, 8)]})
+        model = EmbeddingModel(nn.Flatten(), nn.Linear(192, 4))
+        return fit(model, images, max_steps=max_steps, callbacks=Checkpoint(tmp_path, resume=True))
+
+    photos = make_dataset("image")
+    train(reorder(photos), 1)
+    for other in (photos, photos.shuffle(seed=2)):
+        with pytest.raises(ValueError, match=r"must be of the same run, got checksum of images\._indices"):
+            train(other, 2)
+    assert train(reorder(make_dataset("image")), 2).history[-1].step == 2
 
 
 def test_the_image_may_have_another_key(make_dataset):

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import textwrap
+import types
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import udmlss
 from udmlss import keep_freed_memory
-from udmlss.cli.images import check
+from udmlss.cli.images import check, dataset
 from udmlss.cli.messages import message_of, short_path
 from udmlss.cli.outputs import embed, export, report
 from udmlss.cli.queries import duplicates, search
@@ -42,6 +43,7 @@ _COMMANDS: dict[_Function, tuple[Callable[[Any], str], str]] = {  # a function t
     export: (short_path, "udmlss export run model.onnx"),
     report: (short_path, "udmlss report run"),
     check: (str, "udmlss check photos"),
+    dataset: (str, "udmlss dataset cub200 data --unpack"),
 }
 
 
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the command. None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0, or 2 for wrong arguments, 1 for other errors, and 130 after Ctrl-C.
+        The exit code: 0, or 2 for wrong arguments, 1 for other errors or problems that were found, and 130 after
+        Ctrl-C.
     """
     options = vars(_build_parser().parse_args(arguments))
     function, debug = options.pop("function"), options.pop("debug")
@@ -61,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         try:
-            _print_result(_COMMANDS[function][0](function(*positional, **options)))
+            result = function(*positional, **options)
+            _print_result(_COMMANDS[function][0](result))
         except BrokenPipeError:  # the reader of a pipe, such as `head`, needs no more lines
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
             return _FAILURE
@@ -72,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             is_argument = isinstance(error, ValueError | TypeError)
             return _fail(_BAD_ARGUMENTS if is_argument else _FAILURE, "error", _describe(error, function))
-    return 0
+    return _FAILURE if getattr(result, "problems", ()) else 0
 
 
 def _print_result(text: str) -> None:
@@ -98,7 +102,7 @@ def _describe(error: Exception, function: _Function) -> str:
 
 def _with_options(text: str, function: _Function) -> str:
     """Replace the parameters of a function in a text by the options of the command, as `k` by --k."""
-    names = {name: name for name in inspect.signature(function).parameters} | _ALIASES
+    names = _ALIASES | {name: name for name in inspect.signature(function).parameters}
     options = {name: _option(function, alias) for name, alias in names.items()}
     return re.sub(r"`(\w+)`", lambda found: options.get(found[1]) or found[0], text)
 
@@ -152,7 +156,8 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
     text = text.replace("%", "%%")
     if parameter.kind is not parameter.KEYWORD_ONLY:
         nargs = "+" if parameter.kind is parameter.VAR_POSITIONAL else None
-        parser.add_argument(parameter.name, metavar=_metavar(parameter), help=text, nargs=nargs)
+        kind = _conversion(parameter.annotation)
+        parser.add_argument(parameter.name, metavar=_metavar(parameter), help=text, nargs=nargs, **kind)
         return
     name, default = f"--{parameter.name.replace('_', '-')}", parameter.default
     settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, **_conversion(parameter.annotation)}
@@ -167,7 +172,8 @@ def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotat
     """Return the settings of `add_argument` for an annotation: a switch, a number, one of several words, or text."""
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
-    kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
+    is_union = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    kinds = [kind for kind in (typing.get_args(annotation) if is_union else [annotation]) if kind is not type(None)]
     if kinds[0] in {int, float}:
         return {"type": kinds[0], "metavar": "N"}
     words = typing.get_args(kinds[0])

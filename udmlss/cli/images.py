@@ -1,15 +1,16 @@
-"""Images below a folder or in a list of paths."""
+"""Images below a folder or in a list of paths, and the subcommands `check` and `dataset`."""
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from udmlss._checks import check_integer, value_error
+from udmlss._checks import check_choice, check_integer, value_error
 from udmlss.data import ImageCheck, ImageFiles, check_images, find_images, read_paths
+from udmlss.data.published.verification import DATASETS, Verification, unpack_archive, verify_copy
 
 
 def check(
@@ -44,6 +45,46 @@ def check(
     if out is not None:
         found.save(out)
     return found
+
+
+def dataset(
+    name: Literal["cub200", "cars196", "sop", "inshop"],
+    root: str | os.PathLike[str],
+    *,
+    unpack: bool = False,
+    quick: bool = False,
+    progress: bool = True,
+) -> Verification:
+    """Verify a copy of a published dataset.
+
+    The numbers of images and classes are compared with the published ones, and every image is read.
+
+    Args:
+        name: Name of the dataset: "cub200", "cars196", "sop" or "inshop".
+        root: Folder that contains the dataset or its archive.
+        unpack: Whether to check and unpack the archive first.
+        quick: Whether to skip reading the images, and to check only that they exist.
+        progress: Whether to print what is done.
+
+    Returns:
+        The sizes of the splits, and the problems. The exit code of the command is 1 if there are problems.
+
+    Raises:
+        ValueError: There is no such dataset, `root` is not a folder, or the archive is missing, is damaged or has
+            another checksum.
+        OSError: The archive cannot be read or unpacked.
+
+    Example:
+        >>> from udmlss import cli
+        >>> print(cli.dataset("cub200", "data", unpack=True))  # doctest: +SKIP
+    """
+    check_choice("name", name, tuple(DATASETS))
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise value_error("`root` must be a folder", root, "Check the path")
+    if unpack:
+        unpack_archive(name, folder, progress=progress)
+    return verify_copy(name, folder, quick=quick, progress=progress)
 
 
 class UnlabeledImages(Dataset[Any]):

@@ -1,6 +1,7 @@
 """Datasets of images in tar files."""
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -41,8 +42,9 @@ class TarImages(Dataset[tuple[Any, int]]):
         transform: Function that is applied to each RGB PIL image and should return a tensor. None returns the PIL
             image.
         cache_index: Whether to store the positions in a file next to each tar file, whose name ends in .index.npz, and
-            to use this file as long as the size and the time of the tar file do not change. Otherwise the headers of
-            all members are read each time that a dataset is created.
+            to use this file as long as the size and the time of the tar file do not change. Otherwise, and with a
+            warning if the file cannot be written, the headers of all members are read each time that a dataset is
+            created.
         background: Color behind transparent pixels, as in `ImageFiles`.
         value_range: Values that become black and white in files with more than 8 bits in one channel, as in
             `ImageFiles`.
@@ -81,7 +83,14 @@ class TarImages(Dataset[tuple[Any, int]]):
         self.min_size = as_min_size(min_size)
         self._archives = as_path_list(archives, "archives")
         bar = tqdm(self._archives, "reading positions", unit="file", leave=False, disable=not progress)
-        indices = [_cached_index(archive) if cache_index else _read_index(archive) for archive in bar]
+        failures: list[OSError] = []
+        indices = [_cached_index(archive, failures) if cache_index else _read_index(archive) for archive in bar]
+        if failures:
+            warnings.warn(
+                f"The positions of the images could not be stored for {len(failures)} of {len(indices)} tar files, so "
+                f"they are read again each time that a dataset is created: {failures[0]}",
+                stacklevel=2,
+            )
         if not any(names for names, _ in indices):
             rule = f"`archives` must contain images with the suffix {', '.join(sorted(IMAGE_SUFFIXES))}"
             raise value_error(rule, f"none in {len(indices)} files", "Pass tar files that contain images")
@@ -134,8 +143,11 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _cached_index(archive: Path) -> tuple[list[str], _Positions]:
-    """Return the result of `_read_index` from the file next to the tar file, which is written if necessary."""
+def _cached_index(archive: Path, failures: list[OSError]) -> tuple[list[str], _Positions]:
+    """Return the result of `_read_index` from the file next to the tar file, which is written if necessary.
+
+    An error of writing it is added to `failures`.
+    """
     cache, state = archive.with_name(f"{archive.name}.index.npz"), archive.stat()
     stamp = np.array([state.st_size, state.st_mtime_ns])
     try:
@@ -147,8 +159,11 @@ def _cached_index(archive: Path) -> tuple[list[str], _Positions]:
     names, positions = _read_index(archive)
     content = BytesIO()
     np.savez(content, names=np.frombuffer(_join(names), np.uint8), positions=positions, stamp=stamp)
-    with replace_file(cache) as part:
-        part.write_bytes(content.getvalue())
+    try:
+        with replace_file(cache) as part:
+            part.write_bytes(content.getvalue())
+    except OSError as error:  # for example in a folder that is read-only
+        failures.append(error)
     return names, positions
 
 

@@ -1,7 +1,9 @@
+import errno
 import io
 import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +123,19 @@ def test_a_damaged_image_is_an_error_with_its_path(tmp_path):
     with pytest.raises(OSError, match=rf"{path}/1\.png must be a complete image file"):
         images[0]
     assert images[1] == (2, -1)
+
+
+def test_a_folder_that_cannot_be_written_to_has_no_cache_and_one_warning(shards, monkeypatch):
+    def refuse(path, _content):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"could not be stored for 2 of 2 tar files.*Read-only") as warned:
+            images = TarImages(shards, red, cache_index=True, progress=False)
+        assert len(warned) == 1
+        assert [images[index] for index in range(5)] == [(number, -1) for number in range(5)]
+    assert sorted(path.name for path in shards[0].parent.iterdir()) == ["0.tar", "1.tar"]
 
 
 def test_positions_are_cached_until_the_file_changes(shards, monkeypatch):

@@ -115,7 +115,7 @@ def test_wrong_arguments_are_errors(tmp_path, monkeypatch):
     for wrong, message in (
         ({"backbone": None}, "`backbone` must be a Backbone, got NoneType"),
         ({"pixels": "int8"}, "`pixels` must be one of 'uint8', 'float32', got 'int8'"),
-        ({"path": tmp_path}, "`path` must be a file, got the folder"),
+        ({"path": tmp_path}, "An output file must not be a folder, got"),
         ({"model": nn.Flatten()}, "`model` must have a `trunk`"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):

@@ -30,7 +30,7 @@ class PublishedDataset:
     """The files and sizes of a dataset as its authors publish it.
 
     Attributes:
-        name: Name of the dataset in `python -m udmlss.data`.
+        name: Name of the dataset in `udmlss dataset`.
         folder: Name of the folder that contains all files.
         parts: The required files and folders, each as one or more possible paths in that folder, in order of
             preference. The path of a folder ends in a slash. The last part is unpacked from the archive.
@@ -70,7 +70,7 @@ class PublishedDataset:
 
     def _remedy(self, root: Path, folder: Path) -> str:
         if self.find_archive(root) and not _first_existing(folder, self.parts[-1]):
-            return f"Unpack the archive: `python -m udmlss.data {self.name} {shlex.quote(str(root))} --unpack`"
+            return f"Unpack the archive: `udmlss dataset {self.name} {shlex.quote(str(root))} --unpack`"
         archive = Path(self.archives[0]).name
         return f"Pass the folder that contains them, or download the missing files; the images are in {archive}"
 

@@ -1,20 +1,32 @@
-"""Verification of datasets: their sizes and their image files."""
+"""Verification of published datasets: their archives, their sizes and their image files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from udmlss._checks import value_error
+from udmlss.data.archives import check_md5, unpack
 from udmlss.data.image_files import ImageFiles, find_damaged
 from udmlss.data.image_reader import describe_damage
-from udmlss.data.published.layout import SplitSize
+from udmlss.data.published.cars196 import CARS196, cars196
+from udmlss.data.published.cub200 import CUB200, cub200
+from udmlss.data.published.inshop import INSHOP, inshop
+from udmlss.data.published.layout import PublishedDataset, SplitSize
+from udmlss.data.published.sop import SOP, sop
 
+DATASETS: Mapping[str, tuple[PublishedDataset, Callable[..., ImageFiles]]] = {
+    dataset.name: (dataset, open_split)
+    for dataset, open_split in ((CUB200, cub200), (CARS196, cars196), (SOP, sop), (INSHOP, inshop))
+}
 _RETRIEVAL_SPLITS = {"query", "gallery"}
+_MAX_LINES = 10  # of the facts, and of the problems, in the text of a verification
 
 
 @dataclass(frozen=True)
-class Report:
-    """Result of a verification, in sentences.
+class Verification:
+    """The verification of a copy of a published dataset, in sentences.
 
     Attributes:
         facts: Sizes of the splits, and properties that need not be errors.
@@ -24,6 +36,40 @@ class Report:
     facts: tuple[str, ...]
     problems: tuple[str, ...]
 
+    def __str__(self) -> str:
+        count = len(self.problems)
+        summary = f"{count} problem{'s' * (count > 1)} found." if count else "No problems found."
+        return "\n".join([*_shorten(self.facts), *_shorten(self.problems), summary])
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    n_more = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], *[f"... and {n_more} more"] * (n_more > 0)]
+
+
+def unpack_archive(name: str, root: Path, *, progress: bool) -> None:
+    """Check the MD5 checksums of the files of a dataset below a folder, and unpack its archive of images.
+
+    Raises:
+        ValueError: There is no archive, a file has another checksum, or `unpack` raises it.
+    """
+    dataset, _ = DATASETS[name]
+    archive = dataset.find_archive(root)
+    if archive is None:
+        rule = f"`unpack` requires {' or '.join(dataset.archives)} in {root}"
+        raise value_error(rule, "none", "Download it, or omit `unpack`")
+    for file, md5 in dataset.md5.items():
+        if archive.with_name(file).is_file():
+            check_md5(archive.with_name(file), md5)
+    unpack(archive, archive.parent, progress=progress)
+
+
+def verify_copy(name: str, root: Path, *, quick: bool, progress: bool) -> Verification:
+    """Return the result of `verify` for a published dataset in a folder."""
+    dataset, open_split = DATASETS[name]
+    splits = {split: partial(open_split, root, split) for split in dataset.splits}
+    return verify(splits, dataset.splits, quick=quick, progress=progress)
+
 
 def verify(
     splits: Mapping[str, Callable[[], ImageFiles]],
@@ -31,7 +77,7 @@ def verify(
     *,
     quick: bool = False,
     progress: bool = True,
-) -> Report:
+) -> Verification:
     """Open every split, compare its size with the published one, and read its images.
 
     An error in one split does not stop the verification of the others.
@@ -54,7 +100,7 @@ def verify(
     identical = _find_identical(read, {path for path, _ in damaged})
     differs = any(sizes.get(name) not in {None, _size(images)} for name, images in opened.items())
     difference = ["This is not the published dataset: the sizes differ."] * differs
-    return Report(facts=(*facts, *identical), problems=(*errors, *difference, *unreadable))
+    return Verification(facts=(*facts, *identical), problems=(*errors, *difference, *unreadable))
 
 
 def _open_splits(splits: Mapping[str, Callable[[], ImageFiles]]) -> tuple[dict[str, ImageFiles], list[str]]:

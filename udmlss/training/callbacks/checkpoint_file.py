@@ -49,7 +49,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
         if isinstance(error.__context__, KeyboardInterrupt):  # torch raises RuntimeError if Ctrl-C interrupts a write
             raise error.__context__ from None
         if isinstance(error, OSError | RuntimeError):  # torch raises RuntimeError when a write fails
-            message = f"The checkpoint {path} could not be written; earlier checkpoints are unchanged. {error}"
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            message = f"The checkpoint {path} could not be written; earlier checkpoints are unchanged. {cause}"
             raise OSError(message) from error
         raise
     for old in checkpoints(folder)[keep_last:]:

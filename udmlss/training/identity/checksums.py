@@ -22,6 +22,13 @@ _NUMBERS_AT_ONCE = 2**22
 _LEAVES = (str, bytes, Real, type, FunctionType, ModuleType, type(None))
 
 
+def order_checksums(name: str, images: object) -> dict[str, str]:
+    """Return those of `checksums` that state the order of a `Subset`, or of a dataset of the package `datasets`."""
+    search = _Search(suffixes=(".indices", "._indices"))
+    search.visit(name, images, _length(images, 0))
+    return search.found
+
+
 def checksums(name: str, images: object) -> dict[str, str]:
     """Return a checksum of every list, array and tensor that a dataset holds with one entry per item.
 
@@ -70,12 +77,16 @@ def has_numbers(entry: object) -> bool:
 class _Search:
     """A search of an object for parts with one entry per item.
 
+    Args:
+        suffixes: Ends of the names of the parts that are read.
+
     Attributes:
         found: Checksums of the parts by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, suffixes: tuple[str, ...] = ("",)) -> None:
         self.found: dict[str, str] = {}
+        self._suffixes = suffixes
         self._visited: set[int] = set()
 
     def visit(self, name: str, each: Any, n: int, depth: int = _DEPTH) -> None:  # noqa: ANN401 (an object of any type)
@@ -85,7 +96,8 @@ class _Search:
         self._visited.add(id(each))
         entries = _entries(each)
         if entries is not None and len(entries) == n:
-            _add(name, entries, self.found)
+            if name.endswith(self._suffixes):
+                _add(name, entries, self.found)
         elif isinstance(each, list | tuple):
             for number, part in enumerate(each[:_MAX_PARTS]):
                 self.visit(f"{name}[{number}]", part, n, depth)
@@ -135,6 +147,8 @@ def _entries(each: Any) -> Sequence[Any] | Tensor | NDArray[Any] | None:  # noqa
     """Return an object as a list, array or tensor, or None if it is something else."""
     if isinstance(each, Tensor | np.ndarray):
         return each if has_numbers(each) and each.ndim else _entries(each.tolist()) if _has_texts(each) else None
+    if getattr(each, "column_names", None) == ["indices"]:  # a table of Arrow, the order of a dataset of `datasets`
+        return _entries(each.column("indices").to_numpy())
     if hasattr(each, "to_numpy"):  # a table, such as that of pandas
         return _entries(np.asarray(each.to_numpy()))
     if isinstance(each, list | tuple | range):

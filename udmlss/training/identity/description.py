@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from udmlss._checks import value_error
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import all_gather_objects, world_size
-from udmlss.training.identity.checksums import checksum, checksums, has_numbers
+from udmlss.training.identity.checksums import checksum, checksums, has_numbers, order_checksums
 from udmlss.training.identity.settings import describe, is_plain
 from udmlss.types import Stateful
 
@@ -53,6 +53,8 @@ def identify(
         Numbers, strings and sequences of them by name, and averages of some images.
     """
     found = {**_describe_rounds(rounds), **settings, "number of processes": world_size()}
+    for name, images in (("images", rounds.images), ("cluster_images", rounds.cluster_images)):
+        found |= {_CHECKSUM + key: value for key, value in order_checksums(name, images.images).items()}
     found |= {} if scheduler is None else describe("scheduler", scheduler)
     found |= {"optimizer": type(optimizer).__name__} | optimizer_settings(optimizer)
     found["callbacks"] = ", ".join(_name_of(callback) for callback in callbacks if isinstance(callback, Stateful))

@@ -85,7 +85,7 @@ def test_reports_the_command_that_unpacks_an_existing_archive(tmp_path, dataset,
     for archive in dataset.archives:
         (root / archive).parent.mkdir(exist_ok=True, parents=True)
         (root / archive).touch()
-        command = rf"Unpack the archive: `python -m udmlss\.data {dataset.name} '{root}' --unpack`\.$"
+        command = rf"Unpack the archive: `udmlss dataset {dataset.name} '{root}' --unpack`\.$"
         with pytest.raises(ValueError, match=command):
             open_split(root, "train")
         (root / archive).unlink()
