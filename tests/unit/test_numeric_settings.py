@@ -165,6 +165,7 @@ CALLS = {
     "parameter_groups": lambda **changes: udmlss.parameter_groups(model(), nn.Identity(), **changes),
     "metrics.nearest": lambda **changes: metrics.nearest(ROWS, **changes),
     "metrics.recall_at_k": retrieval(metrics.recall_at_k),
+    "metrics.score_rankings": lambda **settings: metrics.score_rankings(torch.tensor([[1], [0]]), [0, 0], **settings),
     "metrics.retrieval": retrieval(metrics.retrieval),
     "models.BatchNormNeck": models.BatchNormNeck,
     "clustering.Communities": clustering.Communities,
