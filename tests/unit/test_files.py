@@ -12,6 +12,8 @@ import pytest
 from udmlss import _files
 from udmlss._files import lock_folder, replace_file, replace_folder
 
+LIMITS = resource.getrlimit(resource.RLIMIT_FSIZE)
+
 
 def write_file(path, text):
     with replace_file(path) as part:
@@ -36,18 +38,10 @@ def interrupt(*_):
 
 
 def fill_disk(*_):
-    """Refuse larger files than 1,000 bytes until the end of the test."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    """Refuse larger files than 1,000 bytes, as a full disk does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, LIMITS[1]))
 
 
-@pytest.fixture
-def disk():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("disk")
 @pytest.mark.parametrize("before", [None, "old"])
 @pytest.mark.parametrize(
     "damage",
@@ -67,8 +61,11 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, 
     found = content(tmp_path)
     with monkeypatch.context() as patch:
         damage(patch)
-        with pytest.raises((OSError, KeyboardInterrupt)):
-            write(tmp_path / "new" / "output", "x" * 2000)
+        try:
+            with pytest.raises((OSError, KeyboardInterrupt)):
+                write(tmp_path / "new" / "output", "x" * 2000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, LIMITS)  # before pytest writes to its own output
     assert content(tmp_path) == found
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["output"] * (before is not None)
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from udmlss._checks import check_integer
 from udmlss.distributed import is_rank_zero, run_on_rank_zero
 from udmlss.results import LabelFreeScores, RoundReport, StepReport
-from udmlss.training.callbacks.loggers.contact_sheet import contact_sheet
+from udmlss.training.callbacks.loggers.cluster_sheet import cluster_sheet
 
 if TYPE_CHECKING:
     from udmlss.training.run import Run
@@ -63,7 +63,7 @@ class Logger:
         raise NotImplementedError
 
     def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
-        """Write a contact sheet of clusters."""
+        """Write a sheet of clusters."""
 
     def _close(self, *, completed: bool) -> None:
         """Write what is left and close files.
@@ -120,7 +120,7 @@ class Logger:
             self._write(kind, step, values)
             if kind == "round" and self.show_clusters and self._run.pseudo_labels is not None:
                 labels = self._run.pseudo_labels.labels
-                self._write_image(step, contact_sheet(self._run.rounds, labels, self.show_clusters))
+                self._write_image(step, cluster_sheet(self._run.rounds, labels, self.show_clusters))
         except Exception as error:  # noqa: BLE001 (of any tracker)
             self._run = None
             self._warn(error)

@@ -67,7 +67,7 @@ class MLflowLogger(Logger):
             self._send()
 
     def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
-        """Write a contact sheet."""
+        """Write a sheet of clusters."""
         if step > self._last_logged["round"]:
             self._client.log_image(self._run_id, image.numpy(), key="clusters", step=step)
 

@@ -53,7 +53,7 @@ class TensorBoardLogger(Logger):
             self._writer.add_scalar(name, value, step)
 
     def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
-        """Write a contact sheet."""
+        """Write a sheet of clusters."""
         self._writer.add_image("clusters", image, step, dataformats="HWC")
 
     def _close(self, *, completed: bool) -> None:

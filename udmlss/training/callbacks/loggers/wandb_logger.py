@@ -46,7 +46,7 @@ class WandbLogger(Logger):
         self._log_values(step, by_full_name(kind, values))
 
     def _write_image(self, step: int, image: UInt8[Tensor, "h w 3"]) -> None:
-        """Write a contact sheet."""
+        """Write a sheet of clusters."""
         self._log_values(step, {"clusters": self._wandb.Image(image.numpy())})
 
     def _close(self, *, completed: bool) -> None:

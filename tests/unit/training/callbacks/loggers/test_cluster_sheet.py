@@ -1,18 +1,18 @@
-"""A contact sheet shows images of one cluster in each row, from the largest to the smallest cluster."""
+"""A sheet of clusters shows images of one cluster in each row, from the largest to the smallest cluster."""
 
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from udmlss import EmbeddingModel, Rounds
-from udmlss.training.callbacks.loggers.contact_sheet import contact_sheet
+from udmlss.training.callbacks.loggers.cluster_sheet import cluster_sheet
 
 LABELS = torch.tensor([2] * 5 + [0] * 12 + [-1] * 3 + [1] * 3 + [3] * 9)
 
 
 def sheet_of(images, n_clusters):
     rounds = Rounds(EmbeddingModel(nn.Flatten(), nn.Linear(images[0].numel(), 4)), images)
-    return contact_sheet(rounds, LABELS, n_clusters)
+    return cluster_sheet(rounds, LABELS, n_clusters)
 
 
 def tiles_of(sheet):

@@ -1,4 +1,4 @@
-"""Contact sheets: images of some clusters."""
+"""Sheets of clusters: images of some clusters, one row per cluster."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ _GAP = 2  # between thumbnails in pixels
 _WHITE = 1.0
 
 
-def contact_sheet(rounds: "Rounds", labels: Int64[Tensor, " n"], n_clusters: int) -> UInt8[Tensor, "h w 3"]:
+def cluster_sheet(rounds: "Rounds", labels: Int64[Tensor, " n"], n_clusters: int) -> UInt8[Tensor, "h w 3"]:
     """Draw images of some clusters, one row per cluster, from the largest to the smallest.
 
     The images are those that are clustered. Each is scaled to its own smallest and largest value, because images are
