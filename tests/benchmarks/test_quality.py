@@ -19,6 +19,7 @@ def names(folder):
     return sorted(path.name for path in folder.glob("*-*.json"))
 
 
+pytestmark = pytest.mark.xdist_group("quality")  # so that all methods are trained once
 OUTPUTS = [
     *("features", "embeddings", "features with neighbors", "embeddings with neighbors"),
     *("embeddings, expanded", "embeddings, re-ranked"),

@@ -32,6 +32,7 @@ from udmlss.clustering.kmeans import k_means
 from udmlss.neighbors import approximate
 from udmlss.search import index
 
+pytestmark = pytest.mark.xdist_group("speed")  # so that all lines are measured once
 NAMES = [name for name in speed.LINES if not name.startswith("gpu") or not torch.cuda.is_available()]
 
 
