@@ -70,8 +70,8 @@ def dataset(
         The sizes of the splits, and the problems. The exit code of the command is 1 if there are problems.
 
     Raises:
-        ValueError: There is no such dataset, `root` is not a folder, or the archive is missing, is damaged or has
-            another checksum.
+        ValueError: `name` is not one of these datasets, `root` is not a folder, or the archive is missing, damaged or
+            has another checksum.
         OSError: The archive cannot be read or unpacked.
 
     Example:

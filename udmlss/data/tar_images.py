@@ -57,7 +57,7 @@ class TarImages(Dataset[tuple[Any, int]]):
             tar files and of their members.
 
     Raises:
-        ValueError: A tar file is compressed or damaged, or there are no images. `background` is not a color,
+        ValueError: A tar file is compressed or damaged, or none contains an image. `background` is not a color,
             `value_range` is not ascending, or `min_size` is below 1.
         TypeError: `archives` is one path instead of a sequence.
         OSError: A tar file cannot be read. An image is damaged, which is found when the item is loaded.

@@ -51,7 +51,7 @@ def unpack_archive(name: str, root: Path, *, progress: bool) -> None:
     """Check the MD5 checksums of the files of a dataset below a folder, and unpack its archive of images.
 
     Raises:
-        ValueError: There is no archive, a file has another checksum, or `unpack` raises it.
+        ValueError: The archive is missing, damaged or has another checksum.
     """
     dataset, _ = DATASETS[name]
     archive = dataset.find_archive(root)
