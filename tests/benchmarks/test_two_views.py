@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import methods
 import pooling
+import published
 import pytest
 import setups
 import torch
@@ -153,7 +154,7 @@ def test_teacher_is_the_average_of_the_trunk_and_the_wide_embedder(monkeypatch):
 
 def test_synthesis_is_added_to_the_metric_loss_without_its_anchor_term():
     loss, miner = build_loss("multi-similarity", 6, 8)
-    both = methods.build_criterion(loss, 8, miner=miner, rotation_weight=0, synthesis_weight=0.23).metric_loss
+    both = published.build_criterion(loss, 8, miner=miner, rotation_weight=0, synthesis_weight=0.23).metric_loss
     assert both.weights == [1, 0.23]
     assert isinstance(both.losses[1], SynthesisRankingLoss)
     assert both.losses[1].anchor_weight == 0
