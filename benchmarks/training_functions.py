@@ -31,7 +31,8 @@ from udmlss import (
 )
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
-from udmlss.types import Labeler
+from udmlss.training.rounds import MAX_STEPS
+from udmlss.types import Epochs, Labeler
 
 SYNTHESIS_WEIGHT = 0.23  # the released value
 TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages over; published: 1,000 of 4,320 steps
@@ -153,6 +154,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
+    epochs: float | None = None,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:
@@ -165,6 +167,7 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
+        epochs: Length of the training. None is the default of `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
 
@@ -184,6 +187,7 @@ def default(
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
+        max_steps=MAX_STEPS if epochs is None else Epochs(epochs),
         label_free=label_free,
         callbacks=callbacks,
         seed=seed,

@@ -3,6 +3,7 @@ import json
 import pytest
 import rounds
 import runs
+import short_trainings
 import torch
 from PIL import Image
 from setups import build_model, open_data
@@ -83,3 +84,15 @@ def test_rejects_methods_without_rounds(flowers, options, tmp_path, capsys, meth
         rounds.main(["--data", str(flowers), "--out", str(tmp_path), *options, "--methods", method])
     assert f"got {method}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_short_trainings_score_each_length_of_the_lists_and_that_of_the_rule(flowers, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(short_trainings, "LENGTHS", (2,))
+    given = ["--data", str(flowers), "--seeds", "1", "--out", str(tmp_path), *options]
+    short_trainings.main(given)
+    lines = (tmp_path / "lengths/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| rule", "| 2"]
+    run = json.loads((tmp_path / "lengths/2-0.json").read_text())
+    assert f"{100 * run['recall']['embeddings']:.1f}" == lines[3].split(" | ")[3]
+    monkeypatch.setattr(short_trainings, "default", None)  # saved runs are not repeated
+    short_trainings.main(given)
