@@ -158,7 +158,7 @@ def default(
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:
-    """Train by `fit(model, images)` with its default arguments, of which the settings change none.
+    """Train by `fit(model, images)` with its default arguments, but with the number of workers of the settings.
 
     Args:
         model: The model, whose embedder is initialized from the features if the trunk is pretrained.
@@ -187,6 +187,7 @@ def default(
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
+        num_workers=settings.workers,
         max_steps=MAX_STEPS if epochs is None else Epochs(epochs),
         label_free=label_free,
         callbacks=callbacks,
