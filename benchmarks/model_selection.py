@@ -5,7 +5,7 @@
 Nothing is trained. The saved runs of benchmarks/quality.py, benchmarks/sweep.py and benchmarks/rounds.py are read, and
 the tables are written to label-free.md. Three choices are compared: between the runs on a dataset, which differ in
 method, settings and seed, between runs that differ in one setting, and between the rounds of a run. Runs on true labels
-are left out.
+are excluded.
 """
 
 import argparse

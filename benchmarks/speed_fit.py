@@ -141,7 +141,7 @@ def lines_of_share(sizes: Sizes) -> list[Row]:
 
 
 class Patterns(Dataset[Tensor]):
-    """Made images: one coarse pattern for each class, with noise, stored at a low resolution.
+    """Generated images: one coarse pattern for each class, with noise, stored at a low resolution.
 
     Args:
         n: Number of images.

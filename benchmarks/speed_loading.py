@@ -1,6 +1,6 @@
 """Measure what loading an image costs, each line of the table as a ratio to a baseline.
 
-    python benchmarks/speed_loading.py                      # processor time of made pictures
+    python benchmarks/speed_loading.py                      # processor time of generated pictures
     python benchmarks/speed_loading.py --photos ~/photos    # of your own, resized to the sizes of the table
     python benchmarks/speed_loading.py --quick              # sizes for a test, whose ratios have no meaning
 
@@ -35,7 +35,7 @@ from udmlss.image_loader import ImageLoader
 
 KINDS = (("jpg", 500, 375), ("jpg", 1600, 1200), ("jpg", 4000, 3000), ("png", 500, 375))
 QUICK_KINDS = (("jpg", 500, 375), ("png", 50, 40))
-OCTAVES, DECAY = 10, 0.75  # of made pictures; 12 megapixels then take about 3 MB, as those of a telephone
+OCTAVES, DECAY = 10, 0.75  # of generated pictures; 12 megapixels then take about 3 MB, as those of a telephone
 EXPLANATION = """
 ratio: the measured value divided by that of the baseline, as the median of all pairs, with the lowest and the highest;
 lower is better. Both are measured alternately. Values are per picture, for `efficientnet-lite0` at 160 pixels. The
@@ -48,7 +48,7 @@ process that is not shared, after it used every path.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder of pictures (default: made pictures)")
+    parser.add_argument("--photos", type=Path, help="folder of pictures (default: generated pictures)")
     parser.add_argument("--pictures", type=int, default=6, help="number of pictures of a size (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=5, help="number of measurements of a line (default: %(default)s)")
     parser.add_argument("--paths", type=int, default=1_000_000, help="length of the list (default: %(default)s)")
@@ -192,7 +192,7 @@ class Touched(Dataset[float]):
 
 
 def row_of_path_list(n: int) -> Row:
-    """Measure the memory of a worker, besides what it shares with the main process."""
+    """Measure the memory of a worker, without the memory that it shares with the main process."""
     names = [f"/data/photos/folder{number // 1000:04d}/picture{number:08d}.jpg" for number in range(n)]
     ours, theirs = (
         [float(memory) for memory in DataLoader(Touched(paths), num_workers=1)]

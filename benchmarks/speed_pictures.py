@@ -1,4 +1,4 @@
-"""Made pictures in files, for the measurements that decode them."""
+"""Generated pictures in files, for the measurements that decode them."""
 
 from collections.abc import Sequence
 from pathlib import Path

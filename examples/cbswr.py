@@ -1,4 +1,4 @@
-"""Train by CBSwR, which needs no k-means: a head clusters the images of each batch.
+"""Train by CBSwR, in which a head clusters the images of each batch, without k-means.
 
 python examples/cbswr.py
 """

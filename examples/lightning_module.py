@@ -33,7 +33,7 @@ from udmlss.training.round import Round
 
 
 class Batches:
-    """The batches of a round. Lightning would restore a `Round`, which has a state, from the epoch before."""
+    """The batches of a round, without its state, which Lightning would replace by that of the epoch before."""
 
     def __init__(self, current: Round) -> None:
         self.current = current
@@ -66,7 +66,7 @@ class UDMLSS(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _number: int) -> Tensor:
         images, labels = batch
-        torch.manual_seed(self.global_step)  # A resumed training rotates the same images as an uninterrupted one
+        torch.manual_seed(self.global_step)  # a resumed training rotates the same images as an uninterrupted one
         embeddings = gather(self.model(images))
         loss = self.criterion(embeddings, gather(labels), *self.head.predict_rotations(self.model, images))
         self.log("loss", loss, prog_bar=True)

@@ -1,4 +1,4 @@
-"""The training loop written out: the same result as `fit` without averaged weights, bit for bit on the CPU."""
+"""Train in a loop over `Rounds`, with the result of `fit` without averaged weights, bit for bit on a CPU."""
 
 import torch
 from pytorch_metric_learning import losses, miners

@@ -1,4 +1,4 @@
-"""A labeler that un-clusters unreliable images, as SpCL does: those whose cluster depends on the granularity."""
+"""A labeler that unassigns images whose cluster depends on the granularity of the clustering, as SpCL does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,16 @@ INDEPENDENT = 0.9  # fraction of the clusters of the first round that are indepe
 
 
 class SelfPacedLabeler:
-    """Pseudo-labels from three clusterings, of which the middle one is corrected by the other two.
+    """Pseudo-labels from a clustering, without the images whose clusters differ in a tighter and a looser clustering.
 
-    The Jaccard distance of an image in two clusterings is that of the two clusters that contain it. An image keeps its
-    cluster if its distance to the tight clustering is the smallest of its cluster, and if its cluster has an image
-    whose distance to the loose clustering is at most the 0.9 quantile of the first round.
+    The distance of an image between two clusterings is the Jaccard distance of its two clusters. An image remains in
+    its cluster under two conditions: its distance to the tight clustering is the smallest in its cluster, and the
+    smallest distance of its cluster to the loose clustering is at most the 0.9 quantile of the first round.
 
     Args:
-        clusterers: Three clusterers with scikit-learn's `fit_predict`, from many small clusters to few large ones.
-        own_classes: Whether each un-clustered image is a class of its own. Otherwise its label is -1.
+        clusterers: Three clusterers with scikit-learn's `fit_predict`, from many small clusters to few large ones. The
+            second one finds the clusters.
+        own_classes: Whether each image without a cluster is a class of its own. Otherwise its label is -1.
 
     References:
         Self-paced Contrastive Learning with Hybrid Memory for Domain Adaptive Object Re-ID. Ge et al. 2020.

@@ -1,4 +1,4 @@
-"""Train with Accelerate: a loop over rounds, whose device, processes and checkpoints are those of Accelerate.
+"""Train with Accelerate: a loop over rounds with the devices, processes and checkpoints of Accelerate.
 
 pip install accelerate
 accelerate launch examples/with_accelerate.py
@@ -65,7 +65,7 @@ def main() -> None:
             optimizer.step()
         accelerator.print(f"round {round.number}: loss {loss.item():.3f}, {round.pseudo_labels}")
         if args.folder is not None:
-            rounds.end_round()  # A training that resumes starts with the next round
+            rounds.end_round()  # a training that resumes starts with the next round
             accelerator.save_state(args.folder)
     if accelerator.is_main_process:
         print(evaluate(model, test, test.labels))

@@ -41,7 +41,8 @@ class LabelFreeScores:
     def score(self) -> float:
         """Mean of `shared_neighbors` and `spread`, in 0..1, by which `BestWeights` and `EarlyStopping` choose.
 
-        Similar images remain similar in another view, and not because all images are similar: the score needs both.
+        `shared_neighbors` is high if an image and its augmented view have the same neighbors. `spread` is low if all
+        embeddings are similar, so that the mean does not prefer a collapsed model.
 
         References:
             Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere.

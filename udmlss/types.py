@@ -33,7 +33,9 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Epochs:
-    """A length of training in epochs: `fit(..., max_steps=Epochs(2))` samples as many images as two epochs hold.
+    """A length of training in epochs, such as `fit(..., max_steps=Epochs(2))`.
+
+    An epoch is the number of steps whose batches have as many images in total as the dataset.
 
     Args:
         count: Number of epochs, above 0; a fraction is allowed.

@@ -60,13 +60,13 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             for photographs of many megapixels, and changes the pixels slightly. Pass twice the size to which the
             transform resizes images, as `Backbone.min_size` does. None decodes all pixels.
         on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
-            when the dataset is created, leaves out those that cannot be read, and issues a warning that lists them.
+            when the dataset is created, skips those that cannot be read, and issues a warning that lists them.
 
     Attributes:
         paths: Path of each image.
         labels: Label of each image.
         classes: Names of the classes.
-        skipped: Images that were left out by `on_error="skip"`.
+        skipped: Images that were skipped by `on_error="skip"`.
 
     Raises:
         ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1. `background`

@@ -53,7 +53,7 @@ def image_folder(
         min_size: Shorter side in pixels that the transform needs, so that large JPEG files are decoded faster, as in
             `ImageFiles`.
         on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
-            when the folder is opened, leaves out those that cannot be read, and issues a warning that lists them. They
+            when the folder is opened, skips those that cannot be read, and issues a warning that lists them. They
             are in the attribute `skipped` of the result.
 
     Returns:
