@@ -88,12 +88,13 @@ def fit(
         lr: Learning rate of the embedder, the rotation head and the auxiliary loss if there is no `optimizer`. None
             means `trunk_lr`, which suits `EmbeddingModel.from_trunk`. Parts that are initialized at random next to a
             pretrained trunk need a higher one.
-        cluster_images: As for `Rounds`, as are the next six.
+        cluster_images: The same images in the same order with test-time transforms, for clustering. None clusters
+            `images`.
         clusters_per_batch: Number P of clusters in a batch. None means 8, or all clusters in a round with fewer.
         samples_per_cluster: Number K of images per cluster in a batch.
         views: Number of augmented views of each image in a batch.
-        max_steps: Number of optimizer steps, or `Epochs`.
-        relabel_every: Number of optimizer steps in a round, or `Epochs`.
+        max_steps: Number of optimizer steps, or `Epochs`. The default is eight epochs.
+        relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch.
         cluster_on: Whether features or embeddings are clustered.
         from_scratch: Whether the trunk is not pretrained. Statistics of batch normalization are then trained too, and
             the learning rates default to 1e-3.
@@ -104,8 +105,8 @@ def fit(
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass in a step, which bounds the memory of large batches.
-            The gradient is that of the whole batch, also if the loss compares all images of the batch. A step takes
-            about a third longer. None passes the batch at once.
+            The gradient is that of the whole batch, also if the loss compares all images of the batch. A step needs
+            one more forward pass. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
         accumulate_grad_batches: Number of batches per optimizer step, whose gradients are averaged. Each batch has its
             own loss, which does not compare images of two batches; `chunk_size` saves memory without this limit.

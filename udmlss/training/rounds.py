@@ -56,7 +56,7 @@ class Rounds:
 
     Each round embeds all images with the model as it is then, clusters the embeddings, and yields batches of P
     clusters x K images. An iteration that was left early continues with the same round. Under `torchrun` each rank
-    iterates over its share of the batches; rank 0 clusters.
+    iterates over its part of the batches; rank 0 clusters.
 
     Args:
         model: The model that is trained, an `EmbeddingModel`, compiled or not. It may be replaced between rounds by
@@ -71,8 +71,8 @@ class Rounds:
         samples_per_cluster: Number K of images per cluster in a batch. The default is the published value.
         views: Number of augmented views of each image in its batch. A batch has P x K x views images. Two views are a
             correct positive pair even if the cluster is wrong; one view is the published value.
-        max_steps: Number of optimizer steps in all rounds, or `Epochs`.
-        relabel_every: Number of optimizer steps in a round, or `Epochs`.
+        max_steps: Number of optimizer steps in all rounds, or `Epochs`. The default is eight epochs.
+        relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch.
         accumulate_grad_batches: Number of batches per optimizer step. A loop of one's own accumulates their gradients.
         cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
             embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
