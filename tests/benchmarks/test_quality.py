@@ -10,6 +10,7 @@ import quality
 import runs
 import setups
 import torch
+import training_functions
 from settings import load_settings, preset
 
 from udmlss import Epochs
@@ -158,7 +159,7 @@ def test_same_seed_gives_the_same_scores(results, flowers, settings_of, method):
 
 
 def test_interrupted_training_saves_no_run(flowers, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "fit", lambda *_, **__: SimpleNamespace(history=(), stop_reason="interrupt"))
+    monkeypatch.setattr(training_functions, "fit", lambda *_, **__: SimpleNamespace(history=(), stop_reason="interrupt"))
     with pytest.raises(KeyboardInterrupt):
         quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
     assert names(tmp_path) == ["frozen-0.json"]
