@@ -159,7 +159,8 @@ def test_same_seed_gives_the_same_scores(results, flowers, settings_of, method):
 
 
 def test_interrupted_training_saves_no_run(flowers, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_functions, "fit", lambda *_, **__: SimpleNamespace(history=(), stop_reason="interrupt"))
+    interrupted = SimpleNamespace(history=(), stop_reason="interrupt")
+    monkeypatch.setattr(training_functions, "fit", lambda *_, **__: interrupted)
     with pytest.raises(KeyboardInterrupt):
         quality.main(["--data", str(flowers), "--methods", "udml", "--out", str(tmp_path), *options])
     assert names(tmp_path) == ["frozen-0.json"]
