@@ -14,6 +14,7 @@ from settings import load_settings, preset
 WITHOUT_LABELS = {*METHODS, REMOVED} - {*SUPERVISED}
 OUTPUTS = ("embeddings", "features")
 FEWEST = 4  # models of a choice
+OTHER_RUNS = {"rounds", "lengths"}  # folders of runs of rounds.py and short_trainings.py, whose scores differ
 SPLITS = ("", "-own", "-validate")  # ends of the names of folders
 
 
@@ -60,7 +61,7 @@ def read_runs(folder: Path) -> dict[str, Run]:
 
     Runs with equal scores count once: a sweep without rotation trains the same model as `udml` in the table.
     """
-    paths = [path for path in sorted(folder.rglob("*-*.json"), reverse=True) if "rounds" not in path.parts]
+    paths = [path for path in sorted(folder.rglob("*-*.json"), reverse=True) if OTHER_RUNS.isdisjoint(path.parts)]
     found = {str(path.relative_to(folder).with_suffix("")): load(path) for path in paths}
     runs = {
         json.dumps([run["scores"], run["label_free"]]): (name, run)

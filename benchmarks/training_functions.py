@@ -154,7 +154,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
-    epochs: float | None = None,
+    max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:
@@ -167,7 +167,7 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
-        epochs: Length of the training. None is the default of `fit`.
+        max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
 
@@ -188,7 +188,7 @@ def default(
         cluster_images=data.plain,
         from_scratch=from_scratch,
         num_workers=settings.workers,
-        max_steps=MAX_STEPS if epochs is None else Epochs(epochs),
+        max_steps=max_steps,
         label_free=label_free,
         callbacks=callbacks,
         seed=seed,

@@ -35,7 +35,7 @@ class Images(Protocol):
 class Epochs:
     """A length of training in epochs, such as `fit(..., max_steps=Epochs(2))`.
 
-    An epoch is the number of steps whose batches have as many images in total as the dataset.
+    The batches of one epoch have as many images in total as the dataset.
 
     Args:
         count: Number of epochs, above 0; a fraction is allowed.

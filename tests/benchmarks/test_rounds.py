@@ -1,5 +1,6 @@
 import json
 
+import model_choices
 import pytest
 import rounds
 import runs
@@ -91,8 +92,9 @@ def test_short_trainings_score_each_length_of_the_lists_and_that_of_the_rule(flo
     given = ["--data", str(flowers), "--seeds", "1", "--out", str(tmp_path), *options]
     short_trainings.main(given)
     lines = (tmp_path / "lengths/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| rule", "| 2"]
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 0", "rule"], ["| 0", "2"]]
     run = json.loads((tmp_path / "lengths/2-0.json").read_text())
-    assert f"{100 * run['recall']['embeddings']:.1f}" == lines[3].split(" | ")[3]
+    assert f"{100 * run['recall']['embeddings']:.1f}" == lines[3].split(" | ")[4]
+    assert not model_choices.read_runs(tmp_path)  # they are not among the runs of quality.py
     monkeypatch.setattr(short_trainings, "default", None)  # saved runs are not repeated
     short_trainings.main(given)
