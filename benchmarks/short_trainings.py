@@ -7,6 +7,7 @@ training does not see show whether the length with the highest score is the best
 library chooses. The runs are saved and not repeated; the table lists all of them.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not path.exists():
                 write(path, train(length, seed, settings, data))
     runs = sorted(read(folder, settings), key=lambda run: (run["seed"], run["length"] or 0))
-    command = " ".join(["python benchmarks/short_trainings.py --data", args.data, *options_of(settings)])
+    options = ["--data", args.data, "--seeds", str(args.seeds), *options_of(settings)]
+    command = f"python benchmarks/short_trainings.py {shlex.join(options)}"
     (folder / "table.md").write_text(f"{markdown(runs)}\n\n```\n{command}\n```\n")
     print(markdown(runs))
 
