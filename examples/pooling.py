@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LAYERS = {"small": "4", "efficientnet_lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}
+LAYERS = {"small": "4", "efficientnet-lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}
 
 
 class MaxPooling(nn.Module):

@@ -1,7 +1,7 @@
 """Train by a published method with its published settings, and score on classes that training did not see.
 
     python examples/reproduce.py --method udml-ss --data cub200 --root CUB_200_2011
-    python examples/reproduce.py --method stml --data pictures --backbone efficientnet_lite0
+    python examples/reproduce.py --method stml --data pictures --backbone efficientnet-lite0
     python examples/reproduce.py --method udml --data sop --root Stanford_Online_Products --max-steps 1000
     python examples/reproduce.py --method cbswr --data glyphs
 

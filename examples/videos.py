@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.every > 0:
         parser.error(f"--every must be above 0, got {args.every}")
+    names = [video.stem for video in args.videos]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        parser.error(f"videos must have different names, got several {', '.join(repeated)}; use another --out for each")
     paths = [path for video in args.videos for path in save_frames(video, args.out / video.stem, args.every)]
     print(f"{len(paths)} frames of {len(args.videos)} videos are in {args.out}.")
     print(check_images(paths))

@@ -9,7 +9,7 @@ import udmlss.data
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
-    --backbone efficientnet_lite0 --image-size 64 --n-clusters 6 --clusters-per-batch 4 --samples-per-cluster 2
+    --backbone efficientnet-lite0 --image-size 64 --n-clusters 6 --clusters-per-batch 4 --samples-per-cluster 2
     --rotation-images 4 --relabel-every 2 --from-features --checkpoint run
 """
 

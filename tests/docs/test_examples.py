@@ -107,7 +107,7 @@ def test_cbswr_prints_scores_before_and_after(run):
 
 def test_cub_resnet50_saves_a_model_that_scores_the_same(run, birds):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
-    small = ["--backbone", "efficientnet_lite0", "--image-size", 64, "--n-clusters", 6, "--clusters-per-batch", 4]
+    small = ["--backbone", "efficientnet-lite0", "--image-size", 64, "--n-clusters", 6, "--clusters-per-batch", 4]
     short = ["--samples-per-cluster", 2, "--rotation-images", 4, "--steps", 3, "--relabel-every", 2]
     embedder = ["--from-features", "--average-neighbors", 3, "--embedding-size", 64, "--save", "m.pt"]
     trained = run("cub_resnet50.py", birds, *small, *short, *embedder)
@@ -206,4 +206,4 @@ def test_backbone_without_internet_has_random_weights(monkeypatch, capsys, backb
 def test_cub_resnet50_rejects_a_folder_of_another_layout(run, tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(ValueError, match=r"CUB_200_2011.*pictures"):
-        run("cub_resnet50.py", tmp_path, "--backbone", "efficientnet_lite0")
+        run("cub_resnet50.py", tmp_path, "--backbone", "efficientnet-lite0")

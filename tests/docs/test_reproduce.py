@@ -171,7 +171,7 @@ def test_glyphs_need_no_root(capsys, monkeypatch):
 
 def test_pretrained_network_trains_with_another_pooling_and_frozen_batch_norm(pictures, capsys):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[demo]")
-    run("cbswr", pictures, "--backbone", "efficientnet_lite0", "--image-size", "48", "--pooling", "maximum")
+    run("cbswr", pictures, "--backbone", "efficientnet-lite0", "--image-size", "48", "--pooling", "maximum")
     assert "freeze_batch_norm   True" in capsys.readouterr().out
 
 
