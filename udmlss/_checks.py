@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from udmlss._chunks import ColumnRange, row_slices
 
+_TORCH_TYPES = (np.float16, np.float32, np.float64)
+
 
 def value_error(rule: str, found: object, remedy: str) -> ValueError:
     """Return a ValueError for the caller to raise: "rule, got found. remedy."."""
@@ -134,6 +136,35 @@ def check_embeddings(embeddings: object, name: str = "embeddings") -> ColumnRang
     if not column_range.is_finite:
         raise _not_finite(embeddings, name)
     return column_range
+
+
+def as_rows(embeddings: Any, name: str = "embeddings") -> Tensor:  # noqa: ANN401 (tensor or array)
+    """Return embeddings of PyTorch or NumPy as a tensor, which shares the memory of the embeddings if it can.
+
+    Raises:
+        TypeError: They are neither a tensor nor an array of floating-point numbers.
+    """
+    if not isinstance(embeddings, np.ndarray):
+        return embeddings  # type: ignore[no-any-return]  # `check_embeddings` checks it
+    if embeddings.dtype.kind != "f":
+        raise type_error(f"`{name}` must be floating-point", embeddings.dtype, "Call .astype(np.float32) first")
+    dtype = embeddings.dtype if embeddings.dtype in _TORCH_TYPES else np.float32
+    return torch.from_numpy(np.require(embeddings, dtype, ["C", "W"]))  # PyTorch warns of read-only arrays
+
+
+def check_indices(indices: object, n: int | None = None, name: str = "indices") -> None:
+    """Raise an error unless `indices` is a non-empty tensor (q, k) of positions of n items; None means q items."""
+    rule, remedy = f"`{name}` must be a tensor (q, k) of integers", "Pass the indices that a search returned"
+    if not isinstance(indices, Tensor):
+        raise type_error(rule, type(indices).__name__, remedy)
+    if not _is_integer(indices):
+        raise type_error(rule, indices.dtype, remedy)
+    if indices.ndim != 2 or 0 in indices.shape:  # noqa: PLR2004
+        raise value_error(f"`{name}` must be a non-empty 2-D tensor", f"shape {tuple(indices.shape)}", remedy)
+    n, low, high = len(indices) if n is None else n, int(indices.min()), int(indices.max())
+    if low < 0 or high >= n:
+        rule = f"Positions in `{name}` must be from 0 to {n - 1}"
+        raise value_error(rule, f"{low} to {high}", "Pass the position of each item")
 
 
 def _not_finite(embeddings: Float[Tensor, "n d"], name: str) -> ValueError:

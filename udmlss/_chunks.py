@@ -1,6 +1,6 @@
 """Matrices that are read in slices of rows, so that the memory needed does not grow with the number of rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -13,6 +13,12 @@ from torch import Tensor
 CPU = torch.device("cpu")
 IN_MEMORY = 2**28  # largest number of elements of a matrix that is copied as a whole: 1 GiB in float32
 PAIRS = 2**26  # largest number of pairs of rows that are compared at once: 256 MiB in float32
+
+# Work on a part of a matrix that several processes share. It receives the matrix, the part and the number of parts.
+Work = Callable[[Tensor, int, int], Iterator[tuple[Tensor, ...]]]
+Store = Callable[..., None]  # receives one result of the work
+Share = Callable[[Tensor, Work, Store], None]  # does the work on all parts of a matrix
+
 _ROWS = 2**16  # largest number of rows of a slice
 _NUMBERS = 2**25  # largest number of elements of a slice: 128 MiB in float32
 

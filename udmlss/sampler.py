@@ -82,13 +82,14 @@ class PseudoLabelSampler(BatchSampler):
         check_integer("world_size", world_size, 1)
         check_integer("rank", rank, 0, world_size - 1)
         self._labels = as_labels(labels).numpy(force=True).copy()  # The caller may change its labels in place
-        sizes = np.bincount(self._labels[self._labels >= 0])
-        self._clusters = np.flatnonzero(sizes >= min_cluster_size)
+        clusters, sizes = np.unique(self._labels[self._labels >= 0], return_counts=True)
+        is_large = sizes >= min_cluster_size
+        self._clusters = clusters[is_large]
         _check_enough_clusters(sizes, len(self._clusters), clusters_per_batch, min_cluster_size)
         self._groups = self._clusters
         if coarse_labels is not None:
             self._groups = self._coarse_clusters(coarse_labels, clusters_per_batch)
-        self._sizes = sizes[self._clusters]
+        self._sizes = sizes[is_large]
         self.clusters_per_batch = int(clusters_per_batch)
         self.samples_per_cluster = int(samples_per_cluster)
         self.views = int(views)
@@ -109,8 +110,7 @@ class PseudoLabelSampler(BatchSampler):
         generator = np.random.default_rng((self.seed, self.epoch))
         images = self._shuffled_images(generator)
         clusters = self._cluster_order(generator)
-        times_sampled = np.arange(len(clusters)) // len(self._sizes)  # before, in this epoch
-        positions = times_sampled[:, None] * self.samples_per_cluster + np.arange(self.samples_per_cluster)
+        positions = _times_before(clusters)[:, None] * self.samples_per_cluster + np.arange(self.samples_per_cluster)
         starts = np.cumsum(self._sizes) - self._sizes
         sampled = images[starts[clusters, None] + positions % self._sizes[clusters, None]]
         batches = sampled.repeat(self.views, axis=1).reshape(-1, self.batch_size)[self.rank :: self.world_size]
@@ -174,16 +174,26 @@ def check_views(views: int, samples_per_cluster: int) -> None:
     check_integer("samples_per_cluster", samples_per_cluster, 2 if views == 1 else 1)
 
 
+def _times_before(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many times each cluster of a sequence occurs before."""
+    sizes = np.bincount(clusters)
+    starts = np.cumsum(sizes) - sizes
+    times = np.empty_like(clusters)
+    times[np.argsort(clusters, kind="stable")] = np.arange(len(clusters)) - np.repeat(starts, sizes)
+    return times
+
+
 def _check_enough_clusters(
     sizes: NDArray[np.int64], n_clusters: int, clusters_per_batch: int, min_cluster_size: int
 ) -> None:
     if n_clusters < clusters_per_batch:
         largest = np.sort(sizes)[::-1][:8].tolist()
-        too_small = np.count_nonzero(sizes) >= clusters_per_batch
+        too_small = len(sizes) >= clusters_per_batch
         remedy = "lower `n_clusters`, so that clusters have more images" if too_small else "raise `n_clusters`"
+        is_lowest = clusters_per_batch == 2  # noqa: PLR2004
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters with "
             f"{min_cluster_size} or more images",
             f"{n_clusters} (the largest sizes are {largest})",
-            f"Lower it, or {remedy}",
+            "Use a labeler that finds more clusters of this size" if is_lowest else f"Lower it, or {remedy}",
         )

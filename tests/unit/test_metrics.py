@@ -80,7 +80,8 @@ def test_rankings_of_all_items_have_the_scores_of_the_embeddings(arguments, rand
     assert as_tuple(found) == pytest.approx(as_tuple(expected))
 
 
-def test_rankings_that_are_too_short_or_have_foreign_positions_are_refused():
+def test_rankings_that_are_too_short_or_have_foreign_positions_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the signature rejects numbers, too
     rankings, labels = torch.tensor([[1, 2], [0, 2], [3, 1], [2, 0]]), [0, 0, 1, 0]
     assert metrics.score_rankings(rankings, labels, ks=(1, 2)).recall_at == {1: 2 / 3, 2: 1.0}
     with pytest.raises(ValueError, match=r"must have at least 2 items, got 1\. Search for more"):
@@ -91,6 +92,10 @@ def test_rankings_that_are_too_short_or_have_foreign_positions_are_refused():
         metrics.score_rankings(rankings + (rankings == 3), labels, ks=1)
     with pytest.raises(ValueError, match=r"must have one row per item, got 3 rows for 4 items"):
         metrics.score_rankings(rankings[:3], labels, ks=1)
+    with pytest.raises(ValueError, match=r"must have each item at most once, got an item twice in row 2"):
+        metrics.score_rankings(torch.tensor([[1, 2], [0, 2], [3, 3], [2, 0]]), labels, ks=1)
+    with pytest.raises(TypeError, match=r"`rankings` must be a tensor \(q, k\) of integers, got torch.float32"):
+        metrics.score_rankings(rankings.float(), labels, ks=1)
 
 
 @given(searches(), st.integers(1, 80), st.integers(1, 25))
@@ -236,7 +241,7 @@ def test_nmi_and_ami_do_not_depend_on_ids(score):
     assert score(labels, 5 * labels) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("n", [1, 2, 100_000])
+@pytest.mark.parametrize("n", [1, 2, 77, 1000, 100_000])
 def test_clusterings_with_one_item_per_cluster_agree(n):
     assert metrics.ami(torch.arange(n), torch.arange(n).flip(0)) == 1
 

@@ -110,6 +110,24 @@ def test_clusters_are_sampled_equally_if_coarse_clusters_have_equally_many():
     assert list(PseudoLabelSampler(labels, 3, 2, coarse_labels=labels)) == list(PseudoLabelSampler(labels, 3, 2))
 
 
+@given(st.integers(1, 3), st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_the_images_of_a_cluster_are_sampled_equally_in_coarse_clusters_of_any_size(world_size, seed):
+    labels, coarse = shuffled_labels([6] * 12), torch.tensor([0] * 8 + [1, 2, 3, 4])
+    options = {"coarse_labels": coarse[labels], "n_batches": 60, "world_size": world_size, "seed": seed}
+    times = Counter[int]()
+    for rank in range(world_size):
+        times.update(index for batch in PseudoLabelSampler(labels, 3, 2, **options, rank=rank) for index in batch)
+    for cluster in range(12):
+        of_cluster = [times[index] for index in (labels == cluster).nonzero().flatten().tolist()]
+        assert max(of_cluster) - min(of_cluster) <= 1
+
+
+def test_labels_may_be_any_large_integers():
+    labels = torch.tensor([0, 0, 1, 1, 2**62, 2**62])
+    assert sorted(next(iter(PseudoLabelSampler(labels, 3, 2)))) == [0, 1, 2, 3, 4, 5]
+
+
 @given(cases(), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_an_epoch_has_the_length_of_the_dataset_by_default(case, world_size):
@@ -259,7 +277,7 @@ def test_has_a_short_repr():
             r"at least 4 clusters with 2 or .* got 3 \(.* are \[9, 4, 3, 1, 1\]\)\. Lower it, or lower `n_clusters`",
         ),
         ({"clusters_per_batch": 6}, r"at least 6 clusters .* got 3 .* Lower it, or raise `n_clusters`\."),
-        ({"min_cluster_size": 5}, r"needs at least 2 clusters with 5 or more images, got 1 "),
+        ({"min_cluster_size": 5}, r"2 clusters with 5 or more images, got 1 .* Use a labeler that finds more"),
         ({"clusters_per_batch": 1}, r"`clusters_per_batch` must be at least 2, got 1\. Raise it\."),
         ({"samples_per_cluster": 1}, r"`samples_per_cluster` must be at least 2, got 1\. Raise it\."),
         ({"samples_per_cluster": 0, "views": 2}, r"`samples_per_cluster` must be at least 1, got 0\. Raise it\."),

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from udmlss._checks import check_distinct, check_embeddings, check_integer, value_error
+from udmlss._checks import as_rows, check_distinct, check_embeddings, check_integer, value_error
 from udmlss.clustering.list_length import LARGEST_SAMPLE, LENGTHS, choose_list_length, list_length_for
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.approximate import find_lists
@@ -82,7 +82,7 @@ class Communities:
 
     def fit_predict(self, X: Float[Tensor, "n d"] | NDArray[np.floating]) -> NDArray[np.int64]:  # noqa: N803 (scikit-learn's name)
         """Return the community of each row (n,), or -1 for rows of communities that are too small."""
-        rows = torch.as_tensor(X)
+        rows = as_rows(X, "X")
         column_range = check_embeddings(rows, "X")
         self.check_size(len(rows))
         check_distinct(column_range, len(rows))

@@ -1,7 +1,6 @@
 """DBSCAN on the k-reciprocal Jaccard distance."""
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, eye_array
@@ -9,7 +8,7 @@ from sklearn.cluster import DBSCAN
 from sklearn.neighbors import sort_graph_by_row_values
 from torch import Tensor
 
-from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
+from udmlss._checks import as_rows, check_distinct, check_embeddings, check_integer, check_number, value_error
 from udmlss.neighbors.approximate import find_lists
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.reciprocal import k_reciprocal_similarity
@@ -61,7 +60,7 @@ class JaccardDBSCAN:
 
     def fit_predict(self, X: Float[Tensor, "n d"] | NDArray[np.floating]) -> NDArray[np.int64]:  # noqa: N803 (scikit-learn's name)
         """Return the cluster of each row (n,), or -1 for rows that are far from all clusters."""
-        rows = torch.as_tensor(X)
+        rows = as_rows(X, "X")
         column_range = check_embeddings(rows, "X")
         for name, k in (("k1", self.k1), ("k2", self.k2)):
             if k > len(rows):

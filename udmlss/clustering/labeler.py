@@ -183,7 +183,7 @@ class ClusterPseudoLabeler:
         if isinstance(self.clusterer, Communities):
             self.clusterer.check_size(n)
         if self.average_neighbors is not None:
-            check_n_neighbors(self.average_neighbors, n)
+            check_n_neighbors("average_neighbors", self.average_neighbors, n)
 
     def _cluster(
         self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None

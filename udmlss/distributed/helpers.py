@@ -1,6 +1,6 @@
 """Work of rank 0 in which the other ranks take part."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -9,16 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from udmlss._chunks import row_slices
+from udmlss._chunks import Share, Store, Work, row_slices
 from udmlss._row_store import allocate_rows
 from udmlss.distributed.collectives import all_gather_objects, run_on_rank_zero, serialized
 from udmlss.distributed.process_group import is_rank_zero, rank, to_backend, world_size
 from udmlss.distributed.sync import SynchronizedErrors
 
 T = TypeVar("T")
-Work = Callable[[Tensor, int, int], Iterator[tuple[Tensor, ...]]]  # a matrix, a part and the number of parts to results
-Store = Callable[..., None]  # receives one result
-Share = Callable[[Tensor, Work, Store], None]
 _Task = tuple[bytes, torch.Size, str]  # the work, and the shape and the kind of device of the matrix
 
 

@@ -35,7 +35,7 @@ def process_group(*, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.
 
     The device is the GPU of the local rank, or the CPU without GPUs. With GPUs, their tensors are sent by NCCL and
     tensors on the CPU by Gloo. No process group is created if the environment variables `RANK` and `WORLD_SIZE` are
-    not set, or if one exists already.
+    not set, or if one exists already; the device is then the current one of `torch.cuda`.
 
     Args:
         timeout: Time to wait for another rank in a collective operation. The default is long, because all other ranks

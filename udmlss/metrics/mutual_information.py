@@ -43,11 +43,13 @@ def ami(labels: Labels, clusters: Labels) -> float:
     arrays = _as_arrays(labels, clusters)
     counts = contingency_matrix(*arrays, sparse=True)
     sizes = [np.unique(array, return_counts=True)[1].tolist() for array in arrays]
+    is_trivial = [len(each) == 1 for each in sizes], [max(each) == 1 for each in sizes]
+    if any(map(all, is_trivial)):
+        return 1.0  # both have a single cluster, or in both each item has its own cluster
     expected = _expected_mutual_information(*sizes)
     found = mutual_info_score(None, None, contingency=counts) - expected
     largest = sum(map(entropy, sizes)) / 2 - expected
-    # the largest value is 0 if both have one cluster, or if in both each item has its own cluster
-    return float(found / largest) if abs(largest) > np.finfo(float).eps else 1.0
+    return float(found / largest)
 
 
 def _expected_mutual_information(sizes: list[int], others: list[int]) -> float:

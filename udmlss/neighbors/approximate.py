@@ -1,7 +1,7 @@
 """Lists of nearest neighbors for sets of any size, exact or by a search of cells of near rows."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
-from udmlss._chunks import group_means, row_slices, with_float64
+from udmlss._chunks import Share, Work, group_means, row_slices, with_float64
 from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss, search_device
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
@@ -31,8 +31,6 @@ _AFFORDABLE = 2**45  # n x n x (d + 128), to which time is about proportional, o
 
 
 Found = tuple[Int64[Tensor, " q"], Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # rows and their neighbors
-Work = Callable[[Tensor, int, int], Iterator[Found]]  # embeddings, the number of a part and of all parts
-Share = Callable[[Tensor, Work, Callable[..., None]], None]  # embeddings, and functions that search and store a part
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
 
 
@@ -192,7 +190,7 @@ class _Cells:
 
     centers: Float32[Tensor, "c d"]
     labels: Int64[Tensor, " n"]
-    members: tuple[Int64[Tensor, "_"], ...]  # of any length each
+    members: tuple[Int64[Tensor, " _"], ...]  # of any length each
 
     @classmethod
     def of(cls, embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> "_Cells":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, value_error
 from udmlss._chunks import with_float64
+from udmlss.neighbors.graph import check_lists
 from udmlss.neighbors.search import unit_length
 
 _NUMBERS = 2**22  # products, or minima, that are computed at once
@@ -39,7 +40,9 @@ def k_reciprocal_similarity(
         A symmetric matrix (n, n) of similarities in 0..1 with an empty diagonal.
 
     Raises:
-        ValueError: `k1` is below 2, `k2` is below 1, or the lists are too short for them.
+        TypeError: The lists are not a tensor of integers.
+        ValueError: `k1` is below 2, `k2` is below 1, the lists are too short for them, or an item is not among the n
+            or is in its own list.
 
     Example:
         >>> from udmlss.neighbors import k_reciprocal_similarity, neighbor_lists
@@ -58,6 +61,10 @@ def k_reciprocal_similarity(
     check_embeddings(embeddings)
     check_integer("k1", k1, 2)
     check_integer("k2", k2, 1)
+    check_lists(indices)
+    if len(indices) != len(embeddings):
+        found = f"{len(indices)} lists of {len(embeddings)} items"
+        raise value_error("`indices` must have one list per item", found, "Search for the neighbors of all items")
     for name, k in (("k1", k1), ("k2", k2)):
         if k > indices.shape[1] + 1:
             rule = f"`{name}={k}` must not exceed the number of neighbors + 1"

@@ -151,7 +151,7 @@ def average_with_neighbors(embeddings: Float[Tensor, "n d"], n_neighbors: int) -
     """
     check_embeddings(embeddings)
     check_integer("n_neighbors", n_neighbors, 1)
-    check_n_neighbors(n_neighbors, len(embeddings))
+    check_n_neighbors("n_neighbors", n_neighbors, len(embeddings))
     return averages_of_lists(embeddings, search(embeddings, int(n_neighbors))[1])
 
 
@@ -167,11 +167,10 @@ def averages_of_lists(embeddings: Float[Tensor, "n d"], indices: Int64[Tensor, "
     return averages.to(embeddings.device)
 
 
-def check_n_neighbors(n_neighbors: int, n: int) -> None:
-    """Raise ValueError if there are not more images than neighbors to average."""
+def check_n_neighbors(name: str, n_neighbors: int, n: int) -> None:
+    """Raise ValueError if there are not more images than neighbors of each."""
     if n_neighbors >= n:
-        rule = f"`average_neighbors={n_neighbors}` must be below the number of images"
-        raise value_error(rule, n, "Lower it, or add images")
+        raise value_error(f"`{name}={n_neighbors}` must be below the number of images", n, "Lower it, or add images")
 
 
 def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5, seed: int = 0) -> Int64[Tensor, " n"]:

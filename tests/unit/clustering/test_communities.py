@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from udmlss import ClusterPseudoLabeler
-from udmlss.clustering import Communities
+from udmlss.clustering import Communities, JaccardDBSCAN
 from udmlss.clustering.communities import coarse_communities
 from udmlss.clustering.list_length import choose_list_length
 
@@ -54,6 +54,17 @@ def test_the_labeler_accepts_communities_and_matches_their_ids():
 def test_unusable_rows_are_an_error(rows, message):
     with pytest.raises(ValueError, match=message):
         Communities(n_neighbors=8).fit_predict(np.asarray(rows))
+
+
+@pytest.mark.parametrize("clusterer", [Communities(n_neighbors=3), JaccardDBSCAN(k1=6, k2=2)])
+def test_arrays_that_are_read_only_or_reversed_are_clustered_without_a_warning(clusterer):
+    rows = (torch.eye(3).repeat_interleave(6, dim=0) + 0.1 * torch.rand(18, 3)).numpy()
+    expected = clusterer.fit_predict(rows).tolist()
+    rows.setflags(write=False)
+    assert clusterer.fit_predict(rows).tolist() == expected
+    assert clusterer.fit_predict(rows[::-1].astype(np.float64)[::-1]).tolist() == expected
+    with pytest.raises(TypeError, match="`X` must be floating-point, got int64"):
+        clusterer.fit_predict(rows.astype(np.int64))
 
 
 @pytest.mark.parametrize("n_images", [6, 12, 24])

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -39,3 +40,10 @@ def test_lists_that_are_too_short_are_an_error(setting):
     rows = torch.randn(9, 3)
     with pytest.raises(ValueError, match=f"`{setting}=6` must not exceed the number of neighbors \\+ 1, got 5"):
         k_reciprocal_similarity(rows, nearest(rows, 4)[1], **{"k1": 3, "k2": 2, setting: 6})
+
+
+def test_lists_of_other_items_are_an_error(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the signature rejects them as well
+    rows = torch.randn(9, 3)
+    with pytest.raises(ValueError, match="must have one list per item, got 8 lists of 9 items"):
+        k_reciprocal_similarity(rows, nearest(rows[:8], 4)[1], k1=3, k2=2)

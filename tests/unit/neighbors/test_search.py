@@ -124,7 +124,7 @@ def test_averages_of_mutual_neighbors_remain_different():
 
 
 def test_averages_reject_numbers_of_neighbors_out_of_range():
-    with pytest.raises(ValueError, match=r"`average_neighbors=6` must be below the number of images, got 6\."):
+    with pytest.raises(ValueError, match=r"`n_neighbors=6` must be below the number of images, got 6\."):
         average_with_neighbors(ROWS, 6)
     with pytest.raises(ValueError, match=r"`n_neighbors` must be at least 1, got 0\."):
         average_with_neighbors(ROWS, 0)

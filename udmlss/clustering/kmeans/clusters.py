@@ -37,9 +37,9 @@ def k_means(
     in `fit`. Embeddings are read one slice at a time, so that they may be mapped from a file. Iterations end when no
     embedding changes its cluster. A cluster that is empty at the end gets the embedding farthest from its center.
 
-    Distances are computed in float32. If rounding would decide the result, because of an outlier, of groups or an
-    origin that are far away, or of very large or small numbers, k-means runs in float64 in PyTorch, from four starts.
-    This takes many times as long.
+    Distances are computed in float32. If rounding errors could decide the result, for example because of an outlier,
+    of distant groups or of very large or small numbers, k-means runs in float64 in PyTorch, from four starts. This
+    takes many times as long.
 
     Args:
         embeddings: Embeddings of any floating type; distances are Euclidean.
