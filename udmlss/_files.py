@@ -63,7 +63,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield the path of an empty temporary folder, which replaces `folder` after the block.
 
     If the block or the replacement raises an error, the temporary folder is deleted and `folder` is unchanged. Missing
-    parents are created.
+    parents are created. Several processes can write to the same folder: the last one replaces the others.
 
     Raises:
         OSError: The folder cannot be written, for example to a full disk.
@@ -74,14 +74,27 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield part
         for path in part.iterdir():
             _sync(path)
-        if folder.exists():
-            folder.rename(previous)  # a folder with files cannot be replaced in one step
-        part.rename(folder)
+        _replace(folder, part, previous)
     finally:
         if previous.exists() and not folder.exists():
             previous.rename(folder)
         for each in (part, previous):
             rmtree(each, ignore_errors=True)
+
+
+def _replace(folder: Path, part: Path, previous: Path) -> None:
+    """Rename `part` to `folder`, and a folder of this name to `previous`."""
+    while True:
+        with suppress(FileNotFoundError):
+            folder.rename(previous)  # a folder with files cannot be replaced in one step
+        try:
+            part.rename(folder)
+        except OSError as error:  # another process has written the folder in the meantime
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            rmtree(previous, ignore_errors=True)
+        else:
+            return
 
 
 def lock_folder(folder: Path) -> IO[str]:

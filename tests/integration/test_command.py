@@ -50,7 +50,8 @@ def trained(photos):
     """The folder after a training into `run`, and what the training printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(photos)
-        return photos, str(cli.train("photos", out="run", epochs=2, image_size=32, images_per_cluster=10, workers=0))
+        settings = {"image_size": np.int64(32), "images_per_cluster": np.int64(10), "seed": np.int64(0)}
+        return photos, str(cli.train("photos", out="run", epochs=2, workers=0, **settings))
 
 
 def test_a_run_holds_its_files_and_nothing_else(trained):
@@ -156,12 +157,12 @@ def test_near_duplicates_are_found_in_the_run_and_in_other_images(trained, run):
 
 
 def test_the_saved_model_embeds_as_the_run_did_and_is_exported(trained, run):
-    code, out, _ = run("embed", "run", "photos", "--out", "all.npy", "--workers", 0)
-    assert (code, out) == (0, "all.npy\n")
+    code, out, _ = run("embed", "run", "photos", "--out", "new/all.npy", "--workers", 0)
+    assert (code, out) == (0, "new/all.npy\n")
     expected = torch.from_numpy(np.load(trained[0] / "run" / "embeddings.npy"))
-    torch.testing.assert_close(torch.from_numpy(np.load(trained[0] / "all.npy")), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(np.load(trained[0] / "new/all.npy")), expected, rtol=0, atol=1e-4)
     paths = parquet.read_table(trained[0] / "run" / "images.parquet").column("path").to_pylist()
-    assert (trained[0] / "all.txt").read_text().splitlines() == paths
+    assert (trained[0] / "new/all.txt").read_text().splitlines() == paths
     code, out, _ = run("export", "run", "model.onnx")
     assert (code, out) == (0, "model.onnx\n")
     assert (trained[0] / "model.onnx").stat().st_size > 1_000_000

@@ -89,6 +89,20 @@ def test_the_last_of_several_writers_wins(tmp_path, write):
     assert (tmp_path / "file").read_text() == "own"
 
 
+def test_a_folder_that_another_process_writes_at_the_same_moment_is_replaced(tmp_path, monkeypatch):
+    usual, others = Path.rename, ["other"]
+
+    def rename(path, to):
+        if path.suffix == ".part" and others:
+            write_folder(tmp_path / "output", others.pop())
+        usual(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    write_folder(tmp_path / "output", "own")
+    assert [*content(tmp_path).values()] == ["own"]
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
 def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     write_folder(tmp_path / "photos", "1")
     with pytest.raises(ValueError, match=r"An output file must not be a folder, got .*photos\. Choose a file name"):

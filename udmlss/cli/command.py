@@ -54,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the command. None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0, or 2 for wrong arguments, 1 for other errors or problems that were found, and 130 after
-        Ctrl-C.
+        The exit code: 0, or 2 for wrong values of arguments, 1 for other errors or problems that were found, and 130
+        after Ctrl-C.
+
+    Raises:
+        SystemExit: The arguments cannot be parsed (2), or ask for the help or the version (0).
     """
     options = vars(_build_parser().parse_args(arguments))
     function, debug = options.pop("function"), options.pop("debug")

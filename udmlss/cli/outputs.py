@@ -41,8 +41,9 @@ def embed(
         model: Folder of a run, or of a saved model.
         folder: Folder whose images are embedded, also those in its subfolders, or a .txt, .csv or .parquet file with
             the paths of images.
-        out: Name of the .npy file. An existing file is replaced.
-        workers: Number of processes that load images. By default one per core.
+        out: Name of the .npy file. Missing folders are created, and an existing file is replaced.
+        workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
+            do not fit into shared memory. On a single core the main process loads the images.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
         skip_unreadable: Whether to read all files first and to skip those that are not images. By default such a
             file is an error.
@@ -67,6 +68,7 @@ def embed(
     if path.with_suffix(".txt").resolve() == Path(folder).expanduser().resolve():
         raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
+    path.parent.mkdir(parents=True, exist_ok=True)
     embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replace_file(path.with_suffix(".txt")) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")

@@ -61,12 +61,12 @@ def search(
 ) -> list[Neighbors]:
     """Search the images of a run for those that are most similar to other images.
 
-    An image of the run is not found by itself, also if another path leads to it.
+    The results of an image do not include the image itself, even if it is given by another path.
 
     Args:
         run: Folder of a finished run.
         images: Image files, which need not be images of the run.
-        k: Number of images that are found for each.
+        k: Number of images that are found for each. If the run has fewer, all of them are found.
         report: Name of an .html file that shows the images. By default none is written.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
 
@@ -74,7 +74,7 @@ def search(
         For each image the paths of the most similar images, with their cosine similarities.
 
     Raises:
-        ValueError: There is no finished run in the folder, a file does not exist, or `k` is out of range.
+        ValueError: There is no finished run in the folder, no image is named, a file does not exist, or `k` is below 1.
         OSError: A file is not an image.
 
     Example:
@@ -88,7 +88,8 @@ def search(
     if not queries:
         raise value_error("`images` must name at least one image", "none", "Pass the path of an image file")
     embedded = embed_paths(run, queries, device=device, workers=0, progress=False)
-    index = SearchIndex(found.read_embeddings(), found.read_paths())
+    # for a few images, an exact search takes less time than building cells
+    index = SearchIndex(found.read_embeddings(), found.read_paths(), target_recall=1)
     ids, similarities = index.search(embedded, min(k + 1, len(index)))  # one more, because an image finds itself
     results = [_without_itself(*each, k) for each in zip(queries, ids.tolist(), similarities.tolist(), strict=True)]
     if report is not None:
@@ -114,7 +115,8 @@ def duplicates(
             with each other.
         threshold: Smallest cosine similarity of two near-duplicates, in -1..1.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
-        workers: Number of processes that load images. By default one per core.
+        workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
+            do not fit into shared memory. On a single core the main process loads the images.
         progress: Whether to print what is done.
 
     Returns:

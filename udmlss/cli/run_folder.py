@@ -67,7 +67,7 @@ class RunFolder:
             rule, remedy = "`run` must be the folder of a run", "Train first: udmlss train FOLDER --out RUN"
             raise value_error(rule, f"{run.folder}, {found}", remedy)
         if not run.is_finished:
-            remedy = "Run the same `udmlss train` again, which continues it"
+            remedy = "Run the same `udmlss train` again, which resumes it"
             raise value_error("`run` must be a finished run", f"{run.folder}, which is not", remedy)
         return run
 
@@ -138,9 +138,16 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.folder):
             self._compare(settings)
-            for part in self.folder.glob("*.part"):  # of a process that was killed
-                remove(part)
+            self._remove_remains()
             yield
+
+    def _remove_remains(self) -> None:
+        """Remove what a process has left that was killed."""
+        for pattern in ("*.part", "*.previous"):
+            for path in self.folder.glob(pattern):
+                remove(path)
+        if self.is_finished:
+            remove(self.checkpoints)
 
     def _check_files(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():

@@ -44,7 +44,7 @@ _EMBEDDING_SIZE = 512
 _FEATURES_AT_ONCE = 8192
 _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
-_LEAST_DRAWN = 160  # images in two optimizer steps, the least with two rounds that `BestWeights` can compare
+_LEAST_SAMPLED = 160  # images in two optimizer steps, the least with two rounds that `BestWeights` can compare
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
 
 
@@ -67,7 +67,7 @@ def train(
     """Train a model on a folder of images without labels.
 
     The images are embedded by a pretrained backbone and clustered, the model is trained on the clusters, and both are
-    repeated. The number of clusters need not be known. Ctrl-C ends the training, and the same command continues it.
+    repeated. The number of clusters need not be known. Ctrl-C ends the training, and the same command resumes it.
 
     Args:
         folder: Folder whose images are used, also those in its subfolders, or a .txt, .csv or .parquet file with the
@@ -83,7 +83,8 @@ def train(
         clusters: Number of clusters of k-means, instead of clusters whose number follows from the images.
         epochs: Length of training: how often each image is seen on average.
         seed: Seed of all random numbers.
-        workers: Number of processes that load images. By default one per core.
+        workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
+            do not fit into shared memory. On a single core the main process loads the images.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
         precision: "float32", or "bfloat16" or "float16" for mixed precision. By default "bfloat16" on GPUs that compute
             in it.
@@ -97,7 +98,8 @@ def train(
     Raises:
         ValueError: A setting is out of range, there are too few images, or `out` has other files, belongs to a run
             with other settings, or is used by another process.
-        OSError: An image cannot be read, or a file cannot be written.
+        ImportError: The package of the backbone is not installed.
+        OSError: An image cannot be read, a file cannot be written, or the weights of the backbone cannot be downloaded.
         KeyboardInterrupt: The user pressed Ctrl-C.
 
     Example:
@@ -109,6 +111,8 @@ def train(
     _check_numbers(image_size=image_size, images_per_cluster=images_per_cluster, clusters=clusters, seed=seed)
     check_number("epochs", epochs, above=0)
     check_workers(workers)
+    seed = int(seed)  # integers of NumPy cannot be written as JSON
+    clusters, images_per_cluster = (None if each is None else int(each) for each in (clusters, images_per_cluster))
     labeler = ClusterPseudoLabeler(clusters, images_per_cluster=images_per_cluster)
     paths = open_images(folder, skip_unreadable=skip_unreadable)
     labeler.check_size(len(paths))
@@ -158,7 +162,7 @@ class _Training:
     ) -> None:
         self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
         self.settings, self.seed = settings, settings["seed"]
-        self.epochs = max(settings["epochs"], _LEAST_DRAWN / len(paths))
+        self.epochs = max(settings["epochs"], _LEAST_SAMPLED / len(paths))
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
         self.images = UnlabeledImages(paths, network.test_transform(), network.min_size)
@@ -195,7 +199,7 @@ class _Training:
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
         self.say(
             f"2/4 Training for {count(n_rounds, 'round')}, about {duration(seconds)}; "
-            "Ctrl-C stops, and the same command continues"
+            "Ctrl-C stops it, and the same command resumes it"
         )
         result = fit(
             model,

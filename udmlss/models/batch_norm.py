@@ -70,7 +70,10 @@ def constant_statistics(model: nn.Module) -> Iterator[None]:
 
 
 class _StayInEvaluation:
-    """A method `train` that changes nothing. Code that was compiled before reads the mode, but would ignore a hook."""
+    """A replacement of the method `train` that does nothing, so that the layer stays in evaluation mode.
+
+    A forward hook could not do this: code that was compiled before the block ignores new hooks, but reads the mode.
+    """
 
     def __init__(self, norm: nn.Module) -> None:
         self._norm = norm

@@ -87,8 +87,8 @@ class EmbeddingModel(nn.Module):
     ) -> "EmbeddingModel":
         """Build a model of a pretrained trunk, with an embedder that is initialized from the features of images.
 
-        All images are embedded once, and the embedder is that of `embedder_from_features`. Some ten thousand images
-        are enough: pass a `torch.utils.data.Subset` of more.
+        All images are embedded once, and the embedder is that of `embedder_from_features`. About 10,000 images are
+        enough: of a larger dataset, pass a `torch.utils.data.Subset`.
 
         Args:
             trunk: Pretrained module from images (b, c, h, w) to features (b, f): a backbone without its classifier.

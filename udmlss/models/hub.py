@@ -60,9 +60,10 @@ def upload_model(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(model, folder, backbone=backbone, recipe=recipe)
-        (folder / "README.md").write_text(_CARD.format(repository=repository), encoding="utf-8")
         with _clear_errors(repository) as hub:
             address = hub.create_repo(repository, private=private, exist_ok=True)
+            if not hub.file_exists(address.repo_id, "README.md"):  # a model card of the user is not replaced
+                (folder / "README.md").write_text(_CARD.format(repository=repository), encoding="utf-8")
             hub.upload_folder(repo_id=address.repo_id, folder_path=folder)
             return str(address)
 
@@ -92,7 +93,7 @@ def _clear_errors(repository: str) -> Iterator[ModuleType]:
         raise value_error(rule, f"{repository!r} ({error})", remedy) from error
     except unreachable as error:
         message = (
-            f"The transfer of {repository!r} from or to the Hugging Face Hub failed, and there is no folder of this "
-            f"name: {error}. Connect to the network, or pass a folder."
+            f"The transfer of {repository!r} from or to the Hugging Face Hub failed: {error}. Connect to the network, "
+            "and log in with `hf auth login` to upload. To load a saved model, pass an existing folder."
         )
         raise ConnectionError(message) from error

@@ -39,6 +39,7 @@ def embedder_from_features(
     Raises:
         ValueError: `embedding_size` is not in 1..f, `power` is not in 0..1, the features are not a finite 2-D tensor,
             or are all equal with `center=True`.
+        TypeError: The features are not a floating-point tensor, or `embedding_size` is not an integer.
 
     Example:
         >>> trunk = nn.Flatten()
@@ -71,7 +72,7 @@ def embedder_from_features(
     largest = slice(size - int(embedding_size), None)
     scales = _scales(variances[largest].clamp(min=0), variances.mean(), float(power))
     weight = (directions[:, largest] * scales).T.flip(0)
-    embedder = nn.Linear(size, embedding_size, device=features.device)
+    embedder = nn.Linear(size, int(embedding_size), device=features.device)  # `save_model` writes the size as JSON
     with torch.no_grad():
         embedder.weight.copy_(weight.float())
         embedder.bias.copy_(torch.zeros(embedding_size) if mean is None else -(weight @ mean).float())

@@ -89,7 +89,8 @@ def read_model(
     try:
         backbone = _build_backbone(config["backbone"], folder, trunk)
         trunk = _needed("trunk", trunk if backbone is None else backbone.trunk, folder)
-        embedder = _needed("embedder", embedder or _build_layers(config["embedder"]), folder)
+        if embedder is None:  # an empty nn.Sequential is false
+            embedder = _needed("embedder", _build_layers(config["embedder"]), folder)
     except (KeyError, TypeError) as error:
         raise damaged_config(folder, f"{type(error).__name__}: {error}") from error
     device, model = device_of(trunk), _as_one(trunk, embedder)

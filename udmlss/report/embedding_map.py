@@ -26,7 +26,7 @@ class EmbeddingMap:
     """Positions of images in the plane.
 
     Attributes:
-        rows: Rows of the images; a sample if there are more than 3,000.
+        rows: Indices of the images; a sample if there are more than 3,000.
         points: Their positions (m, 2) in 0..1.
     """
 

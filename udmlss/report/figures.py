@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
+from udmlss.neighbors.search import check_n_neighbors
 from udmlss.report.curves import COLORS, curves_of, draw
 from udmlss.report.embedding_map import embedding_map, tiles
 from udmlss.report.neighbor_changes import compare_neighbors
@@ -64,7 +65,7 @@ def contact_sheet(images: Any, rows: Labels, *, titles: Sequence[str] | None = N
     Args:
         images: Paths of image files, or a map-style dataset of image tensors (c, h, w) or of images of Pillow. An
             image that cannot be read is shown as a gray placeholder.
-        rows: Rows of the images to show, such as the members of a cluster.
+        rows: Indices of the images to show, such as the members of a cluster.
         titles: One title per row. None shows no titles.
         columns: Number of images per line.
 
@@ -191,7 +192,8 @@ def plot_neighbors(
     """
     check_embeddings(embeddings)
     n = len(embeddings)
-    check_integer("n_neighbors", n_neighbors, 1, max(1, n - 1))
+    check_integer("n_neighbors", n_neighbors, 1)
+    check_n_neighbors("n_neighbors", n_neighbors, n)
     check_start(start_embeddings, n)
     thumbnails = Thumbnails(images)
     check_count("images", thumbnails, n)

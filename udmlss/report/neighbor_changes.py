@@ -52,7 +52,7 @@ def compare_neighbors(
     ]
 
 
-def sample_rows(n: int, count: int, seed: int) -> Int64[Tensor, "_"]:
+def sample_rows(n: int, count: int, seed: int) -> Int64[Tensor, " _"]:
     """Return a sample of the rows 0..n-1 in ascending order; all of them if there are not more than `count`."""
     if n <= count:
         return torch.arange(n)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from udmlss._checks import type_error, value_error
@@ -105,11 +105,7 @@ def _image_in(item: object) -> Any:  # noqa: ANN401 (a path, an image or pixels)
 
 
 def _read_file(path: Path, size: int) -> Image.Image:
-    with Image.open(path) as image:
-        if image.format == "JPEG":
-            image.thumbnail((size, size))  # decodes a large photograph at a fraction of its size, which is much faster
-            return ImageOps.exif_transpose(image).convert("RGB")
-    picture = read_image(path, _WHITE, None)
+    picture = read_image(path.expanduser(), _WHITE, None, min_size=2 * size)
     picture.thumbnail((size, size))
     return picture
 

@@ -16,7 +16,7 @@ from udmlss.neighbors.backends import search_on
 from udmlss.search.index import SearchIndex
 from udmlss.search.rows import Embeddings, as_unit_rows
 
-_NEIGHBORS = 10  # length of a list of neighbors; a list of near-duplicates only may be incomplete
+_NEIGHBORS = 10  # length of the lists of neighbors; if all in a list are near-duplicates, the item may have more
 
 
 @overload
@@ -44,12 +44,12 @@ def near_duplicates(
 
     Returns:
         Without `other`, groups of at least two indices. Two items are in one group if a chain of similar pairs
-        connects them. Indices are sorted, and groups by their first index. With `other`, the tuples (index in
-        `embeddings`, index in `other`, similarity) of each item of `other` and the most similar item of `embeddings`,
-        in descending order of similarity.
+        connects them. Indices are sorted, and groups by their first index. With `other`, one tuple (index in
+        `embeddings`, index in `other`, similarity) for each item of `other` that has a near-duplicate, with the most
+        similar item of `embeddings`, in descending order of similarity.
 
     Raises:
-        ValueError: `threshold` is outside -1..1, embeddings are not finite, or `other` has another dimension.
+        ValueError: `threshold` is outside -1..1, embeddings are empty or not finite, or `other` has another dimension.
         TypeError: Embeddings are not floating-point.
 
     Example:

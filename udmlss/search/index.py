@@ -24,6 +24,7 @@ from udmlss.types import Images
 Found = tuple[NDArray[Any], NDArray[np.float32]]  # ids (q, k) and similarities (q, k)
 
 _EXACT = 2**22  # numbers in the embeddings up to which the exact search is fast, by benchmarks/speed_search.py
+_FEWEST_ITEMS = 16  # fewer items would have more cells than items: 4 times the square root of their number
 _LARGEST_CHANGE = 2  # ratio of the items ever added to the present items at which cells are computed again
 _ROWS, _IDS, _KEYS, _ORIGIN, _CELLS = "embeddings.npy", "ids.npy", "keys.npy", "origin.npy", "cells.faiss"
 
@@ -89,7 +90,7 @@ class SearchIndex:
 
     def _build(self) -> None:
         self._keys, self._n_built, self._n_keys, self._cells = np.arange(len(self)), len(self), len(self), None
-        faiss, is_large = import_faiss(), self._rows.numel() > _EXACT
+        faiss, is_large = import_faiss(), self._rows.numel() > _EXACT and len(self) >= _FEWEST_ITEMS
         if faiss is not None and is_large and self._target_recall < 1 and self._device.type == "cpu":
             self._cells = InvertedFile.build(faiss, self._rows, target_recall=self._target_recall, seed=self._seed)
 
@@ -157,7 +158,7 @@ class SearchIndex:
         rows = as_unit_rows(queries, "queries", self._rows.shape[1])
         if expand_neighbors is not None:
             similarities, indices = self._nearest(rows, int(expand_neighbors))
-            rows = expand_queries(rows, similarities, self._rows[indices])
+            rows = expand_queries(rows, similarities, indices, self._rows)
         if rerank_neighbors is None:
             found = self._nearest(rows, int(k))
         else:

@@ -73,20 +73,20 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _not_an_index(folder, f"{folder}: {error}") from error
+        raise _not_an_index(f"{folder}: {error}") from error
     if not isinstance(found, dict) or found.keys() != {*_FORMAT, "settings", "checksums"}:
-        raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} has another format")
+        raise _not_an_index(f"{folder}, whose {_DESCRIPTION} has another format")
     if any(found[key] != value for key, value in _FORMAT.items()):
-        raise _not_an_index(folder, f"format {found['format']!r}, version {found['version']!r}")
+        raise _not_an_index(f"format {found['format']!r}, version {found['version']!r}")
     settings, checksums = found["settings"], found["checksums"]
     are_dicts = isinstance(settings, dict) and isinstance(checksums, dict)
     if not are_dicts or any(Path(name).name != name for name in checksums):  # a file elsewhere is not of this index
-        raise _not_an_index(folder, f"{folder}, whose {_DESCRIPTION} is damaged")
+        raise _not_an_index(f"{folder}, whose {_DESCRIPTION} is damaged")
     return found
 
 
-def _not_an_index(folder: Path, found: str) -> ValueError:
-    remedy = f"Pass the folder of an index, or build a new index and save it to {folder.name}"
+def _not_an_index(found: str) -> ValueError:
+    remedy = "Pass the folder of an index, or build a new index and save it to a new folder"
     return value_error("`folder` must be a folder that `SearchIndex.save` wrote", found, remedy)
 
 

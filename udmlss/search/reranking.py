@@ -26,11 +26,16 @@ _COSINE = 0.3  # weight of the cosine in the re-ranked similarity
 
 
 def expand_queries(
-    queries: Float32[Tensor, "q d"], similarities: Float32[Tensor, "q m"], neighbors: Float32[Tensor, "q m d"]
+    queries: Float32[Tensor, "q d"],
+    similarities: Float32[Tensor, "q m"],
+    indices: Int64[Tensor, "q m"],
+    rows: Float32[Tensor, "n d"],
 ) -> Float32[Tensor, "q d"]:
-    """Add to each query its neighbors, weighted by a power of their similarity, and normalize the sums."""
-    weights = similarities.clamp(min=0) ** _POWER
-    return functional.normalize(queries + (weights.unsqueeze(2) * neighbors).sum(dim=1))
+    """Add to each query its nearest rows, weighted by a power of their similarity, and normalize the sums."""
+    weights, sums = similarities.clamp(min=0) ** _POWER, queries.clone()
+    for weight, neighbors in zip(weights.T, indices.T, strict=True):
+        sums += weight.unsqueeze(1) * rows[neighbors]
+    return functional.normalize(sums)
 
 
 class Reranker:

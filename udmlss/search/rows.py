@@ -11,13 +11,12 @@ from jaxtyping import Float, Float32, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udmlss._checks import check_embeddings, type_error, value_error
+from udmlss._checks import as_rows, check_embeddings, type_error, value_error
 from udmlss._chunks import row_slices
 from udmlss.neighbors.search import unit_length
 
 Embeddings = Float[Tensor, "_ _"] | NDArray[Any]
 Ids = Shaped[Tensor, "_"] | NDArray[Any] | Sequence[str] | Sequence[int] | Sequence[os.PathLike[str]]
-_TORCH_TYPES = (np.float16, np.float32, np.float64)
 
 
 def as_unit_rows(embeddings: Embeddings, name: str = "embeddings", d: int | None = None) -> Float32[Tensor, "n d"]:
@@ -32,11 +31,7 @@ def as_unit_rows(embeddings: Embeddings, name: str = "embeddings", d: int | None
         TypeError: They are neither a floating-point tensor nor an array of NumPy.
         ValueError: They are not 2-D, are empty, are not finite, or do not have `d` dimensions.
     """
-    if isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f":
-        dtype = embeddings.dtype if embeddings.dtype in _TORCH_TYPES else np.float32
-        embeddings = torch.from_numpy(np.require(embeddings, dtype, ["C", "W"]))  # PyTorch warns of read-only arrays
-    elif isinstance(embeddings, np.ndarray):
-        raise type_error(f"`{name}` must be floating-point", embeddings.dtype, "Call .astype(np.float32) first")
+    embeddings = as_rows(embeddings, name)
     check_embeddings(embeddings, name)
     if d is not None and embeddings.shape[1] != d:
         rule = f"`{name}` must have {d} dimensions, as the items of the index"
@@ -56,7 +51,7 @@ def as_ids(ids: Ids, n: int | None = None) -> NDArray[Any]:
 
     Raises:
         TypeError: The ids are neither all integers nor all strings or paths.
-        ValueError: The ids are not one-dimensional, are not `n`, or one occurs twice.
+        ValueError: The ids are not one-dimensional, are not `n`, or one occurs twice or is out of the range of int64.
     """
     found = _as_array(ids)
     if found.ndim != 1 or (n is not None and len(found) != n):
@@ -81,15 +76,22 @@ def _as_array(ids: Ids) -> NDArray[Any]:
     if isinstance(ids, Tensor | np.ndarray):
         found = ids.numpy(force=True) if isinstance(ids, Tensor) else ids
         if found.dtype.kind in "iu":
-            return found.astype(np.int64)
+            return _as_int64(found)
         if found.dtype.kind == "U":
             return found.copy()
         raise type_error("`ids` must be integers or strings", f"an array of {found.dtype}", "Convert them")
     elements = list(ids)
     if elements and all(isinstance(each, Integral) and not isinstance(each, bool) for each in elements):
-        return np.array(elements, dtype=np.int64)
+        return _as_int64(np.array(elements, dtype=object))
     paths = [os.fspath(each) for each in elements if isinstance(each, str | os.PathLike)]
     if len(paths) == len(elements):
         return np.array(paths, dtype=np.str_)
     kinds = ", ".join(sorted({type(each).__name__ for each in elements}))
     raise type_error("`ids` must be all integers, or all strings or paths", f"elements of type {kinds}", "Convert them")
+
+
+def _as_int64(ids: NDArray[Any]) -> NDArray[np.int64]:
+    for value in (ids.min(), ids.max()) if ids.size else ():
+        if not -(2**63) <= int(value) < 2**63:
+            raise value_error("`ids` must lie in the range of int64", int(value), "Pass them as strings")
+    return ids.astype(np.int64)

@@ -45,8 +45,14 @@ def test_a_folder_with_other_files_and_a_file_are_errors_and_stay_as_they_are(tm
 def test_files_that_a_killed_process_left_are_removed(tmp_path):
     claim(tmp_path / "run")
     (tmp_path / "run" / "embeddings.1234.npy.part").touch()
-    claim(tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
+    (tmp_path / "run" / "model.1234.previous").mkdir()
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir()
+    claim(run.folder)
+    assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "checkpoints", "run.json"]
+    run._write(run._read() | {"summary": {}})  # the process was killed before the checkpoints were removed
+    claim(run.folder)
+    assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "run.json"]
 
 
 def test_another_process_cannot_use_the_folder_at_the_same_time(tmp_path):

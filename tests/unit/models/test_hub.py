@@ -44,13 +44,16 @@ def test_a_model_goes_to_the_hub_and_comes_back(model, tmp_path, monkeypatch):
         return hub.RepoUrl(f"https://huggingface.co/{name}")
 
     def upload_folder(*, repo_id, folder_path):
-        shutil.copytree(folder_path, tmp_path / repo_id)
+        shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
 
     def snapshot_download(name, *, revision, allow_patterns):
         assert allow_patterns == ["config.json", "model.safetensors"]
         return str(tmp_path / (revision or name))
 
-    for function in (create_repo, upload_folder, snapshot_download):
+    def file_exists(repo_id, filename):
+        return (tmp_path / repo_id / filename).exists()
+
+    for function in (create_repo, upload_folder, snapshot_download, file_exists):
         monkeypatch.setattr(hub, function.__name__, function)
     address = model.push_to_hub("user/birds", recipe={"steps": 3}, private=True)
     assert created == [("user/birds", True, True)]
@@ -62,6 +65,10 @@ def test_a_model_goes_to_the_hub_and_comes_back(model, tmp_path, monkeypatch):
     assert torch.equal(loaded(IMAGES), model(IMAGES))
     with pytest.raises(ValueError, match="which does not exist"):
         EmbeddingModel.from_pretrained("user/birds", trunk=trunk(), revision="v9")
+    card.text = "My own card"
+    card.save(tmp_path / "user" / "birds" / "README.md")
+    model.push_to_hub("user/birds")
+    assert "My own card" in (tmp_path / "user" / "birds" / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("offline")

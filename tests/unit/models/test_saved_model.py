@@ -3,6 +3,7 @@ import pickle
 from dataclasses import replace
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def saved(tmp_path):
         nn.Identity(),
         nn.Linear(12, 4, bias=False),
         nn.Linear(12, 4, dtype=torch.float64),
-        embedder_from_features(torch.rand(20, 12), 4),
+        embedder_from_features(torch.rand(20, 12), np.int64(4)),
         nn.Sequential(nn.Linear(12, 4), BatchNormNeck(4)),
         nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6, eps=0.1), nn.ReLU(), nn.Sequential(nn.Linear(6, 4))),
         nn.Sequential(nn.LayerNorm(12, eps=0.1, bias=False), nn.GELU(approximate="tanh"), nn.Dropout(0.3)),
@@ -88,6 +89,13 @@ def test_a_model_with_an_embedder_of_the_caller_needs_the_embedder(tmp_path):
         load_model(tmp_path / "model", trunk=nn.Flatten())
     loaded, _ = load_model(tmp_path / "model", trunk=nn.Flatten(), embedder=nn.Sequential(Embedder(192, 4)))
     assert torch.equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_an_embedder_without_layers_can_be_passed(tmp_path):
+    save_model(EmbeddingModel(nn.Flatten(), nn.Sequential(nn.Sequential())), tmp_path / "model")
+    embedder = nn.Sequential()
+    loaded, _ = load_model(tmp_path / "model", trunk=nn.Flatten(), embedder=embedder)
+    assert loaded.embedder is embedder
 
 
 def test_a_compiled_model_and_tied_weights_are_saved(tmp_path):

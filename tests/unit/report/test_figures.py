@@ -67,6 +67,8 @@ def test_changed_neighbors_are_marked_by_a_word_and_a_frame(run):
         title in {"gone", "new"} for title in titles[1:]
     ]
     assert len(plot_neighbors(run.paths, run.embeddings, [5, 6], n_neighbors=3).axes) == 8
+    with pytest.raises(ValueError, match="`n_neighbors=1` must be below the number of images, got 1"):
+        plot_neighbors(run.paths[:1], run.embeddings[:1], [0], n_neighbors=1)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

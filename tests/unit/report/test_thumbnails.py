@@ -69,6 +69,14 @@ def test_files_are_shrunk_upright_and_named_and_become_jpeg_files(tmp_path):
     assert Image.open(BytesIO(base64.b64decode(body))).size == (25, 50)
 
 
+def test_files_in_the_home_folder_and_with_damaged_exif_data_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    picture().save(tmp_path / "red.jpg", dpi=(72, 72), exif=b"Exif\0\0no header of TIFF")
+    thumbnails = Thumbnails(["~/red.jpg"])
+    assert thumbnails.picture(0).getpixel((0, 0))[0] > 200
+    assert not thumbnails.unreadable
+
+
 def test_the_files_of_a_dataset_are_shown_instead_of_its_transformed_items(tmp_path):
     picture().save(tmp_path / "red.png")
     images = ImageFiles([tmp_path / "red.png"], [0], ["a"], transform=lambda _: torch.zeros(3, 4, 4))

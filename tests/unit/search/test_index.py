@@ -78,6 +78,11 @@ def test_a_search_is_exact_without_faiss_and_where_cells_do_not_help(monkeypatch
 
 
 @pytest.mark.usefixtures("approximate")
+def test_a_few_long_rows_are_searched_exactly():
+    assert SearchIndex(torch.rand(12, 400)).recall == 1
+
+
+@pytest.mark.usefixtures("approximate")
 @pytest.mark.parametrize("rows", [torch.ones(600, 3), torch.zeros(600, 3), torch.eye(3).repeat(200, 1)])
 def test_equal_rows_and_rows_of_zeros_have_their_similarities(rows):
     ids, similarities = SearchIndex(rows).search(rows[:5], 30)

@@ -43,6 +43,12 @@ def test_what_is_not_a_matrix_of_numbers_is_an_error(given, kind, message):
             "`ids` must be all integers, or all strings or paths, got elements of type int, str",
         ),
         ([1, 2, True], TypeError, "`ids` must be all integers, or all strings or paths, got elements of type bool"),
+        (
+            np.array([1, 2, 2**63], dtype=np.uint64),
+            ValueError,
+            "`ids` must lie in the range of int64, got 92233720",
+        ),
+        ([1, 2, -(2**70)], ValueError, "`ids` must lie in the range of int64, got -1180591620717411303424"),
         (np.array([1.0, 2.0, 3.0]), TypeError, "`ids` must be integers or strings, got an array of float64"),
     ],
 )
