@@ -98,7 +98,7 @@ def glyphs(
 
     Raises:
         ValueError: `split` is not "train" or "test".
-        ImportError: matplotlib or Pillow is not installed.
+        ImportError: matplotlib is not installed.
 
     Example:
         >>> train = glyphs("train")
@@ -142,10 +142,11 @@ def _user_cache() -> Path | None:
 def _load_records(folder: str | os.PathLike[str] | None) -> Shaped[np.ndarray, " n"]:
     try:
         import matplotlib as mpl  # noqa: PLC0415 (optional)
-        import PIL  # noqa: PLC0415 (optional)
     except ImportError as error:
-        message = f"`glyphs` requires matplotlib and Pillow, got no {error.name}. Install it: "
-        raise ImportError(message + 'pip install "udmlss[demo]"', name=error.name) from error
+        message = '`glyphs` requires matplotlib, got none. Install it: pip install "udmlss[demo]"'
+        raise ImportError(message, name=error.name) from error
+    import PIL  # noqa: PLC0415 (`import udmlss` does not import it)
+
     if folder is None:
         return _render_all()
     name = f"glyphs-v{_CACHE_VERSION}-matplotlib{mpl.__version__}-pillow{PIL.__version__}.bin"

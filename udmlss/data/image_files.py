@@ -53,7 +53,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Function that is applied to each RGB PIL image and should return a tensor. None returns the PIL
             image.
         background: Color behind transparent pixels: a name that Pillow accepts, or red, green and blue in 0..255.
-        value_range: Values that become black and white in files with more than 8 bits in one channel, such as
+        value_range: Values that become black and white in files with a single channel of more than 8 bits, such as
             `(0, 4095)` for 12-bit values in 16-bit files. Values outside are clipped. None scales as described above.
         min_size: Shorter side in pixels that the transform needs. JPEG files are decoded at a half, a quarter or an
             eighth of their resolution if their shorter side is then at least this long. This is several times as fast
@@ -70,9 +70,10 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     Raises:
         ValueError: `labels` does not hold one label per path, or a label is not in -1..len(classes) - 1. `background`
-            is not a color, `value_range` is not ascending, or `min_size` is below 1. `on_error="skip"` leaves out
-            every image.
-        TypeError: `paths` is one path instead of a sequence, or `labels` are not integers.
+            is not a color, `value_range` is not an ascending pair, `min_size` is below 1, or `on_error` is unknown.
+            `on_error="skip"` skips every image.
+        TypeError: `paths` is one path instead of a sequence, `labels` or `min_size` are not integers, or `value_range`
+            does not hold numbers.
         OSError: A file is missing, damaged or not an image. This error is raised when the item is loaded.
 
     Example:
@@ -148,9 +149,6 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
 
     Returns:
         The path of each damaged image and the reason, in the order of `images`.
-
-    Raises:
-        ImportError: Pillow is not installed.
 
     Example:
         >>> for path, reason in find_damaged(images):  # doctest: +SKIP

@@ -48,7 +48,7 @@ def image_folder(
         exclude: Names, relative paths or shell patterns of files and folders that are ignored, at every depth. For
             example, `"runs"` excludes every folder runs, and `"*_mask.png"` excludes masks.
         background: Color behind transparent pixels, as in `ImageFiles`.
-        value_range: Values that become black and white in files with more than 8 bits in one channel, as in
+        value_range: Values that become black and white in files with a single channel of more than 8 bits, as in
             `ImageFiles`.
         min_size: Shorter side in pixels that the transform needs, so that large JPEG files are decoded faster, as in
             `ImageFiles`.
@@ -62,6 +62,7 @@ def image_folder(
     Raises:
         ValueError: There are no images, there are both images and folders of images, or a class has no images. A
             setting is out of range, which is found before the folder is read.
+        TypeError: `min_size` is not an integer, or `value_range` does not hold numbers.
         OSError: A folder cannot be read.
 
     Example:
@@ -75,8 +76,8 @@ def image_folder(
     files_of_class = {folder.name: _find_files(folder, root, patterns) for folder in folders}
     loose_images = _select_images(files)
     images_of_class = {name: _select_images(found) for name, found in files_of_class.items()}
-    _check_folder(root, loose_images, images_of_class)
     _warn_of_unopened_files(root, [*files, *chain.from_iterable(files_of_class.values())])
+    _check_folder(root, loose_images, images_of_class)
     if not loose_images:
         _warn_of_output_folders(root, files_of_class)
     paths = loose_images or [*chain.from_iterable(images_of_class.values())]
@@ -127,7 +128,11 @@ def find_images(root: str | os.PathLike[str], *, exclude: _Patterns = ()) -> Seq
 
 
 def _as_patterns(exclude: _Patterns) -> list[str]:
-    return [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
+    patterns = [str(Path(pattern).expanduser()) for pattern in _as_sequence(exclude)]
+    if "." in patterns:
+        rule = "`exclude` must hold names, relative paths or patterns of files and folders"
+        raise value_error(rule, "an empty path or '.'", "Pass () to exclude nothing")
+    return patterns
 
 
 def _as_sequence(exclude: _Patterns) -> Sequence[str | os.PathLike[str]]:

@@ -38,22 +38,25 @@ def read_image(
     Args:
         path: Path of the file, which error messages contain.
         background: Color of the background behind transparent pixels.
-        value_range: Values of the first and the last shade of gray, for files with more than 8 bits in one channel.
-            None means 0..65535 for 16 bits without a sign. For other numbers it means 0..1 (floating point) or 0..255
-            (integers) if all values are in this range, and otherwise the smallest and the largest value of the file.
+        value_range: Values of the first and the last shade of gray, for files with a single channel of more than 8
+            bits. None means 0..65535 for 16 bits without a sign. For other numbers it means 0..1 (floating point) or
+            0..255 (integers) if all values are in this range, and otherwise the smallest and the largest value of the
+            file.
         content: Bytes of the file. None reads the file.
         min_size: Shorter side in pixels to which JPEG files may be reduced, by 2, 4 or 8, while they are decoded. None
             reads all pixels.
 
     Raises:
         OSError: The file is missing, damaged or not an image.
-        ImportError: Pillow is not installed.
     """
     pillow = import_pillow()
     try:
         return _read(path if content is None else content, background, value_range, min_size)
     except pillow.DecompressionBombError as error:
         message = f"{path} must not be larger than Pillow permits, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise OSError(message) from error
+    except (FileNotFoundError, PermissionError) as error:
+        message = f"{path} must exist and be readable, got {error.strerror}. Check the path and its permissions."
         raise OSError(message) from error
     except Exception as error:  # Pillow's readers raise errors of many types for damaged files
         raise OSError(describe_damage(path, describe_error(error))) from error
@@ -104,7 +107,6 @@ def as_color(background: str | Sequence[int]) -> Color:
 
     Raises:
         ValueError: `background` is not a color.
-        ImportError: `background` is a name and Pillow is not installed.
     """
     color: Sequence[int] = ()
     with suppress(ValueError, TypeError):
@@ -157,18 +159,15 @@ def _as_integer(value: SupportsIndex) -> int:
 
 def _named_color(name: str) -> Sequence[int]:
     import_pillow()
-    from PIL import ImageColor  # noqa: PLC0415 (optional)
+    from PIL import ImageColor  # noqa: PLC0415 (as below)
 
     return ImageColor.getrgb(name)
 
 
 def import_pillow() -> Any:  # noqa: ANN401 (a module)
     """Return the module `PIL.Image`, which recognizes all formats."""
-    try:
-        from PIL import Image  # noqa: PLC0415 (optional)
-    except ImportError as error:
-        message = 'Reading image files requires Pillow, got none. Install it: pip install "udmlss[demo]"'
-        raise ImportError(message, name=error.name) from error
+    from PIL import Image  # noqa: PLC0415 (`import udmlss` does not import it)
+
     Image.preinit()  # recognizes common formats first
     Image.init()  # While another thread registers the formats, Pillow does not recognize all of them
     return Image

@@ -102,8 +102,8 @@ def read_paths(source: str | os.PathLike[str], column: str | None = None) -> Seq
         The paths, in one block of memory that data loader workers share.
 
     Raises:
-        ValueError: `source` has another suffix or is damaged, has no such column, or contains no paths. Without
-            `column`, no column or several contain paths of images.
+        ValueError: `source` has another suffix or is damaged, has no such column or two of this name, or contains no
+            paths. Without `column`, no column or several contain paths of images.
         FileNotFoundError: `source` or files that it lists do not exist. The message states their number and the first
             names.
 
@@ -149,7 +149,11 @@ def _read_table(source: Path, column: str | None) -> Iterator[str]:
             raise value_error(f"{source} must begin with the names of its columns", found, remedy)
         first = list(islice(rows, _ROWS_READ))
         examples = {name: [row[k] for row in first if k < len(row)] for k, name in enumerate(header)}
-        number = header.index(_choose_column(source, examples, column))
+        name = _choose_column(source, examples, column)
+        if header.count(name) > 1:
+            rule = f"One column of {source} must be named {name!r}"
+            raise value_error(rule, header.count(name), "Rename the others")
+        number = header.index(name)
         yield from (row[number] for row in chain(first, rows) if number < len(row))
 
 
@@ -194,7 +198,7 @@ def _choose_column(source: Path, examples: dict[str, list[str]], column: str | N
 
 
 def _check_exist(source: Path, paths: Sequence[Path]) -> None:
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 (`is_file` fails for long names)
     if missing:
         listed = ", ".join(map(str, missing[:_MAX_NAMES])) + ", ..." * (len(missing) > _MAX_NAMES)
         found = f"{len(missing)} of {len(paths)} that do not: {listed}"

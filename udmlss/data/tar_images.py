@@ -46,7 +46,7 @@ class TarImages(Dataset[tuple[Any, int]]):
             warning if the file cannot be written, the headers of all members are read each time that a dataset is
             created.
         background: Color behind transparent pixels, as in `ImageFiles`.
-        value_range: Values that become black and white in files with more than 8 bits in one channel, as in
+        value_range: Values that become black and white in files with a single channel of more than 8 bits, as in
             `ImageFiles`.
         min_size: Shorter side in pixels that the transform needs, so that large JPEG images are decoded faster, as in
             `ImageFiles`.
@@ -59,7 +59,8 @@ class TarImages(Dataset[tuple[Any, int]]):
     Raises:
         ValueError: A tar file is compressed or damaged, or none contains an image. `background` is not a color,
             `value_range` is not ascending, or `min_size` is below 1.
-        TypeError: `archives` is one path instead of a sequence.
+        TypeError: `archives` is one path instead of a sequence, `min_size` is not an integer, or `value_range` does not
+            hold numbers.
         OSError: A tar file cannot be read. An image is damaged, which is found when the item is loaded.
 
     Example:
@@ -154,7 +155,7 @@ def _cached_index(archive: Path, failures: list[OSError]) -> tuple[list[str], _P
         with np.load(BytesIO(cache.read_bytes()), allow_pickle=False) as stored:
             if np.array_equal(stored["stamp"], stamp):
                 return _split(stored["names"].tobytes()), stored["positions"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):  # absent or damaged
         pass
     names, positions = _read_index(archive)
     content = BytesIO()

@@ -45,21 +45,27 @@ def check_dimension(loss: nn.Module, expected: int, dimension: int | None) -> No
         )
 
 
-def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None) -> None:
+def class_weight_versions(loss: nn.Module) -> list[int]:
+    """Return for each class weight of a loss how often it was changed in place, for example by an optimizer."""
+    return [weight._version for _, weight in _class_weights(loss)]  # noqa: SLF001 (the counter of autograd)
+
+
+def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None, *, was_trained: bool = False) -> None:
     """Resize the class weights of a loss to the number of clusters, with their state in the optimizer.
 
     The weights of the first clusters are retained, and so is their state, such as the averages of Adam. The weights of
     further clusters are copies of them, which `move_proxies` rotates to their centers, and their state is zero.
 
     Raises:
-        ValueError: The number of clusters changes after a training step, and `optimizer` is None.
+        ValueError: The number of clusters changes, `optimizer` is None, and the weights have a gradient or
+            `was_trained` is True.
     """
     n_classes = _n_classes(loss)
     if n_classes in (None, n_clusters):
         return
     for name, weight in _class_weights(loss):
         axis, size = _class_axis(name), weight.shape[_class_axis(name)]
-        if weight.grad is not None and optimizer is None:
+        if (was_trained or weight.grad is not None) and optimizer is None:
             raise value_error(
                 f"{type(loss).__name__} needs `optimizer` to change from {n_classes} to {n_clusters} clusters",
                 "None",

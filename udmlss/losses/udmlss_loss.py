@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from udmlss._checks import as_labels, check_number, check_scalar, type_error, value_error
-from udmlss.losses.proxies import check_fits, move_proxies, resize_proxies, resize_to_state
+from udmlss.losses.proxies import check_fits, class_weight_versions, move_proxies, resize_proxies, resize_to_state
 from udmlss.results import LossTerms
 from udmlss.types import Labels, PseudoLabels, UsesClusterCenters
 
@@ -66,6 +66,7 @@ class UDMLSSLoss(nn.Module):
         self.metric_loss = metric_loss
         self.miner = miner
         self.rotation_weight = float(rotation_weight)
+        self._versions: dict[str, list[int]] = {}  # of the proxies of each loss at the start of the round
 
     def forward(
         self,
@@ -132,14 +133,17 @@ class UDMLSSLoss(nn.Module):
         """
         centers, n_clusters = pseudo_labels.centers, pseudo_labels.n_clusters
         self.check_fits(n_clusters, None if centers is None else centers.shape[1])
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
             if isinstance(module, UsesClusterCenters):
                 module.set_centers(centers)
-            resize_proxies(module, n_clusters, optimizer)
+            # gradients do not tell whether proxies were trained, because `zero_grad` removes them
+            was_trained = name in self._versions and class_weight_versions(module) > self._versions[name]
+            resize_proxies(module, n_clusters, optimizer, was_trained=was_trained)
             if centers is not None:
                 move_proxies(module, centers)
+            self._versions[name] = class_weight_versions(module)
 
     def check_fits(self, n_clusters: int | None, dimension: int | None) -> None:
         """Raise ValueError if the loss has parameters for other clusters or other embeddings.

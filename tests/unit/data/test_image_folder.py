@@ -52,6 +52,19 @@ def test_rejects_a_folder_without_images(tmp_path, folders, found):
         image_folder(root)
 
 
+def test_rejects_a_folder_of_images_that_are_not_opened_with_a_warning_that_names_them(tmp_path):
+    (tmp_path / "1.heic").touch()
+    with pytest.warns(UserWarning, match=r"1\.heic"), pytest.raises(ValueError, match="must contain images"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("exclude", ["", ".", ["a", ""]])
+def test_rejects_an_empty_pattern(tmp_path, exclude):
+    save_image(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"`exclude` must hold names, .*, got an empty path or '\.'\. Pass \(\)"):
+        image_folder(tmp_path, exclude=exclude)
+
+
 def test_rejects_images_next_to_folders_of_images(tmp_path):
     save_image(tmp_path / "1.png")
     save_image(tmp_path / "cat" / "2.png")

@@ -91,6 +91,8 @@ def test_missing_files_are_counted_and_the_first_are_named(folder, name):
         read_paths(source)
     with pytest.raises(FileNotFoundError):
         read_paths(folder / "none" / name)
+    with pytest.raises(FileNotFoundError, match="got 1 of 1 that do not"):
+        read_paths(write(folder / name, ["x" * 300 + ".png"]))
 
 
 def test_a_list_must_have_a_known_suffix_a_header_and_content(folder):
@@ -107,6 +109,10 @@ def test_a_list_must_have_a_known_suffix_a_header_and_content(folder):
     (folder / "list.csv").write_text("")
     with pytest.raises(ValueError, match="must contain paths of images, got none of no columns"):
         read_paths(folder / "list.csv")
+    (folder / "list.csv").write_text("path,label,path\nb.png,0,a.png\n")
+    for column in (None, "path"):
+        with pytest.raises(ValueError, match=r"One column of .*list\.csv must be named 'path', got 2\. Rename"):
+            read_paths(folder / "list.csv", column)
     (folder / "list.csv").write_text("path,caption\n")
     with pytest.raises(ValueError, match=r"list\.csv must contain at least one path"):
         read_paths(folder / "list.csv", "path")

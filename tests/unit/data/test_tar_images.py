@@ -149,7 +149,10 @@ def test_positions_are_cached_until_the_file_changes(shards, monkeypatch):
         [*map(first.__getitem__, range(5))],
     )
     monkeypatch.undo()
-    for damage in (b"", cache.read_bytes()[:200], b"no file"):
+    content = cache.read_bytes()
+    flags = content.rindex(b"PK\x01\x02") + 8  # of a member in the directory of the file; the first bit means encrypted
+    encrypted = content[:flags] + bytes([content[flags] | 1]) + content[flags + 1 :]
+    for damage in (b"", content[:200], b"no file", encrypted):
         cache.write_bytes(damage)
         assert list(TarImages(shards, cache_index=True, progress=False).paths) == list(first.paths)
     write_tar(shards[0], {"new.png": encode(9)})

@@ -63,6 +63,12 @@ LIMITS = {
 }
 
 
+@pytest.mark.parametrize(("settings", "largest"), [({"cutoff": 2}, "1.4"), ({"beta": 0.4, "margin": 0.1}, "0.5")])
+def test_rejects_a_cutoff_beyond_which_no_negative_is_sampled(settings, largest):
+    with pytest.raises(ValueError, match=rf"`cutoff` must be below {largest}: no negative is sampled"):
+        deep_metric.distance_weighted_margin(**settings)
+
+
 @pytest.mark.parametrize("build", LIMITS, ids=lambda build: getattr(build, "func", build).__name__)
 def test_rejects_a_setting_outside_of_its_range(build):
     for name, (rule, value) in LIMITS[build].items():

@@ -71,6 +71,25 @@ def test_proxies_follow_another_number_of_clusters(name):
 
 
 @pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_trained_proxies_need_the_optimizer_to_change_their_number(name):
+    criterion, pseudo_labels = UDMLSSLoss(make(name)), with_centers(7)
+    criterion.start_round(pseudo_labels)
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
+    criterion(functional.normalize(torch.randn(14, D)), pseudo_labels.labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    criterion.start_round(with_centers(7))
+    optimizer.step()  # does nothing, because there are no gradients
+    criterion.start_round(with_centers(8))
+    criterion(functional.normalize(torch.randn(16, D)), with_centers(8).labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match=rf"{name} needs `optimizer` to change from 8 to 5 clusters, got None"):
+        criterion.start_round(with_centers(5))
+    criterion.start_round(with_centers(5), optimizer)
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
 def test_rejects_embeddings_of_another_dimension(name):
     with pytest.raises(ValueError, match=rf"{name} was built for embeddings of 6 dimensions, got 7\. Build it with"):
         UDMLSSLoss(make(name)).start_round(with_centers(K, dimension=7))

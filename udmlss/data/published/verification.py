@@ -87,9 +87,6 @@ def verify(
         sizes: Published size of each split; empty for a dataset that is not published.
         quick: Whether to skip reading the images.
         progress: Whether to show a progress bar.
-
-    Raises:
-        ImportError: Pillow is not installed.
     """
     opened, errors = _open_splits(splits)
     facts = [_describe_size(name, _size(images), sizes.get(name)) for name, images in opened.items()]

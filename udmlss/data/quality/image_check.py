@@ -86,6 +86,7 @@ class ImageCheck:
                 written completely.
 
         Raises:
+            ValueError: `path` is a folder.
             OSError: The file cannot be written.
         """
         with (
@@ -121,7 +122,7 @@ def check_images(
 
     Raises:
         ValueError: There are no paths, or a setting is out of range.
-        TypeError: `paths` is one path instead of a sequence.
+        TypeError: `paths` is one path instead of a sequence, or a setting is not an integer.
 
     References:
         [1] N. Krawetz. Kind of Like That. hackerfactor.com, 2013.

@@ -39,9 +39,6 @@ def inspect_file(path: Path, min_size: int) -> Inspection:
     Args:
         path: Path of the file.
         min_size: Shorter side in pixels below which an image is tiny.
-
-    Raises:
-        ImportError: Pillow is not installed.
     """
     try:
         content = path.read_bytes()

@@ -107,11 +107,12 @@ def reconstruction_loss(
         clusters: Cluster of each image, in 0..k-1.
 
     Returns:
-        The loss, in float32, or in float64 for float64 images.
+        The loss, in float32, or in float64 if `decoded` is float64.
 
     Raises:
         TypeError: The clusters are not integers.
-        ValueError: The shapes of decoded and original images differ, or the clusters are not one per image.
+        ValueError: The shapes of decoded and original images differ, the clusters are not one per image, or a cluster
+            does not have a decoded image.
 
     Example:
         >>> from udmlss.losses import reconstruction_loss
@@ -122,6 +123,9 @@ def reconstruction_loss(
     if decoded.shape[1:] != images.shape[1:]:
         found = f"{tuple(decoded.shape[1:])} and {tuple(images.shape[1:])}"
         raise value_error("The decoder must return images of the shape of `images`", found, _REMEDY)
+    if not ((clusters >= 0) & (clusters < len(decoded))).all():
+        rule, found = f"`clusters` must lie in 0..{len(decoded) - 1}", f"{int(clusters.min())} to {int(clusters.max())}"
+        raise value_error(rule, found, "Number them without gaps: `clusters.unique(return_inverse=True)[1]`")
     dtype = torch.promote_types(decoded.dtype, torch.float32)
     return functional.mse_loss(decoded.to(dtype)[clusters.to(decoded.device)], images.to(dtype))
 

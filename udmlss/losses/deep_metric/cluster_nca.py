@@ -82,6 +82,7 @@ class ClusterNCALoss(nn.Module):
             indices_tuple: Must be None, because this loss does not use mined pairs.
 
         Raises:
+            TypeError: The labels are not integers.
             ValueError: The embeddings are not finite, the labels are not one per embedding, or pairs were mined.
         """
         indices_tuple_not_supported(indices_tuple)

@@ -6,7 +6,7 @@ from pytorch_metric_learning.utils.common_functions import indices_tuple_not_sup
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_matches_and_diffs
 from torch import Tensor, nn
 
-from udmlss._checks import as_labels, check_number
+from udmlss._checks import as_labels, check_embeddings, check_number
 from udmlss.losses.deep_metric.mined_loss import Indices
 from udmlss.types import Labels
 
@@ -49,6 +49,7 @@ class NearestPositiveLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """Compute the loss. The arguments and errors are those of `ClusterNCALoss.forward`."""
         indices_tuple_not_supported(indices_tuple)
+        check_embeddings(embeddings)
         labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         distance = self.distance(embeddings)
         positive, negative = (mask.bool() for mask in get_matches_and_diffs(labels))

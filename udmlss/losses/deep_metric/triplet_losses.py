@@ -5,7 +5,7 @@ from pytorch_metric_learning.miners import BatchHardMiner, DistanceWeightedMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import nn
 
-from udmlss._checks import check_number
+from udmlss._checks import check_number, value_error
 from udmlss.losses.deep_metric.mined_loss import MinedLoss, SeededMiner
 
 
@@ -79,8 +79,8 @@ def distance_weighted_margin(
     Args:
         margin: Margin m, at least 0. The default is the published value.
         beta: Distance beta of the boundary, above 0. It is not learned. The default is the published value.
-        cutoff: Smallest distance, above 0, which limits the variance of the gradient. The default is the published
-            value.
+        cutoff: Smallest distance, above 0 and below both 2 and `beta + margin`. It limits the variance of the
+            gradient. The default is the published value.
         seed: Seed of the sampled triplets, at least 0. The random numbers are the loss's own and continue from call to
             call. None uses the seed of `fit`, or 0 without `fit`.
 
@@ -101,5 +101,9 @@ def distance_weighted_margin(
     check_number("margin", margin, 0)
     check_number("beta", beta, above=0)
     check_number("cutoff", cutoff, above=0)
+    largest = min(2.0, float(beta) + float(margin))
+    if not cutoff < largest:
+        rule = f"`cutoff` must be below {largest:g}: no negative is sampled beyond `beta + margin` or a distance of 2"
+        raise value_error(rule, cutoff, "Lower it")
     miner = DistanceWeightedMiner(cutoff=float(cutoff), nonzero_loss_cutoff=float(beta + margin))
     return MinedLoss(MarginLoss(margin=float(margin), beta=float(beta)), SeededMiner(miner, seed=seed))

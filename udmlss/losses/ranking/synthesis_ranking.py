@@ -139,7 +139,7 @@ class SynthesisRankingLoss(nn.Module):
         check_dimension(self, self.embedding_size, embeddings.shape[-1])
         centers = self._centers_of(as_labels(labels, len(embeddings)))
         embeddings, centers = functional.normalize(embeddings), functional.normalize(centers.to(embeddings))
-        is_similar = (embeddings * centers).sum(dim=1) >= self.min_similarity
+        is_similar = ~((embeddings * centers).sum(dim=1) < self.min_similarity)  # or NaN, so that the loss is NaN, too
         embeddings, centers = embeddings[is_similar], centers[is_similar]
         synthetic = self._project(self._synthesize(embeddings))
         to_embedding = torch.einsum("bnd,bd->bn", synthetic, self._project(embeddings))

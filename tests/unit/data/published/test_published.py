@@ -1,7 +1,6 @@
 """Properties of all published datasets."""
 
 import inspect
-import sys
 
 import jaxtyping
 import layouts
@@ -181,10 +180,3 @@ def test_embed_reports_the_path_and_the_index_of_an_unreadable_image(tmp_path):
     with pytest.raises(OSError, match=f"{images.paths[2]} must be a complete image file") as caught:
         embed(torch.nn.Flatten(), images)
     assert caught.value.__notes__ == ["while loading item 2 of `images`"]
-
-
-def test_reports_how_to_install_pillow(tmp_path, monkeypatch):
-    images = data.sop(layouts.sop(tmp_path), "train")
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r'requires Pillow, got none\. Install it: pip install "udmlss\[demo\]"'):
-        images[0]

@@ -143,5 +143,8 @@ def test_rejects_shapes_that_do_not_match(unchecked_types):
         reconstruction_loss(torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 9), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"`clusters` must have shape \(2,\)"):
         reconstruction_loss(torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.zeros(3, dtype=torch.int64))
+    for clusters in ([0, -1], [0, 1]):
+        with pytest.raises(ValueError, match=r"`clusters` must lie in 0\.\.0, got (-1 to 0|0 to 1)\. Number them"):
+            reconstruction_loss(torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.tensor(clusters))
     with pytest.raises(ValueError, match=r"`clusters` must have shape \(4,\)"):
         center_maps(torch.zeros(4, 3, 2, 2), torch.zeros(3, dtype=torch.int64))

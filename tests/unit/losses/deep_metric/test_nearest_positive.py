@@ -27,3 +27,8 @@ def test_negatives_beyond_the_margin_receive_no_gradient():
 def test_rejects_missing_labels():
     with pytest.raises(ValueError, match=r"`labels` must have shape \(4,\)"):
         NearestPositiveLoss()(torch.eye(4), [0, 0, 1])
+
+
+def test_rejects_embeddings_that_are_not_finite():
+    with pytest.raises(ValueError, match="`embeddings` must be finite, got 4 of 4 rows with NaN"):
+        NearestPositiveLoss()(torch.full((4, 2), torch.nan), [0, 0, 1, 1])

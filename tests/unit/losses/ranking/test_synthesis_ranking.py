@@ -144,6 +144,11 @@ def test_directions_are_uniform_and_differ_between_embeddings_and_calls():
 # Embeddings and centers
 
 
+def test_the_loss_of_embeddings_that_are_nan_is_nan():
+    loss, (embeddings, labels) = make(min_similarity=0.3), make_batch()
+    assert loss(embeddings * torch.nan, labels).isnan()
+
+
 def test_ignores_embeddings_below_the_smallest_similarity():
     loss, (embeddings, labels) = make(min_similarity=0.3), make_batch()
     is_similar = functional.cosine_similarity(embeddings, loss.proxies[labels]) >= 0.3
