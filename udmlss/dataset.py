@@ -131,7 +131,8 @@ def _image_of(item: object, index: int, image_key: str | None) -> Tensor:
             return candidate
     key = "" if image_key is None else f" under the key {image_key!r}"
     remedy = "Give the dataset a transform that ends in a float tensor, such as torchvision's ToTensor"
-    if any(isinstance(each, Tensor) and each.shape[:1] == (1,) for each in _candidates(item, image_key)):
+    tensors = [each for each in _candidates(item, image_key) if isinstance(each, Tensor)]
+    if any(each.ndim == 4 and len(each) == 1 for each in tensors):  # noqa: PLR2004
         remedy = "Remove the first dimension of the tensor, for example by `image[0]`"
     elif isinstance(item, Mapping) and image_key is None and "pixel_values" in item:
         remedy = 'Return one tensor: `processor(image, return_tensors="pt")["pixel_values"][0]`'

@@ -50,7 +50,7 @@ def evaluate(
         output: "embeddings" scores the model's embeddings, "features" those of its trunk.
         batch_size: Number of images per forward pass.
         num_workers: As for `embed`.
-        precision: "bfloat16" embeds in mixed precision.
+        precision: "bfloat16" and "float16" embed in mixed precision.
         seed: Seed of k-means, whose clusters NMI and AMI score.
         progress: Whether to show a progress bar.
 
@@ -59,8 +59,9 @@ def evaluate(
 
     Raises:
         TypeError: Labels or `ks` are not integers, or `images` is not a map-style dataset.
-        ValueError: Labels do not match the images, a k exceeds the number of images, there are fewer than two classes,
-            or the embeddings are not finite.
+        ValueError: Labels do not match the images, a k exceeds the number of images that a query is compared with, no
+            query has an image of its class, there are fewer than two classes, or embeddings are not finite or are all
+            equal.
 
     Example:
         >>> images = torch.eye(4).reshape(4, 1, 2, 2)
@@ -117,8 +118,9 @@ def evaluate_embeddings(
 
     Raises:
         TypeError: Labels or `ks` are not integers.
-        ValueError: Labels do not match the embeddings, a k exceeds the number of images, there are fewer than two
-            classes, or embeddings are not finite.
+        ValueError: Labels do not match the embeddings, a k exceeds the number of images that a query is compared with,
+            no query has an image of its class, there are fewer than two classes, or embeddings are not finite or are
+            all equal.
 
     Example:
         >>> evaluate_embeddings(torch.eye(2).repeat(3, 1), labels=[0, 1, 0, 1, 0, 1], ks=1).recall_at

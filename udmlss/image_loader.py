@@ -4,9 +4,10 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import active_children, get_start_method
+from multiprocessing import get_start_method
+from multiprocessing.process import BaseProcess
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,9 +18,6 @@ from udmlss._checks import type_error
 from udmlss._generators import seeded_generators
 from udmlss.dataset import IndexedImages, stack_images
 from udmlss.types import Images
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 _MOST_WORKERS = 8
 
@@ -44,7 +42,7 @@ class ImageLoader:
 
     Raises:
         ValueError: A dataset has no images.
-        TypeError: A dataset is not map-style. When workers are started: it cannot be pickled, and has to be.
+        TypeError: A dataset is not map-style, or it cannot be pickled and the workers are not started by "fork".
 
     Example:
         >>> images = IndexedImages(torch.zeros(5, 3, 8, 8))
@@ -95,7 +93,7 @@ class ImageLoader:
         try:
             yield
         finally:
-            if self._owner is own:  # or else a generator that was forgotten in its block, and a later block runs
+            if self._owner is own:  # a generator that ends late must not end the workers of a later block
                 self._owner = outer
                 self.close()
 
@@ -168,7 +166,6 @@ class _Pool:
 
     def __init__(self, source: _Source, num_workers: int, *, pin_memory: bool) -> None:
         self._requests: list[_Request] = []
-        self._processes: list[BaseProcess] = []
         self._iterator: Iterator[Any] = iter(())
         self._is_loading = False
         self._loader = DataLoader(
@@ -184,7 +181,7 @@ class _Pool:
 
     def is_ready(self) -> bool:
         """Return whether all workers are alive and no list of requests is being loaded."""
-        return not self._is_loading and all(process.is_alive() for process in self._processes)
+        return not self._is_loading and all(process.is_alive() for process in self._workers())
 
     def load(self, requests: Sequence[_Request]) -> Iterator[Any]:
         """Load requests in order. The pool is not ready again after an error."""
@@ -207,10 +204,16 @@ class _Pool:
     def close(self) -> None:
         """End the workers, also if a traceback refers to them."""
         getattr(self._iterator, "_shutdown_workers", lambda: None)()  # torch would wait for the last reference
+        for process in self._workers():
+            if process.is_alive():
+                process.kill()  # torch sends SIGTERM, which workers ignore
+
+    def _workers(self) -> list[BaseProcess]:
+        found: list[BaseProcess] = getattr(self._iterator, "_workers", [])
+        return found
 
     def _start(self) -> None:
         """Start an iteration over the requests, and the workers before the first one."""
-        others = active_children()
         try:
             self._iterator = iter(self._loader)
         except (AttributeError, PicklingError, TypeError) as error:
@@ -224,7 +227,6 @@ class _Pool:
                 "Replace a lambda or local function by a function at the top level of a module, or pass "
                 "`num_workers=0`",
             ) from error
-        self._processes += [process for process in active_children() if process not in others]
 
 
 def _ignore_sigterm(_worker: int) -> None:

@@ -71,8 +71,8 @@ def embed(
             or a model on the CPU, and for a model on a GPU one for each core, at most 8, if processes are forked. With
             workers the main process loads no item, so that a dataset may open its file in the first call of
             `__getitem__`.
-        precision: "bfloat16" and "float16" run forward passes in mixed precision. The result is float32 in all cases,
-            also for a model whose parameters have another data type.
+        precision: "bfloat16" and "float16" run forward passes in mixed precision. The result has the data type
+            `dtype` in all cases, also for a model whose parameters have another one.
         seed: Seed of random transforms of the images.
         sharded: Whether to distribute the images over the ranks of `torch.distributed`, each of which must make the
             call.
@@ -80,7 +80,7 @@ def embed(
             They are written to a temporary file with the suffix ".part", which replaces an existing file after the
             last row. None returns the rows in memory.
         dtype: Data type of the file. "float16" halves it and retains three digits, which is enough for clustering.
-            Its numbers lie between 6e-5 and 65504.
+            The largest absolute number of each row must lie between 6e-5 and 65504, unless all are zero.
         progress: Whether to show a progress bar.
 
     Returns:

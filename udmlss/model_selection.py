@@ -43,7 +43,7 @@ def label_free_scores(
         1.0
     """
     indices = _check_views(embeddings, views, indices).to(embeddings.device)
-    k = min(_N_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # few images would share all of more neighbors
+    k = min(_N_NEIGHBORS, max(1, (len(embeddings) - 1) // 2))  # with 21 images, lists of 20 would all be equal
     queries = torch.cat([embeddings[indices].float(), views.to(embeddings.device).float()])
     similarities, found = search(embeddings, k + 1, queries)
     m = len(indices)

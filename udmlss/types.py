@@ -83,6 +83,7 @@ class PseudoLabels:
             negatives of each other. None if any clusters may be in the same batch.
 
     Raises:
+        TypeError: A field is not a tensor, or labels or sizes are not integers.
         ValueError: The fields contradict each other.
     """
 
@@ -114,7 +115,7 @@ class PseudoLabels:
             embeddings: Embeddings of the images. With them the centers are computed, without them they are None.
 
         Raises:
-            TypeError: The labels are not integers.
+            TypeError: The labels are not integers, or the embeddings are not a floating-point tensor.
             ValueError: The labels are not one-dimensional, are not one per embedding, or have no cluster, or the
                 embeddings are not finite.
 
@@ -160,7 +161,7 @@ def _check_sizes(labels: Tensor, sizes: Tensor) -> None:
             remedy = "Use PseudoLabels.from_labels for other types"
             raise type_error(f"`{name}` must be a tensor of integers", type(value).__name__, remedy)
         as_labels(value, value.numel(), name)
-    counted = labels[labels >= 0].bincount()
+    counted = labels[labels >= 0].clamp(max=len(sizes)).bincount()  # larger numbers are an error below
     if len(labels) and int(labels.min()) < -1:
         raise value_error("`labels` must be -1 or above", int(labels.min()), "Use PseudoLabels.from_labels")
     if len(counted) == 0 or not torch.equal(counted, sizes.to(counted)) or not counted.all():

@@ -161,9 +161,10 @@ def test_ratios_of_the_search_have_the_recall_of_new_queries():
 
 def test_evaluation_without_the_baseline():
     alone = replace(QUICK, with_peer=0, default_rows=0)
-    time, memory = speed.lines_of_evaluate(alone)
+    time, memory, search = speed.lines_of_evaluate(alone)
     assert "without the baseline" in time.note
     assert len(memory.ours) == 1
+    assert len(search.ratios) == 1
 
 
 def test_ratio_is_the_median_over_pairs():

@@ -267,6 +267,11 @@ def test_an_error_about_a_batch_of_one_image_names_the_remedy(item):
         IndexedImages([item])[0]
 
 
+def test_an_error_about_a_grayscale_image_of_integers_does_not_remove_its_channel():
+    with pytest.raises(TypeError, match="Give the dataset a transform that ends in a float tensor"):
+        IndexedImages([torch.zeros(1, 4, 4, dtype=torch.uint8)])[0]
+
+
 @pytest.mark.parametrize("images", [[], IMAGES[:0], FromFunction(IMAGES.__getitem__, 0)])
 def test_rejects_an_empty_dataset(images):
     with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none\. Check the folder"):

@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 from multiprocessing import active_children, get_start_method, set_start_method
 
 import jaxtyping
@@ -193,6 +194,16 @@ def test_workers_that_ended_are_replaced(starts):
             process.join()
         assert_equal(load(loader, IMAGES)[3][0], IMAGES[[11]])
     assert starts == [1, 1]
+
+
+def test_a_worker_that_does_not_end_is_killed(starts, monkeypatch):
+    monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    with ImageLoader([IMAGES], 1) as loader:
+        load(loader, IMAGES)
+        [worker] = active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -44,6 +44,7 @@ def test_pseudo_labels_count_clusters_and_unassigned_images():
     [
         ({"labels": torch.tensor([0, -2, 1, 1, -1])}, r"`labels` must be -1 or above, got -2\. Use"),
         ({"labels": torch.tensor([0, -1, 2, 2, -1])}, r"`sizes` must be the number of images of each cluster"),
+        ({"labels": torch.tensor([0, 2**60, 1, 1, -1])}, r"`sizes` must be the number of images of each cluster"),
         ({"labels": torch.tensor([], dtype=torch.int64)}, r"`sizes` must be the number of images of each cluster"),
         ({"sizes": torch.tensor([2, 2])}, r"numbered without gaps, got sizes \[2, 2\] for \[1, 2\] images"),
         ({"sizes": torch.tensor([1, 2, 0])}, r"`sizes` must be the number of images of each cluster"),

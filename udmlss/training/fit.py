@@ -104,9 +104,10 @@ def fit(
             `WeightAverage` in `callbacks` replaces it.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
-        chunk_size: Number of images per forward and backward pass in a step, which bounds the memory of large batches.
-            The gradient is that of the whole batch, also if the loss compares all images of the batch. A step needs
-            one more forward pass. None passes the batch at once.
+        chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large
+            batches. The gradient is that of the whole batch, also if the loss compares all images of the batch, unless
+            batch normalization is trained, which then normalizes each chunk by itself. A step needs one more forward
+            pass. The rotation head and the auxiliary loss are not computed in chunks. None passes the batch at once.
         clip_norm: Largest norm of the gradient of all parameters together. None does not clip.
         accumulate_grad_batches: Number of batches per optimizer step, whose gradients are averaged. Each batch has its
             own loss, which does not compare images of two batches; `chunk_size` saves memory without this limit.
@@ -128,7 +129,8 @@ def fit(
             differ between ranks. In a later round: all embeddings are equal, or there are fewer clusters than a batch
             needs.
         TypeError: An argument or an item of `images` of a wrong type.
-        FloatingPointError: The loss or the gradient is not finite. The model is as before that step.
+        FloatingPointError: The loss or the gradient is not finite. That step is not taken, and the model gets the
+            averaged or best weights of the steps before, as when training ends otherwise.
         OSError: A checkpoint cannot be written.
         RuntimeError: Another thread of this process is training, or another rank raised an error.
 
@@ -197,8 +199,9 @@ def fit(
         try:
             hooks.start(run)
             run.stop_reason = _train(run, step, hooks)
+            run.is_complete = True
         except KeyboardInterrupt:
-            run.stop_reason = "interrupt"
+            run.stop_reason, run.is_complete = "interrupt", True
             run.end_round(None)
         except Exception as error:
             error.add_note(f"`fit` had taken {run.step} steps in {len(run.history)} complete rounds.")

@@ -24,7 +24,7 @@ class ModuleAttributes:
         self._modules = {
             f"{name}.{path}": part for name, module in modules.items() for path, part in module.named_modules()
         }
-        self._initial = {name: _attributes(part) for name, part in self._modules.items()}
+        self._initial = {name: _copies(_attributes(part)) for name, part in self._modules.items()}
 
     def changed(self) -> dict[str, dict[str, Any]]:
         """Return the attributes that changed since construction, by the name of their module."""
@@ -49,9 +49,14 @@ def _attributes(part: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in own.items() if isinstance(value, Real | Tensor)} | generators
 
 
+def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copy the tensors, which a module may change in place."""
+    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in attributes.items()}
+
+
 def _equal(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+        return one.device == other.device and torch.equal(one, other)
     return type(one) is type(other) and one == other
 
 

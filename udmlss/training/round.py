@@ -47,13 +47,7 @@ class Round:
     def state_dict(self) -> dict[str, Any]:
         """Return the clusters and the number of batches that were yielded."""
         pseudo_labels = vars(self.pseudo_labels)
-        return {"number": self.number, "pseudo_labels": dict(pseudo_labels), "batches_done": self.batches_done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the clusters, and continue after the batches that were yielded."""
-        self.number = state["number"]
-        self.pseudo_labels = PseudoLabels(**state["pseudo_labels"])
-        self.batches_done = state["batches_done"]
+        return {"pseudo_labels": dict(pseudo_labels), "batches_done": self.batches_done}
 
     def _clusters_per_batch(self) -> int:
         wanted = self._rounds.clusters_per_batch

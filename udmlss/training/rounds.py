@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from udmlss._checks import check_choice, check_integer, value_error
-from udmlss._chunks import row_slices
+from udmlss._chunks import Share, row_slices
 from udmlss._threads import one_training_per_process
 from udmlss._torch import device_of
 from udmlss.clustering.any_labeler import as_labeler, on_accepted_device
@@ -27,7 +27,7 @@ from udmlss.distributed import (
 )
 from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
 from udmlss.model_selection import label_free_scores
-from udmlss.neighbors.approximate import Share, share_searches
+from udmlss.neighbors.approximate import share_searches
 from udmlss.neighbors.backends import search_on
 from udmlss.results import LabelFreeScores
 from udmlss.training.identity import check_ranks, describe_loop
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 ClusterOn = Literal["features-first", "embeddings", "features"]
 MAX_STEPS, RELABEL_EVERY = Epochs(8), Epochs(1)
 _CLUSTERS_PER_BATCH = 8
+_LARGEST_SEED = 2**63 - 1  # generators of PyTorch take 64 bits, and views add 1
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
 
@@ -80,7 +81,7 @@ class Rounds:
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
             that later changes of a dataset have no effect. 0 loads images in the main process. None is as in `embed`.
-        precision: "bfloat16" embeds in mixed precision.
+        precision: "bfloat16" and "float16" embed in mixed precision.
         embeddings_folder: Folder for temporary files that hold the embeddings of all images, for datasets whose
             embeddings exceed memory. The files have no name and are removed by the operating system, also if the
             process is killed. None holds embeddings on the model's GPU, if there is one and they take at most an
@@ -133,7 +134,7 @@ class Rounds:
         self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
         self.labeler = ClusterPseudoLabeler() if labeler is None else as_labeler(labeler)
         check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
-        check_integer("seed", seed, 0)
+        check_integer("seed", seed, 0, _LARGEST_SEED)
         check_integer("accumulate_grad_batches", accumulate_grad_batches, 1)
         check_same_length(self.images, self.cluster_images)
         check_sizes(self.labeler, len(self.images), clusters_per_batch, samples_per_cluster, views)
@@ -240,7 +241,7 @@ class Rounds:
         if state["round"] is not None:
             pseudo_labels = PseudoLabels(**state["round"]["pseudo_labels"])
             self._round = Round(self._number, pseudo_labels, self, self._n_batches())
-            self._round.load_state_dict(state["round"])
+            self._round.batches_done = state["round"]["batches_done"]
         scores = state["start_scores"]
         self.start_scores = None if scores is None else LabelFreeScores(**scores)
         if state["labeler"] is not None:

@@ -45,6 +45,7 @@ class Run:
         history: Reports of the rounds that ended.
         pseudo_labels: The newest clusters, or None before the first clustering.
         stop_reason: Why training ended.
+        is_complete: Whether training ended without an error.
         stop_request: The reason for which training is to end after the present step, or None.
         show_progress: Whether a progress bar is shown.
         weights_step: The step of the model's weights after training, if it is not the last one; `BestWeights` sets it.
@@ -75,6 +76,7 @@ class Run:
         self.history: list[RoundReport] = []
         self.pseudo_labels: PseudoLabels | None = None
         self.stop_reason: StopReason = "max_steps"
+        self.is_complete = False
         self.weights_step: int | None = None
         self.identity: dict[str, Any] = {}
         self._steps: list[StepReport] = []

@@ -61,7 +61,7 @@ def _set(group: dict[str, Any], changes: Changes) -> None:
     for key, (_, new) in changes.items():
         group[key] = new
     if "lr" in changes or "initial_lr" in changes:
-        old, new = changes["initial_lr" if "initial_lr" in group else "lr"]
+        old, new = changes.get("initial_lr") or changes["lr"]
         group["lr"] = new if old in {lr, 0} else lr * new / old
 
 

@@ -95,7 +95,7 @@ class _Search:
             return
         self._visited.add(id(each))
         entries = _entries(each)
-        if entries is not None and len(entries) == n:
+        if n and entries is not None and len(entries) == n:
             if name.endswith(self._suffixes):
                 _add(name, entries, self.found)
         elif isinstance(each, list | tuple):

@@ -159,7 +159,7 @@ def _remedy(name: str) -> str:
         return "Call `torch.manual_seed` with the same seed before the modules are built"
     if name.startswith((_CHECKSUM, "content of ", "number of images")):
         return "Open the same files on every rank, for example sorted by path; each rank takes its part of the images"
-    return "Pass the same arguments on every rank, which samples its own batches also with the same seed"
+    return "Pass the same arguments on every rank, also the same seed: ranks sample different batches nevertheless"
 
 
 def _text(value: object) -> str:

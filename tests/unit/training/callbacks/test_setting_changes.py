@@ -1,5 +1,7 @@
 """Settings that change on purpose when a run resumes."""
 
+from functools import partial
+
 import pytest
 import torch
 from interrupted_training import Noisy, assert_same, build, train
@@ -49,6 +51,14 @@ def test_a_changed_learning_rate_continues_the_course_of_the_scheduler(scheduler
     assert found == [[pytest.approx(group) for group in groups] for groups in expected[4:]]
     again = train_with(Checkpoint(tmp_path, resume=True), scheduler=scheduler, lr=0.03)  # is the run's own setting now
     assert again == []
+
+
+def test_the_factor_of_a_scheduler_may_change(tmp_path):
+    half, whole = (partial(LambdaLR, lr_lambda=lambda _step, factor=factor: factor) for factor in (0.5, 1.0))
+    train_with(Checkpoint(tmp_path), scheduler=half, max_steps=4)
+    with pytest.warns(UserWarning, match=r"optimizer\.trunk\.lr from 0\.05 to 0\.1"):
+        found = train_with(Checkpoint(tmp_path, resume=True, allow_changes="lr"), scheduler=whole)
+    assert [groups[0]["lr"] for groups in found] == [0.1] * 4
 
 
 def test_other_settings_of_the_optimizer_and_of_fit_may_change(tmp_path):

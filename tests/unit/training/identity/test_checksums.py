@@ -68,6 +68,7 @@ DATASETS = {
     "a subset": lambda order: Subset(Holder(), order.tolist()),
     "a subset of files": lambda order: Subset(Holder(files=paths(order)), range(N)),
     "two datasets": lambda order: ConcatDataset([Holder(), Holder(files=paths(order))]),
+    "an empty dataset": lambda order: ConcatDataset([Holder(files=paths(order)), Subset(Holder(), [])]),
     "indexed images": lambda order: IndexedImages(Holder(files=paths(order))),
 }
 

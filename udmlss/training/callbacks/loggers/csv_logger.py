@@ -55,6 +55,8 @@ class CSVLogger(Logger):
     def _open(self, first_step: int, first_round: int) -> None:
         """Set from which step on the rows of earlier files are removed."""
         self._first = {"step": first_step, "round": first_round}
+        if first_round == 0:  # the first row of a new run is written at the end of its first round
+            (self.folder / _NAMES["round"]).unlink(missing_ok=True)
 
     def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Append a row."""

@@ -99,10 +99,8 @@ class Logger:
             self._hook = None
         self._run = None
         if is_rank_zero():
-            # After an error the reason is still "max_steps"
-            completed = run.stop_reason != "max_steps" or run.step >= run.rounds.n_steps
             try:
-                self._close(completed=completed)
+                self._close(completed=run.is_complete)
             except Exception as error:  # noqa: BLE001 (of any tracker)
                 self._warn(error)
 

@@ -17,7 +17,8 @@ class TensorBoardLogger(Logger):
     label-free scores, the learning rates as "step/lr_trunk" and the seconds since the step before.
 
     If a `Checkpoint` resumes the run, TensorBoard no longer shows the values of steps of the interrupted run that
-    are taken again. A run that starts from scratch hides an earlier run in the folder.
+    are taken again, and, if it resumes at the end of a round, those of the last step of this round. A run that starts
+    from scratch hides an earlier run in the folder.
 
     Args:
         folder: Folder of the files; it is created.

@@ -183,6 +183,9 @@ def test_a_run_from_scratch_replaces_the_files_of_an_earlier_run(tmp_path):
         train(make(folder))
         train(make(folder), max_steps=2)
         assert set(read(folder)[0]["step", "loss"]) == {1, 2}
+    with pytest.raises(RuntimeError):
+        train(Recording(("step", 2)), CSVLogger(tmp_path / "CSVLogger"))
+    assert [path.name for path in (tmp_path / "CSVLogger").iterdir()] == ["steps.csv"]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
@@ -228,12 +231,13 @@ def test_an_mlflow_logger_ends_the_run_that_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "log").as_uri())
     train(MLflowLogger())
-    with pytest.raises(RuntimeError):
-        train(Recording(("step", 2)), MLflowLogger())
+    for fail in (("step", 2), ("round", 6)):
+        with pytest.raises(RuntimeError):
+            train(Recording(fail), MLflowLogger())
     assert mlflow.active_run() is None
     runs = mlflow.MlflowClient().search_runs(["0"], order_by=["attributes.start_time"])
     mlflow.set_tracking_uri(None)
-    assert [run.info.status for run in runs] == ["FINISHED", "FAILED"]
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FAILED"]
     # A name of MLflow's own would be sampled from Python's generator
     assert all(re.fullmatch(r"udmlss [0-9: -]+", run.info.run_name) for run in runs)
 
