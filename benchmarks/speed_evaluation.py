@@ -1,6 +1,7 @@
 """Time and memory of evaluation and of sampling, with pytorch-metric-learning as the baseline."""
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -9,7 +10,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from speed_measurements import Cost, Row, Sizes, cost_in_process, measure_alternately, random_clusters, seconds
 from torch import Tensor
 
-from udmlss import PseudoLabelSampler, evaluate_embeddings
+from udmlss import PseudoLabelSampler, evaluate_embeddings, metrics
 
 P, K = 16, 5
 PER_CLASS = 60_502 / 11_316  # mean number of images per class of SOP's test split
@@ -42,7 +43,20 @@ def lines_of_sampler(sizes: Sizes) -> list[Row]:
 def lines_of_evaluate(sizes: Sizes) -> list[Row]:
     """Compare evaluations in new processes, with the fastest settings of the baseline and with its defaults."""
     rows = _evaluations(sizes, sizes.rows, FAST if sizes.with_peer else None)
-    return rows + (_evaluations(sizes, sizes.default_rows, DEFAULT) if sizes.default_rows else [])
+    rows += _evaluations(sizes, sizes.default_rows, DEFAULT) if sizes.default_rows else []
+    return [*rows, _search_row(sizes)]
+
+
+def _search_row(sizes: Sizes) -> Row:
+    """Compare an evaluation, in which k-means also runs, with its search alone."""
+    ours: list[float] = []
+    searches: list[float] = []
+    for number in range(sizes.evaluations):
+        kinds = [(prepare_ours, ours), (prepare_search, searches)]
+        for prepare, times in reversed(kinds) if number % 2 else kinds:
+            times.append(cost_in_process(prepare, sizes.rows, sizes.dimensions).seconds)
+    measured = f"{OURS} of {sizes.rows:,} x {sizes.dimensions}"
+    return Row("evaluate", measured, "its exact search alone", ours, searches, aim=1.25, note="k-means included")
 
 
 def _evaluations(sizes: Sizes, rows: int, baseline: str | None) -> list[Row]:
@@ -87,6 +101,11 @@ def prepare_ours(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
         return dict(zip(MEASURES, found, strict=True))
 
     return evaluate
+
+
+def prepare_search(rows: int, dimensions: int) -> Callable[[], object]:
+    embeddings, labels = _embeddings(rows, dimensions)
+    return partial(metrics.retrieval, embeddings, labels, ks=1)
 
 
 def prepare_fast(rows: int, dimensions: int) -> Callable[[], dict[str, float]]:
