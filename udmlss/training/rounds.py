@@ -134,7 +134,9 @@ class Rounds:
         self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
         self.labeler = ClusterPseudoLabeler() if labeler is None else as_labeler(labeler)
         check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
-        check_integer("seed", seed, 0, _LARGEST_SEED)
+        check_integer("seed", seed, 0)
+        if seed > _LARGEST_SEED:
+            raise value_error(f"`seed` must be at most {_LARGEST_SEED}", seed, "Choose a smaller number")
         check_integer("accumulate_grad_batches", accumulate_grad_batches, 1)
         check_same_length(self.images, self.cluster_images)
         check_sizes(self.labeler, len(self.images), clusters_per_batch, samples_per_cluster, views)

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -57,12 +58,13 @@ def test_unusable_rows_are_an_error(rows, message):
 
 
 @pytest.mark.parametrize("clusterer", [Communities(n_neighbors=3), JaccardDBSCAN(k1=6, k2=2)])
-def test_arrays_that_are_read_only_or_reversed_are_clustered_without_a_warning(clusterer):
+def test_arrays_that_are_read_only_or_reversed_are_clustered_without_a_warning(clusterer, monkeypatch):
     rows = (torch.eye(3).repeat_interleave(6, dim=0) + 0.1 * torch.rand(18, 3)).numpy()
     expected = clusterer.fit_predict(rows).tolist()
     rows.setflags(write=False)
     assert clusterer.fit_predict(rows).tolist() == expected
     assert clusterer.fit_predict(rows[::-1].astype(np.float64)[::-1]).tolist() == expected
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the signature rejects integers as well
     with pytest.raises(TypeError, match="`X` must be floating-point, got int64"):
         clusterer.fit_predict(rows.astype(np.int64))
 

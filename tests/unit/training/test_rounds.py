@@ -259,6 +259,7 @@ def test_round_that_is_not_iterated_raises_an_error():
         (None, {"cluster_on": "pixels"}, ValueError, r"`cluster_on` must be one of 'features-first', 'emb.* 'pixels'"),
         (None, {"max_steps": 0}, ValueError, r"`max_steps` must be at least 1, got 0"),
         (None, {"seed": -1}, ValueError, r"`seed` must be at least 0, got -1"),
+        (None, {"seed": 2**63}, ValueError, r"`seed` must be at most 9223372036854775807, got 9223372036854775808\."),
         (None, {"num_workers": -1}, ValueError, r"`num_workers` must be at least 0, got -1"),
         (None, {"cluster_images": IMAGES[:-1]}, ValueError, r"same images as `images`, got 239 and 240 images"),
     ],
