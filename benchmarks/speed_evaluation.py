@@ -49,24 +49,16 @@ def lines_of_evaluate(sizes: Sizes) -> list[Row]:
 
 def _search_row(sizes: Sizes) -> Row:
     """Compare an evaluation, in which k-means also runs, with its search alone."""
-    ours: list[float] = []
-    searches: list[float] = []
-    for number in range(sizes.evaluations):
-        kinds = [(prepare_ours, ours), (prepare_search, searches)]
-        for prepare, times in reversed(kinds) if number % 2 else kinds:
-            times.append(cost_in_process(prepare, sizes.rows, sizes.dimensions).seconds)
+    ours, searches = (
+        [cost.seconds for cost in costs] for costs in _costs(sizes, sizes.rows, prepare_ours, prepare_search)
+    )
     measured = f"{OURS} of {sizes.rows:,} x {sizes.dimensions}"
     return Row("evaluate", measured, "its exact search alone", ours, searches, aim=1.25, note="k-means included")
 
 
 def _evaluations(sizes: Sizes, rows: int, baseline: str | None) -> list[Row]:
-    ours: list[Cost] = []
-    theirs: list[Cost] = []
-    for number in range(sizes.evaluations):
-        kinds = [(OURS, ours), (baseline, theirs)]
-        for name, costs in reversed(kinds) if number % 2 else kinds:
-            if name is not None:
-                costs.append(cost_in_process(EVALUATIONS[name], rows, sizes.dimensions))
+    found = _costs(sizes, rows, *(EVALUATIONS[name] for name in (OURS, baseline) if name is not None))
+    ours, theirs = found[0], found[1] if baseline is not None else []
     measured = f"{OURS} of {rows:,} x {sizes.dimensions}"
     memory, limit = [cost.mebibytes for cost in ours], [2 * GIBIBYTE] * len(ours)
     note = f"{baseline}: {fmean(cost.mebibytes for cost in theirs):.0f} MiB" if theirs else ""
@@ -75,6 +67,16 @@ def _evaluations(sizes: Sizes, rows: int, baseline: str | None) -> list[Row]:
         _time_row(measured, ours, theirs, baseline or FAST),
         Row("evaluate", title, "2 GiB", memory, limit, aim=1, unit="MiB", note=note),
     ]
+
+
+def _costs(sizes: Sizes, rows: int, *prepares: Callable[..., Callable[[], object]]) -> list[list[Cost]]:
+    """Return the costs of each function in new processes, which are started in alternating order."""
+    found: list[list[Cost]] = [[] for _ in prepares]
+    for number in range(sizes.evaluations):
+        kinds = list(zip(prepares, found, strict=True))
+        for prepare, costs in reversed(kinds) if number % 2 else kinds:
+            costs.append(cost_in_process(prepare, rows, sizes.dimensions))
+    return found
 
 
 def _time_row(measured: str, ours: list[Cost], theirs: list[Cost], baseline: str) -> Row:

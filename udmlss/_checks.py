@@ -139,13 +139,15 @@ def check_embeddings(embeddings: object, name: str = "embeddings") -> ColumnRang
 
 
 def as_rows(embeddings: Any, name: str = "embeddings") -> Tensor:  # noqa: ANN401 (tensor or array)
-    """Return embeddings of PyTorch or NumPy as a tensor, which shares the memory of the embeddings if it can.
+    """Return an array as a tensor, which shares its memory if it can, and other objects as they are.
+
+    `check_embeddings` checks the result.
 
     Raises:
-        TypeError: They are neither a tensor nor an array of floating-point numbers.
+        TypeError: The array does not hold floating-point numbers.
     """
     if not isinstance(embeddings, np.ndarray):
-        return embeddings  # type: ignore[no-any-return]  # `check_embeddings` checks it
+        return embeddings  # type: ignore[no-any-return]
     if embeddings.dtype.kind != "f":
         raise type_error(f"`{name}` must be floating-point", embeddings.dtype, "Call .astype(np.float32) first")
     dtype = embeddings.dtype if embeddings.dtype in _TORCH_TYPES else np.float32

@@ -43,8 +43,8 @@ def load_backbone(
         The trunk, in training mode and on the CPU, and the settings of its transforms.
 
     Raises:
-        ValueError: There is no backbone of this name, it has no pretrained weights or does not end in a linear
-            classifier, `image_size` is below 1, or the backbone does not accept images of this size.
+        ValueError: `name` is unknown, the model has no pretrained weights or does not end in a linear classifier,
+            `image_size` is below 1, or the backbone does not accept images of this size.
         TypeError: `name` is not a string, or `image_size` is not an integer.
         ImportError: The package of the backbone is not installed.
         ConnectionError: The weights cannot be downloaded.

@@ -74,7 +74,7 @@ def search(
         For each image the paths of the most similar images, with their cosine similarities.
 
     Raises:
-        ValueError: There is no finished run in the folder, no image is named, a file does not exist, or `k` is below 1.
+        ValueError: The folder has no finished run, no image is named, a file does not exist, or `k` is below 1.
         OSError: A file is not an image.
 
     Example:

@@ -130,7 +130,7 @@ def fit(
             needs.
         TypeError: An argument or an item of `images` of a wrong type.
         FloatingPointError: The loss or the gradient is not finite. That step is not taken, and the model gets the
-            averaged or best weights of the steps before, as when training ends otherwise.
+            averaged or best weights of the steps before.
         OSError: A checkpoint cannot be written.
         RuntimeError: Another thread of this process is training, or another rank raised an error.
 
