@@ -24,7 +24,7 @@ from settings import ROOT
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=",".join(SETS), help="comma-separated datasets (default: all)")
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data", help="folder of the datasets")
+    parser.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the datasets")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "udmlss-features", help="folder of the features"
     )

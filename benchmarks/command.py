@@ -4,8 +4,9 @@
     python benchmarks/command.py --data groceries,logos -- --epochs 8
 
 The command trains with its defaults on the images of the first half of the classes, and the images of the other half
-are scored, as by benchmarks/quality.py. The row "pretrained" has the features of the backbone before training. Options
-after `--` are options of the command. Runs are saved below `--out` and are not repeated.
+are scored, as by benchmarks/quality.py. "Features" are those of the pretrained backbone, and "start" are the embeddings
+before training, a PCA of the features. Options after `--` are options of the command. Runs are saved below `--out` and
+are not repeated.
 """
 
 import argparse
@@ -24,11 +25,12 @@ from settings import PHOTO_SETS, ROOT
 sys.path.insert(0, str(ROOT / "examples"))
 from folders import open_folder
 
-from udmlss import embed, evaluate_embeddings
+from udmlss import EmbeddingModel, embed, evaluate_embeddings
 from udmlss.backbones import load_backbone
 from udmlss.models import load_model
 
-TITLES = ("dataset", "images", "minutes", "clusters / classes", "pretrained", "after `udmlss train`")
+TITLES = ("dataset", "images", "minutes", "clusters / classes", "features", "start", "after `udmlss train`")
+SCORED = ("features", "start", "after")
 LEGEND = """R@1 and MAP@R in percent on classes that training did not see, one seed.
 minutes: duration of the whole command on {} threads, with the report."""
 
@@ -47,9 +49,13 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
         model, backbone = load_model(run / "model")
         clusters = parquet.read_table(run / "images.parquet", columns=["cluster"])["cluster"].unique().to_pylist()
     assert backbone is not None  # noqa: S101 (the command saves it)
-    test.transform = backbone.test_transform()
-    pretrained = load_backbone(backbone.name, image_size=backbone.image_size).trunk
-    embeddings = {"before": embed(pretrained, test, num_workers=2), "after": embed(model, test, num_workers=2)}
+    train.transform = test.transform = backbone.test_transform()
+    start = EmbeddingModel.from_trunk(load_backbone(backbone.name, image_size=backbone.image_size).trunk, train)
+    embeddings = {
+        "features": embed(start, test, output="features", num_workers=2),
+        "start": embed(start, test, num_workers=2),
+        "after": embed(model, test, num_workers=2),
+    }
     scores = {name: evaluate_embeddings(rows, test.labels) for name, rows in embeddings.items()}
     return {
         "images": len(train),
@@ -64,7 +70,7 @@ def markdown(runs: dict[str, dict[str, Any]]) -> str:
     lines = [TITLES, ("---",) * len(TITLES)]
     for data, run in runs.items():
         counts = f"{run['clusters']} / {run['classes']}"
-        scores = [", ".join(f"{100 * score:.1f}" for score in run["scores"][name]) for name in ("before", "after")]
+        scores = [", ".join(f"{100 * score:.1f}" for score in run["scores"][name]) for name in SCORED]
         lines.append((data, str(run["images"]), f"{run['seconds'] / 60:.1f}", counts, *scores))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -72,7 +78,7 @@ def markdown(runs: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=",".join(PHOTO_SETS), help="comma-separated folders in `--root`")
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data", help="folder of the datasets")
+    parser.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the datasets")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/command", help="folder of the results")
     parser.add_argument("options", nargs="*", help="options of `udmlss train`, after --")
     args = parser.parse_args()

@@ -95,7 +95,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", required=True, help=f"glyphs, {sets}, or a folder in the layout of CUB_200_2011 or with one per class"
     )
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared/data", help=f"folder of {sets}")
+    parser.add_argument("--root", type=Path, default=ROOT / "data", help=f"folder of {sets}")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: benchmarks/results/NAME)")
     options = parser.add_argument_group("settings", "Changes to the preset of the dataset.")
