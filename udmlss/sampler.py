@@ -188,12 +188,11 @@ def _check_enough_clusters(
 ) -> None:
     if n_clusters < clusters_per_batch:
         largest = np.sort(sizes)[::-1][:8].tolist()
-        too_small = len(sizes) >= clusters_per_batch
-        remedy = "lower `n_clusters`, so that clusters have more images" if too_small else "raise `n_clusters`"
+        kind = "larger" if len(sizes) >= clusters_per_batch else "more"
         is_lowest = clusters_per_batch == 2  # noqa: PLR2004
         raise value_error(
             f"`clusters_per_batch={clusters_per_batch}` needs at least {clusters_per_batch} clusters with "
             f"{min_cluster_size} or more images",
             f"{n_clusters} (the largest sizes are {largest})",
-            "Use a labeler that finds more clusters of this size" if is_lowest else f"Lower it, or {remedy}",
+            f"{'Use' if is_lowest else 'Lower it, or use'} a labeler that finds {kind} clusters",
         )

@@ -274,10 +274,10 @@ def test_has_a_short_repr():
     [
         (
             {"clusters_per_batch": 4},
-            r"at least 4 clusters with 2 or .* got 3 \(.* are \[9, 4, 3, 1, 1\]\)\. Lower it, or lower `n_clusters`",
+            r"at least 4 clusters with 2 or .* got 3 \(.* are \[9, 4, 3, 1, 1\]\)\. Lower it, or .* finds larger",
         ),
-        ({"clusters_per_batch": 6}, r"at least 6 clusters .* got 3 .* Lower it, or raise `n_clusters`\."),
-        ({"min_cluster_size": 5}, r"2 clusters with 5 or more images, got 1 .* Use a labeler that finds more"),
+        ({"clusters_per_batch": 6}, r"at least 6 clusters .* got 3 .* Lower it, or use a labeler that finds more"),
+        ({"min_cluster_size": 5}, r"2 clusters with 5 or more images, got 1 .* Use a labeler that finds larger"),
         ({"clusters_per_batch": 1}, r"`clusters_per_batch` must be at least 2, got 1\. Raise it\."),
         ({"samples_per_cluster": 1}, r"`samples_per_cluster` must be at least 2, got 1\. Raise it\."),
         ({"samples_per_cluster": 0, "views": 2}, r"`samples_per_cluster` must be at least 1, got 0\. Raise it\."),

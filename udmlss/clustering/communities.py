@@ -86,7 +86,7 @@ class Communities:
         column_range = check_embeddings(rows, "X")
         self.check_size(len(rows))
         check_distinct(column_range, len(rows))
-        return self.cluster(rows)
+        return self.cluster(rows.detach())
 
     def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
         """Return the labels of `fit_predict` for rows that have been checked; their neighbors are searched once."""

@@ -49,8 +49,8 @@ class ClusterPseudoLabeler:
             search the averages for neighbors, too. None clusters the embeddings themselves.
         reliability: Whether the reliability of each label is also computed for k-means and for a clusterer, which
             takes a search for neighbors. For communities it is always computed.
-        unassigned_fraction: Fraction of the images, in 0..0.9, that get the label -1 because their labels are the
-            least reliable. 0 does not change the labels.
+        unassigned_fraction: Fraction, in 0..0.9, of the images that the clusterer assigned. They get the label -1,
+            because their labels are the least reliable. 0 does not change the labels.
         coarse: Whether to find coarse clusters, too, each of several clusters: batches then hold no negatives from the
             same coarse cluster. They are communities of the graph of clusters. If there is only one,
             `PseudoLabels.coarse_labels` is None.

@@ -5,11 +5,10 @@ import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from udmlss.clustering.map_equation import compression, map_equation_communities
 from udmlss.neighbors.graph import shared_neighbor_graph
-from udmlss.neighbors.search import search
+from udmlss.neighbors.search import search, unit_length
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 LARGEST_SAMPLE = 5000  # rows that the length is chosen on at most, to bound the time
@@ -29,9 +28,10 @@ def choose_list_length(
 
     Communities shorten the description of a random walk along the graph of neighbors. They do so even if the rows have
     no clusters. Therefore each length is tried on the embeddings and on random rows with the same mean and covariance.
-    The gap is the difference of how much the description shortens. The longest list whose gap is within 2 % of the
-    largest gap is chosen. Of more than 5,000 rows, the 5,000 nearest neighbors of a random row are used: they contain
-    whole classes, which a random sample of the rows does not.
+    The gap is the difference of how much the description shortens, averaged with the gaps of the next shorter and the
+    next longer list. The longest list whose gap is within 2 % of the largest is chosen, except lists with which all
+    rows form a single community. Of more than 5,000 rows, the 5,000 nearest neighbors of a random row are used: they
+    contain whole classes, which a random sample of the rows does not.
 
     Args:
         embeddings: At least three rows of any length.
@@ -65,7 +65,7 @@ def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Flo
     if len(embeddings) > LARGEST_SAMPLE:
         query = torch.randint(len(embeddings), (1,), generator=generator).to(embeddings.device)
         embeddings = embeddings[search(embeddings, LARGEST_SAMPLE, embeddings[query])[1][0]]
-    return normalize(embeddings.cpu().float())
+    return unit_length(embeddings.cpu())
 
 
 def _random_rows(rows: Float[Tensor, "m d"], generator: torch.Generator) -> Float[Tensor, "m d"]:

@@ -33,8 +33,8 @@ def map_equation_communities(weights: csr_array, *, seed: int = 0) -> Indices:
 
     References:
         Maps of random walks on complex networks reveal community structure. Rosvall, Bergstrom. 2008.
-        https://doi.org/10.1073/pnas.0706851105. There nodes move one by one; here in batches, of which moves are
-        taken back that do not shorten the description.
+        https://doi.org/10.1073/pnas.0706851105. The paper moves nodes one by one. Here the nodes of a
+        batch move at the same time. If all moves together do not shorten the description, fewer of them are made.
     """
     generator = np.random.default_rng(seed)
     network = _Network.from_matrix(weights)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, eye_array, hstack
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.metrics import adjusted_rand_score
@@ -16,7 +15,6 @@ from udmlss._checks import as_labels, value_error
 from udmlss.types import Labels
 
 _MAX_CLUSTERS = 2**24
-_MAX_TABLE_SIZE = 2**24  # counts in a dense table: 4,096 x 4,096 clusters, 128 MiB
 
 
 def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
@@ -52,8 +50,7 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
     previous = torch.where(previous < k, previous, -1)  # new ids are below k, so no cluster can have a larger one
     k_previous = int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
-    match = _match_dense if k * k_previous <= _MAX_TABLE_SIZE else _match_sparse
-    new, old = match(labels[both], previous[both], k, k_previous)
+    new, old = _match(labels[both], previous[both], k, k_previous)
     ids = np.full(k + 1, -1)  # the last element is the id of -1
     ids[new] = old
     ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old)
@@ -97,19 +94,10 @@ def _as_tensors(labels: Labels, previous: Labels) -> tuple[Int64[Tensor, " n"], 
     return checked, as_labels(previous, len(checked), "previous").cpu().clamp(min=-1)
 
 
-def _match_dense(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Match new ids to old ids below k that they share images with, by a table of all pairs of ids."""
-    pairs = labels * k_previous + previous
-    shared = pairs.bincount(minlength=k * k_previous).view(k, k_previous)[:, :k].numpy()
-    new, old = linear_sum_assignment(shared, maximize=True)
-    matched = shared[new, old] > 0
-    return new[matched], old[matched]
-
-
-def _match_sparse(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Match as `_match_dense` does, by a sparse table of the pairs of ids that share images."""
+def _match(labels: Tensor, previous: Tensor, k: int, k_previous: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Match new ids to old ids that they share images with, by a sparse table of the pairs that share images."""
     pairs = (np.ones(len(labels)), (labels.numpy(), previous.numpy()))
-    shared = coo_array(pairs, shape=(k, k_previous)).tocsr()[:, :k]
+    shared = coo_array(pairs, shape=(k, k_previous)).tocsr()
     shared.data += 1
     # the matching must include each new id, so that each has a column of its own with weight 1, which leaves it alone
     new, old = min_weight_full_bipartite_matching(hstack([shared, eye_array(k)], format="csr"), maximize=True)

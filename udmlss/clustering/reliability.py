@@ -6,7 +6,7 @@ from jaxtyping import Float32
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from udmlss._checks import as_labels, value_error
+from udmlss._checks import as_labels
 from udmlss.types import Labels
 
 
@@ -23,13 +23,13 @@ def label_margins(similarities: csr_array, labels: Labels) -> Float32[Tensor, " 
     Args:
         similarities: Symmetric matrix (n, n) of similarities in 0..1 with an empty diagonal: the weights of
             `shared_neighbor_graph`, or `k_reciprocal_similarity`. Pairs that are not stored have the similarity 0.
-        labels: Label of each item. -1 means unassigned.
+        labels: Label of each item. A negative label means unassigned.
 
     Returns:
         The margins, in -1..1, on the CPU. NaN for unassigned items.
 
     Raises:
-        ValueError: The number of labels is not that of the items, or a label is below -1.
+        ValueError: The number of labels is not that of the items.
 
     Example:
         >>> from udmlss.clustering import label_margins
@@ -39,8 +39,6 @@ def label_margins(similarities: csr_array, labels: Labels) -> Float32[Tensor, " 
         tensor([ 0.5000,  0.5000, -1.0000, -0.3333])
     """
     found = as_labels(labels, similarities.shape[0]).numpy(force=True)
-    if len(found) and found.min() < -1:
-        raise value_error("`labels` must be -1 or higher", int(found.min()), "Use -1 for unassigned items")
     rows = np.flatnonzero(found >= 0)
     clusters, own, sizes = np.unique(found[rows], return_inverse=True, return_counts=True)
     members = csr_array((np.ones(len(rows)), (rows, own)), shape=(len(found), len(clusters)))

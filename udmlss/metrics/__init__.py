@@ -1,7 +1,7 @@
 """Retrieval and clustering scores of embeddings with known classes.
 
 A negative label, such as -1, is not a class but means that the class of the item is unknown. All scores ignore such
-items: they are neither queries nor items that are searched, as the images marked as junk in Oxford Buildings and
+items: they are neither queries nor items that are searched, like the images marked as junk in Oxford Buildings and
 Market-1501. To count images as distractors, give each a class of its own.
 """
 

@@ -53,7 +53,8 @@ def score_rankings(
     n_ranked = (~is_ignored).sum(dim=1, keepdim=True)
     if (n_ranked < n_needed).any():
         worst = int((n_ranked - n_needed).argmin())
-        rule = f"The ranking of this query must have at least {int(n_needed[worst])} items"
+        row = int(plan.query_has_class.nonzero()[worst])
+        rule = f"Row {row} of `rankings` must have at least {int(n_needed[worst])} items that are not ignored"
         raise value_error(rule, int(n_ranked[worst]), "Search for more items")
     order = is_ignored.byte().argsort(dim=1, stable=True)[:, : int(n_needed.max())]
     all_labels = torch.full((n,), -1).masked_scatter(plan.has_class, plan.labels)

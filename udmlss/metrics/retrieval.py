@@ -176,8 +176,12 @@ def plan_retrieval(
     listed = tuple(ks) if isinstance(ks, Iterable) else (ks,)
     if not listed:
         raise value_error("`ks` must hold at least one integer", ks, "Use (1, 2, 4, 8)")
+    most = len(classes) - (n_queries is None)
     for k in listed:
-        check_integer("ks", k, 1, len(classes) - (n_queries is None))
+        check_integer("ks", k, 1)
+        if k > most:
+            rule = f"`ks` must not exceed the number of items with a class that a query is compared with, {most}"
+            raise value_error(rule, k, "Pass smaller numbers, such as `ks=1`, or add items")
     return RetrievalPlan(has_class, query_has_class, classes, queried, n_relevant, tuple(map(int, listed)))
 
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
+from threading import Lock
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -18,6 +20,9 @@ from udmlss.neighbors.exact import exact_euclidean
 
 Neighbors = tuple[Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # distances or similarities, and indices
 Search = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"], int], tuple[Float[Tensor, "q k"], Int64[Tensor, "q k"]]]
+
+_precision_lock = Lock()
+_restores: list[Callable[[], None]] = []  # one for each open `full_precision`; the first restores the setting
 
 faiss_errors: list[str] = []  # why faiss, although it is installed, is not used in this process
 
@@ -96,9 +101,9 @@ def euclidean_search(
     """
     if dtype == torch.float64:
         return device, exact_euclidean
-    if faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
-        return torch.device("cuda"), partial(faiss.knn_gpu, faiss.StandardGpuResources())
     device = search_device(device)
+    if device.type == "cuda" and faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
+        return device, partial(_faiss_gpu_knn, faiss, faiss.StandardGpuResources())
     if device.type != "cpu":
         return device, _torch_euclidean
     return device, _sklearn_euclidean if faiss is None else partial(_faiss_knn, faiss, faiss.METRIC_L2)
@@ -115,14 +120,46 @@ def _can_exchange_tensors() -> bool:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices in float32 in the `with` block, also under autocast and if TF32 is allowed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Multiply float32 matrices in float32 in the `with` block, also under autocast and if TF32 is allowed.
+
+    TF32 is a setting of the process: the first of several threads changes it, and the last one restores it.
+    """
+    with _precision_lock:
+        _restores.append((lambda: None) if _restores else _forbid_tf32())
     try:
         with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _precision_lock:
+            _restores.pop()()
+
+
+def _forbid_tf32() -> Callable[[], None]:
+    """Let float32 matrices be multiplied in float32, and return a function that restores the setting."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by `fp32_precision`, which PyTorch has since 2.9
+        return _forbid_tf32_of_backends()
+    torch.set_float32_matmul_precision("highest")
+    return partial(torch.set_float32_matmul_precision, before)
+
+
+def _forbid_tf32_of_backends() -> Callable[[], None]:
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
+
+    def set_all(settings: list[str]) -> None:
+        for backend, setting in zip(backends, settings, strict=True):
+            backend.fp32_precision = setting
+
+    set_all(["ieee"] * len(backends))
+    return partial(set_all, before)
+
+
+def _faiss_gpu_knn(faiss: ModuleType, resources: object, queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
+    with torch.cuda.device(gallery.device):
+        found: Neighbors = faiss.knn_gpu(resources, queries, gallery, k, device=torch.cuda.current_device())
+    return found
 
 
 def _faiss_knn(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, k: int) -> Neighbors:

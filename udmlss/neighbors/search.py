@@ -53,7 +53,8 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
 def check_k(k: int, n_items: int) -> None:
     """Raise ValueError if k exceeds the number of items that each query is compared with."""
     if k > n_items:
-        raise value_error(f"`k={k}` must not exceed the number of items", n_items, "Lower `k`, or add items")
+        rule = f"`k={k}` must not exceed the number of items that a query is compared with"
+        raise value_error(rule, n_items, "Lower `k`, or add items")
 
 
 def search(embeddings: Float[Tensor, "n d"], k: int, queries: Float[Tensor, "q d"] | None = None) -> Neighbors:
@@ -201,7 +202,8 @@ def pair_with_neighbors(features: Float[Tensor, "n f"], *, fraction: float = 0.5
     check_number("fraction", fraction, 0, 1)
     check_integer("seed", seed, 0)
     check_embeddings(features, "features")
-    check_k(1, len(features) - 1)
+    if len(features) < 2:  # noqa: PLR2004
+        raise value_error("`features` must have at least two rows", len(features), "Add images")
     own = torch.arange(len(features), device=features.device)
     take_neighbor = torch.rand(len(features), generator=torch.Generator().manual_seed(int(seed))) < float(fraction)
     _, indices = search(features, 1)

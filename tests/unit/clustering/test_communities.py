@@ -21,6 +21,15 @@ def test_groups_of_very_different_sizes_are_found_without_their_number():
     assert adjusted_rand_score(groups, Communities(n_neighbors=12).fit_predict(rows)) == 1
 
 
+def test_of_many_rows_the_length_is_chosen_on_some_before_all_are_searched(monkeypatch):
+    rows, groups = groups_of([20] * 12, spread=0.08)
+    for module in ("list_length", "communities"):
+        monkeypatch.setattr(f"udmlss.clustering.{module}.LARGEST_SAMPLE", 100)
+    communities = Communities()
+    assert adjusted_rand_score(groups, communities.fit_predict(rows.requires_grad_())) > 0.95
+    assert communities.n_neighbors_ == choose_list_length(rows)
+
+
 def test_small_communities_are_unassigned_and_the_labeler_renumbers_the_others():
     rows, groups = groups_of([8, 4, 8])
     communities = Communities(n_neighbors=3, min_cluster_size=5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from points import same_clusters
 from sklearn.metrics import normalized_mutual_info_score
 
-from udmlss.clustering import agreement, match_ids, matching
+from udmlss.clustering import agreement, match_ids
 
 
 def largest_number_of_unchanged_ids(labels, previous):
@@ -20,17 +20,12 @@ def largest_number_of_unchanged_ids(labels, previous):
     )
 
 
-@given(
-    st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20),
-    st.sampled_from([0, matching._MAX_TABLE_SIZE]),
-)
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20))
 @settings(max_examples=160, deadline=None)
-def test_as_many_rows_as_possible_retain_their_id(pairs, table_size):
+def test_as_many_rows_as_possible_retain_their_id(pairs):
     labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))
     before = labels.clone(), previous.clone()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "_MAX_TABLE_SIZE", table_size)
-        renumbered = match_ids(labels, previous)
+    renumbered = match_ids(labels, previous)
     assert renumbered.dtype == torch.int64
     assert torch.equal(renumbered < 0, labels < 0)
     assert int(renumbered.max()) <= int(labels.max())
@@ -45,14 +40,6 @@ def test_a_new_cluster_gets_a_new_id_and_a_lost_cluster_releases_its_id():
     whole, split = [0, 0, 0, 1, 1, 1], [2, 2, 0, 1, 1, 1]
     assert match_ids(split, whole).tolist() == [0, 0, 2, 1, 1, 1]
     assert match_ids(whole, split).tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_the_dense_and_the_sparse_table_retain_the_same_number_of_ids(monkeypatch):
-    previous = torch.randint(60, (3000,))
-    labels = torch.where(torch.rand(3000) < 0.5, torch.randint(50, (3000,)), torch.randperm(50)[previous % 50])
-    unchanged = int((match_ids(labels, previous) == previous).sum())
-    monkeypatch.setattr(matching, "_MAX_TABLE_SIZE", 0)
-    assert int((match_ids(labels, previous) == previous).sum()) == unchanged
 
 
 def test_many_clusters_are_matched_without_a_dense_table():

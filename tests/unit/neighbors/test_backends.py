@@ -73,6 +73,6 @@ def test_a_faiss_that_cannot_exchange_tensors_is_not_used_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sys, "meta_path", [BrokenFaiss(ImportError("no torch_utils")), *sys.meta_path])
     with pytest.warns(UserWarning, match="no torch_utils"):
-        device, search = backends.euclidean_search(faiss, torch.device("meta"))
-    assert device.type == "meta"
+        device, search = backends.euclidean_search(faiss, torch.device("cuda"))
+    assert device.type == "cuda"
     assert search is backends._torch_euclidean

@@ -10,6 +10,7 @@ from udmlss import ClusterPseudoLabeler, evaluate_embeddings, label_free_scores,
 from udmlss.clustering import cluster_means, k_means
 from udmlss.clustering.kmeans import clusters
 from udmlss.neighbors import exact, nearest, search
+from udmlss.neighbors.backends import full_precision
 
 
 def cones(n_cones, n, d, spread):
@@ -191,3 +192,32 @@ def test_products_have_full_precision_under_autocast_and_with_low_matmul_precisi
         finally:
             torch.set_float32_matmul_precision(before)
         assert torch.equal(found, expected), function_name
+
+
+def test_a_setting_of_tf32_by_backend_is_restored():
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has no `fp32_precision`")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with full_precision(torch.device("cpu")):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        nearest(torch.eye(4), 2)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tf32_is_forbidden_until_the_last_of_two_overlapping_searches_ends():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        first, second = full_precision(torch.device("cpu")), full_precision(torch.device("cpu"))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest"
+        second.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

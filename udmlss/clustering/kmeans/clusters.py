@@ -32,9 +32,9 @@ def k_means(
 ) -> Int64[Tensor, " n"]:
     """Cluster embeddings by Lloyd's k-means, with all embeddings and without empty clusters.
 
-    The search for the nearest centers runs in faiss, on a GPU if both faiss and PyTorch have one. Without faiss it
-    runs in PyTorch for embeddings on a GPU, and in scikit-learn for other embeddings, except those of a model on a GPU
-    in `fit`. Embeddings are read one slice at a time, so that they may be mapped from a file. Iterations end when no
+    The search for the nearest centers runs in faiss, on the device of the embeddings. Without faiss it runs in PyTorch
+    for embeddings on a GPU, and in scikit-learn for other embeddings, except those of a model on a GPU in `fit`.
+    Embeddings are read one slice at a time, so that they may be mapped from a file. Iterations end when no
     embedding changes its cluster. A cluster that is empty at the end gets the embedding farthest from its center.
 
     Distances are computed in float32. If rounding errors could decide the result, for example because of an outlier,
@@ -119,7 +119,7 @@ def _cluster(
 
 
 def _is_accurate(points: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], inertia: float) -> bool:
-    """Return whether rounding in float32 is small compared with the inertia, or no cluster could be smaller."""
+    """Return whether rounding in float32 is small compared with the inertia, or each cluster has equal points."""
     largest_norm = max(float(points[rows].float().norm(dim=1).max()) for rows in row_slices(points))
     return inertia > _SMALLEST_INERTIA * len(points) * largest_norm**2 or not differ_from_first(points, labels).any()
 

@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 
 import numpy as np
@@ -227,8 +228,8 @@ def gpu_faiss(monkeypatch):
     fake.StandardGpuResources = lambda: "resources"
     fake.searches = []
 
-    def knn_gpu(resources, points, centers, k):
-        assert resources == "resources"
+    def knn_gpu(resources, points, centers, k, *, device):
+        assert (resources, device) == ("resources", 1)
         assert points.is_contiguous()
         assert points.dtype == centers.dtype == torch.float32
         fake.searches.append(len(points))
@@ -237,14 +238,17 @@ def gpu_faiss(monkeypatch):
     fake.knn_gpu = knn_gpu
     monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(clusters, "_import_faiss", lambda _: fake)
     return fake
 
 
-def test_the_gpu_is_used_if_faiss_and_torch_have_one(gpu_faiss, monkeypatch):
+def test_faiss_searches_on_the_gpu_that_has_the_rows(gpu_faiss, monkeypatch):
     assert has_gpu(gpu_faiss)
-    device, search = euclidean_search(gpu_faiss, torch.device("cpu"))
-    assert device.type == "cuda"
+    assert euclidean_search(gpu_faiss, torch.device("cpu"))[0].type == "cpu"
+    device, search = euclidean_search(gpu_faiss, torch.device("cuda:1"))
+    assert device == torch.device("cuda:1")
     _, found = search(noise(), noise(9), 1)
     assert torch.equal(found.flatten(), torch.cdist(noise(), noise(9)).argmin(dim=1))
     assert not has_gpu(None)
@@ -255,7 +259,9 @@ def test_the_gpu_is_used_if_faiss_and_torch_have_one(gpu_faiss, monkeypatch):
 def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
     for module in (lloyd, initial_centers):
         monkeypatch.setattr(
-            module, "euclidean_search", lambda faiss, device, dtype: (device, euclidean_search(faiss, device, dtype)[1])
+            module,
+            "euclidean_search",
+            lambda faiss, device, dtype: (device, euclidean_search(faiss, torch.device("cuda:1"), dtype)[1]),
         )
     points, groups = blobs()
     assert same_clusters(k_means(points, 12), groups)
