@@ -16,7 +16,7 @@ from udmlss.losses import CBSwRLoss, ClusteringHead, Decoder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=2, help="number of searches for nearest neighbors (default: 2)")
-parser.add_argument("--steps", type=int, default=100, help="optimizer steps per round, at most 187 (default: 100)")
+parser.add_argument("--steps", type=int, default=100, help="optimizer steps per round, at most 188 (default: 100)")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 

@@ -45,8 +45,8 @@ def main() -> None:
     train, plain = (photos.with_transform(partial(apply, transform)) for transform in (augment, resize))
 
     torch.manual_seed(0)
-    model = EmbeddingModel.from_trunk(AutoModel.from_pretrained(args.model), plain)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    trunk = AutoModel.from_pretrained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = EmbeddingModel.from_trunk(trunk, plain, num_workers=args.num_workers)
     result = fit(
         model,
         train,

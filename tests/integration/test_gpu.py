@@ -289,6 +289,12 @@ def test_fit_on_the_gpu_equals_fit_on_the_cpu(gpu, name):
             torch.testing.assert_close(on_gpu.detach().cpu(), on_cpu.detach())
 
 
+def test_losses_on_the_gpu_are_those_on_the_cpu(gpu):
+    settings = {"rotation_head": None, "freeze_batch_norm": True, "labeler": lambda _: lambda rows: LABELS[: len(rows)]}
+    on_gpu, on_cpu = ([report.loss for report in short_fit(each, **settings)[1].history] for each in (gpu, "cpu"))
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-2)
+
+
 @pytest.mark.parametrize("name", ["plain", "averages", "best weights", "proxies", "memory", "auxiliary"])
 def test_a_run_that_is_resumed_on_the_gpu_equals_the_uninterrupted_one(gpu, tmp_path, name):
     whole, _ = short_fit(gpu, Checkpoint(tmp_path, every=3, keep_last=9), **SETTINGS[name])
