@@ -79,16 +79,14 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
     The rows are written to a temporary file, which replaces `path` after the block. Its name is `path` with a random
     part and the suffix ".part", so that another process can write to the same path: the file is that of the process
     that ends last. If the block raises an error, the temporary file is deleted and `path` is unchanged. If `path`
-    cannot be replaced, the temporary file is retained.
+    cannot be replaced, the temporary file is retained. Missing folders are created.
 
     Raises:
-        ValueError: The path is a folder, its folder does not exist, the disk has less free space than needed, or a row
-            is out of the range of float16.
+        ValueError: The path is a folder, the disk has less free space than needed, or a row is out of the range of
+            float16.
         PermissionError: `path` cannot be replaced.
         OSError: Writing failed.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise value_error("`out` must be a file in an existing folder", path, "Create the folder, or name a file in it")
     with temporary_file(path) as part:
         with part.open("x+b", buffering=0) as file:
             buffer = RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype)))

@@ -78,7 +78,7 @@ def embed(
             call.
         out: Path of a .npy file to which rows are written as they are computed, so that memory need not hold them.
             They are written to a temporary file with the suffix ".part", which replaces an existing file after the
-            last row. None returns the rows in memory.
+            last row. Missing folders are created. None returns the rows in memory.
         dtype: Data type of the file. "float16" halves it and retains three digits, which is enough for clustering.
             The largest absolute number of each row must lie between 6e-5 and 65504, unless all are zero.
         progress: Whether to show a progress bar.

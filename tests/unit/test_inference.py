@@ -339,11 +339,12 @@ def test_an_error_of_an_image_keeps_the_previous_file(model, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
 
 
-def test_rejects_a_missing_folder_before_the_model_runs(tmp_path):
+def test_rejects_a_folder_before_the_model_runs_and_creates_missing_ones(tmp_path):
+    embed(nn.Flatten(), IMAGES, out=tmp_path / "new" / "rows.npy")
     model = nn.Flatten()
     model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(ValueError, match=r"`out` must be a file in an existing folder, got .*missing"):
-        embed(model, IMAGES, out=tmp_path / "missing" / "rows.npy")
+    with pytest.raises(ValueError, match=r"An output file must not be a folder, got .*new"):
+        embed(model, IMAGES, out=tmp_path / "new")
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -68,7 +68,6 @@ def embed(
     if path.with_suffix(".txt").resolve() == Path(folder).expanduser().resolve():
         raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     paths = open_images(folder, skip_unreadable=skip_unreadable)
-    path.parent.mkdir(parents=True, exist_ok=True)
     embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replace_file(path.with_suffix(".txt")) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
