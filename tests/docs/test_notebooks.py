@@ -16,7 +16,8 @@ SHORTER = {
         "STEPS = 300": "STEPS = 8",
     }
     | {"labels[:1000]": "labels[:200]", "range(0, 1000, 200)": "range(0, 200, 40)", "range(0, 3000,": "range(0, 600,"},
-    "your_own_folder": {"image_size=128": "image_size=32", "images[:400]": "images[:100]", "STEPS = 40": "STEPS = 2"},
+    "your_own_folder": {"image_size=128": "image_size=32", "images[:400]": "images[:100]"}
+    | {"max_steps=40": "max_steps=2", "relabel_every=20": "relabel_every=1"},
 }
 
 
