@@ -6,20 +6,22 @@
 The command trains with its defaults on the images of the first half of the classes, and the images of the other half
 are scored, as by benchmarks/quality.py. "Features" are those of the pretrained backbone, and "start" are the embeddings
 before training, a PCA of the features. Options after `--` are options of the command. Runs are saved below `--out` and
-are not repeated.
+are not repeated. All runs in the folder must have the same options.
 """
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pyarrow import parquet
+from runs import versions
 from settings import PHOTO_SETS, ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -63,6 +65,8 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
         "clusters": len([cluster for cluster in clusters if cluster >= 0]),
         "classes": len(train.labels.unique()),
         "scores": {name: [found.recall_at[1], found.map_at_r] for name, found in scores.items()},
+        "options": options,
+        "versions": versions(),
     }
 
 
@@ -83,15 +87,37 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="options of `udmlss train`, after --")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    check_options(parser, args.out, args.options)  # before any work
     for data in args.data.split(","):
         path = args.out / f"{data}.json"
         if not path.exists():
             path.write_text(json.dumps(measure(args.root / data, args.options), indent=1) + "\n")
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(args.out.glob("*.json"))}
-    command = " ".join(["python benchmarks/command.py", *(["--", *args.options] if args.options else [])])
-    text = f"{markdown(runs)}\n\n{LEGEND.format(torch.get_num_threads())}\n\n```\n{command}\n```\n"
+    runs = read(args.out)
+    threads = " or ".join(sorted({run["versions"]["threads"] for run in runs.values()}))
+    text = f"{markdown(runs)}\n\n{LEGEND.format(threads)}\n\n```\n{_command(runs, args.options)}\n```\n"
     (args.out / "table.md").write_text(text)
     print(text)
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the runs of a folder, by dataset."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def check_options(parser: argparse.ArgumentParser, folder: Path, options: list[str]) -> None:
+    """End the program if a run of the folder has other options."""
+    for data, run in read(folder).items():
+        if run["options"] != options:
+            given, found = (shlex.join(each) or "none" for each in (options, run["options"]))
+            parser.error(
+                f"All runs in {folder} must have the same options, got {given}, but {data}.json has {found}. Pass "
+                "another --out."
+            )
+
+
+def _command(runs: Mapping[str, object], options: list[str]) -> str:
+    words = [] if set(runs) == set(PHOTO_SETS) else ["--data", ",".join(runs)]
+    return shlex.join(["python", "benchmarks/command.py", *words, *(["--", *options] if options else [])])
 
 
 if __name__ == "__main__":

@@ -40,10 +40,15 @@ TITLES = {
     "default": "default, no k",
     "supervised-default": "default with true labels",
 }
-OUTPUTS = (
-    *("embeddings", "features", "embeddings with neighbors", "features with neighbors"),
-    *("embeddings, expanded", "embeddings, re-ranked"),
-)
+START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared
+    "embeddings": "features",
+    "features": "features",
+    "embeddings with neighbors": "features with neighbors",
+    "features with neighbors": "features with neighbors",
+    "embeddings, expanded": "features",
+    "embeddings, re-ranked": "features",
+}
+OUTPUTS = tuple(START_OUTPUTS)
 Rows = Mapping[str, Mapping[tuple[str, str], Row]]  # by dataset, and by method and output
 
 
@@ -55,7 +60,7 @@ def plan(seeds: int) -> Iterator[tuple[str, str, int]]:
 
 
 def markdown(rows: Rows, output: str) -> str:
-    """Return R@1 and MAP@R of an output by method and dataset, and the part of the way to true labels."""
+    """Return R@1 and MAP@R of an output by method and dataset, and the fraction of the gain of true labels."""
     titles = ["", *rows, "way in R@1: mean (least)", "way in MAP@R: mean (least)"]
     lines = [titles, ["---"] * len(titles)]
     for method, title in TITLES.items():
@@ -76,15 +81,20 @@ def _cell(row: Row) -> str:
 
 
 def _way(rows: Rows, method: str, output: str, measure: str) -> str:
-    """Return the gain over the frozen features as a fraction of the gain of true labels, over the datasets."""
-    start = (START, output.replace("embeddings", "features"))
+    """Return the gain over the frozen features as a fraction of the gain of true labels, over all datasets.
+
+    It is empty if a dataset lacks one of the three scores, or if true labels do not gain.
+    """
     fractions = []
     for of_set in rows.values():
-        if {(method, output), start, (UPPER, output)} <= of_set.keys():
-            low, found, high = (of_set[key].mean[measure] for key in (start, (method, output), (UPPER, output)))
-            if high > low:
-                fractions.append((found - low) / (high - low))
-    return f"{fmean(fractions):.0%} ({min(fractions):.0%})" if fractions else ""
+        keys = ((START, START_OUTPUTS[output]), (method, output), (UPPER, output))
+        if not of_set.keys() >= set(keys):
+            return ""
+        low, found, high = (of_set[key].mean[measure] for key in keys)
+        if high <= low:
+            return ""
+        fractions.append((found - low) / (high - low))
+    return f"{fmean(fractions):.0%} ({min(fractions):.0%})"
 
 
 def cluster_counts(runs: Sequence[Run]) -> str:
@@ -153,9 +163,10 @@ def save(
         text += [f"Clusters of `default` in the last round / classes: {', '.join(counts)}."] if counts else []
     legend = [
         f"R@1 and MAP@R in percent, mean ± standard deviation over seeds. {NEIGHBORS}",
-        "way: gain over the frozen features, as a fraction of the gain of true labels. The mean over the datasets, and",
-        "the smallest in brackets. All scores are in the tables of the datasets. `default` trains for eight epochs,",
-        "with and without true labels, and the other methods for four.",
+        "way: gain over the features of `frozen`, as a fraction of the gain of true labels. The mean over datasets,",
+        "and the smallest in brackets; empty if a method did not run on all datasets. Scores with expansion or",
+        "re-ranking are compared with the features without them. All scores are in the tables of the datasets.",
+        "`default` trains for eight epochs, with and without true labels, and the other methods for four.",
     ]
     text += ["\n".join(legend), f"```\n{command}\n```"]
     path.write_text("\n\n".join(text) + "\n")

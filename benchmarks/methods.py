@@ -35,9 +35,8 @@ DEFAULT_VARIANTS: dict[str, Method] = {
 }
 OWN_LOSS = {
     *UNTRAINED,
+    *WITHOUT_CLUSTERS,
     *("default", *DEFAULT_VARIANTS),
-    "cbswr",
-    "stml",
     "deepcluster",
     *DEEP_METRIC,
     *CLUSTER_MEMORY,
@@ -79,6 +78,3 @@ COMPARED = (
     *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
     *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
 )
-REMOVED = "remembered"  # an option that was removed from the library, whose results remain in the tables
-TABLE_ORDER = list(METHODS)
-TABLE_ORDER.insert(TABLE_ORDER.index("from-features"), REMOVED)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from five_sets import SETS
-from methods import METHODS, REMOVED, SUPERVISED, UNTRAINED
+from methods import METHODS, SUPERVISED, UNTRAINED
 from runs import Run, load
 from settings import load_settings, preset
 
-WITHOUT_LABELS = {*METHODS, REMOVED} - {*SUPERVISED}
+WITHOUT_LABELS = {*METHODS} - {*SUPERVISED}
 OUTPUTS = ("embeddings", "features")
 FEWEST = 4  # models of a choice
 OTHER_RUNS = {"rounds", "lengths"}  # folders of runs of rounds.py and short_trainings.py, whose scores differ
@@ -115,8 +115,7 @@ def _choices_of_rounds(folder: Path) -> Iterator[Choice]:
     for path in sorted(folder.glob("rounds/*/*-*.json")):
         run = load(path)
         if run["method"] in WITHOUT_LABELS:
-            stop_step = run["stop_step"] if "stop_step" in run else run["settled"]  # the name in earlier files
-            yield [_model_of_round(path.stem, found, stop_step) for found in run["rounds"]]
+            yield [_model_of_round(path.stem, found, run["stop_step"]) for found in run["rounds"]]
 
 
 def _model_of_round(name: str, found: Mapping[str, Any], stop_step: int) -> Model:

@@ -3,6 +3,7 @@
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
     python benchmarks/quality.py --data groceries --protocol own
+    python benchmarks/quality.py --data glyphs --no-searches        # without the scores of searches with neighbors
 
 Every method trains the same model on the same number of images, except `default`, its variants and `supervised-
 default`, which train for the eight epochs of `fit`'s defaults instead of four. The methods are described in
@@ -20,13 +21,14 @@ scored.
 Each run is saved as a file in the output folder and is not repeated. The table lists all runs in the folder.
 """
 
+import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from methods import COMPARED, METHODS, TABLE_ORDER
-from runs import ensure, read
+from methods import COMPARED, METHODS
+from runs import Run, ensure, has_searches, read
 from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 from tables import Row, write
@@ -35,6 +37,12 @@ from tables import Row, write
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--methods", default=",".join(COMPARED), help=f"comma-separated: {', '.join(METHODS)}")
+    parser.add_argument(
+        "--searches",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also score searches with neighbors, which take some milliseconds per test image on the CPU",
+    )
     args, settings = parse(parser, arguments)
     methods = list(dict.fromkeys(["frozen", *args.methods.split(",")]))
     if unknown := [method for method in methods if method not in METHODS]:
@@ -43,19 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = open_data(settings, args.root)
     for seed in range(args.seeds):
         for method in methods:
-            ensure(args.out, method, seed, settings, data)
-    tabulate(args.out, settings)
+            ensure(args.out, method, seed, settings, data, searches=args.searches)
+    tabulate(args.out, settings, args.data)
 
 
-def tabulate(folder: Path, settings: Settings) -> list[Row]:
-    """Write the table of all runs in a folder, and return its rows."""
+def tabulate(folder: Path, settings: Settings, data: str | None = None) -> list[Row]:
+    """Write the table of all runs in a folder, and return its rows. `data` is the value of `--data` in its commands."""
     runs = read(folder, settings)
-    groups = {method: found for method in TABLE_ORDER if (found := [run for run in runs if run["method"] == method])}
-    seeds = 1 + max(run["seed"] for run in runs)
-    listed = ",".join(method for method in groups if method in METHODS)
-    command = ["--data", settings.data, "--methods", listed, "--seeds", str(seeds), *options_of(settings)]
-    command = f"python benchmarks/quality.py {shlex.join(command)}"
+    groups = {method: found for method in METHODS if (found := [run for run in runs if run["method"] == method])}
+    command = _commands(groups, settings, data or settings.data)
     return write(folder, groups, heading="method", command=command, settings=asdict(settings))
+
+
+def _commands(groups: Mapping[str, Sequence[Run]], settings: Settings, data: str) -> str:
+    """Return the commands that make the runs: one for each number of seeds, with and without searches."""
+    methods: dict[tuple[int, bool], list[str]] = {}
+    for method, runs in groups.items():
+        key = (1 + max(run["seed"] for run in runs), any(map(has_searches, runs)))
+        methods.setdefault(key, []).append(method)
+    lines = []
+    for (seeds, searches), names in methods.items():
+        words = ["--data", data, "--methods", ",".join(names), "--seeds", str(seeds), *options_of(settings)]
+        lines.append(f"python benchmarks/quality.py {shlex.join(words)}" + " --no-searches" * (not searches))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/report_size.py --images 100000 --pixels 200
 
-Pictures of noise are the largest that JPEG files can be. The seconds are processor time: those of an idle machine.
+Pictures of noise are the largest that JPEG files can be. The seconds are processor time of one thread.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=200, help="width and height of the pictures")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     centers = torch.randn(options.clusters, options.dimensions)
     labels = torch.arange(options.images) % options.clusters
     embeddings, start = (

@@ -3,6 +3,7 @@
     python benchmarks/rounds.py --data glyphs --methods udml,supervised --steps 2408
     python benchmarks/rounds.py --data cub100 --trunk-lr 3e-4 --lr 3e-3 --relabel-every 10
     python benchmarks/rounds.py --data plankton --methods default --validate
+    python benchmarks/rounds.py --data cub100 --methods udml --steps 600 --plot     # also save a figure of all runs
 
 The test images are scored after each round, with labels that `fit` does not use. The runs are saved in a folder per
 settings; the table lists all of them.
@@ -88,8 +89,7 @@ def summarize(run: Run) -> dict[str, Any]:
     """Return the R@1 of a run before training and after the last, the best and the chosen rounds."""
     rounds = run["rounds"]
     scores = [LabelFreeScores(**found["label_free"]).score for found in rounds]
-    stop_step = run["stop_step"] if "stop_step" in run else run["settled"]  # the name in earlier files
-    until_stop = [score for score, found in zip(scores, rounds, strict=True) if found["step"] <= stop_step]
+    until_stop = [score for score, found in zip(scores, rounds, strict=True) if found["step"] <= run["stop_step"]]
     chosen = {"best weights": scores.index(max(scores)), "early stopping": until_stop.index(max(until_stop))}
     row: dict[str, Any] = {"rounds": len(rounds) - 1}
     row |= {"steps": {name: rounds[number]["step"] for name, number in chosen.items()}}
@@ -124,6 +124,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--methods", default="udml", help="comma-separated: methods of quality.py that train by fit")
+    parser.add_argument("--plot", action="store_true", help="also save plot.png, a figure of all runs")
     args, settings = parse(parser, arguments)
     methods = args.methods.split(",")
     known = [method for method in METHODS if method not in {*UNTRAINED, *WITHOUT_CLUSTERS}]
@@ -138,11 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = subfolder / f"{method}-{seed}.json"
             if not path.exists():
                 write(path, train(method, seed, settings, data))
-    save(folder, gather(folder))
+    runs = gather(folder)
+    rows = save(folder, runs, args.data)
+    if args.plot:
+        save_rounds(folder / "plot.png", {name: run["rounds"] for name, run in runs.items()}, rows)
+        print(f"Saved {folder / 'plot.png'}")
 
 
-def save(folder: Path, runs: dict[str, Run]) -> None:
-    """Write table.md, table.json and plot.png; print the table."""
+def save(folder: Path, runs: dict[str, Run], data: str) -> dict[str, dict[str, Any]]:
+    """Write table.md and table.json, print the table and return its rows. `data` is the option of the dataset."""
     rows = {name: summarize(run) for name, run in runs.items()}
     table = markdown(rows)
     on_clusters = [rows[name] for name, run in runs.items() if run["method"] not in SUPERVISED]
@@ -151,12 +156,12 @@ def save(folder: Path, runs: dict[str, Run]) -> None:
         table,
         LEGEND,
         *([f"Mean differences in R@1 over the runs on clusters. {'; '.join(gains)}."] if gains else []),
-        "\n".join(["```", *dict.fromkeys(_command(run) for run in runs.values()), "```"]),
+        "\n".join(["```", *dict.fromkeys(_command(run, data) for run in runs.values()), "```"]),
     ]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     (folder / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-    save_rounds(folder / "plot.png", {name: run["rounds"] for name, run in runs.items()}, rows)
-    print(f"\n{table}\n\nSaved {folder / 'table.md'} and {folder / 'plot.png'}")
+    print(f"\n{table}\n\nSaved {folder / 'table.md'}")
+    return rows
 
 
 def _mean_gains(rows: Sequence[dict[str, Any]], output: str, title: str) -> str:
@@ -164,9 +169,9 @@ def _mean_gains(rows: Sequence[dict[str, Any]], output: str, title: str) -> str:
     return f"{title}, {output}: {', '.join(f'{gain:+.1f} from {other}' for other, gain in gains.items())}"
 
 
-def _command(run: Run) -> str:
+def _command(run: Run, data: str) -> str:
     settings = load_settings(run["settings"])
-    words = ["--data", run["settings"]["data"], "--methods", run["method"], "--seeds", str(run["seed"] + 1)]
+    words = ["--data", data, "--methods", run["method"], "--seeds", str(run["seed"] + 1)]
     return f"python benchmarks/rounds.py {shlex.join([*words, *(options_of(settings) if settings else [])])}"
 
 

@@ -33,18 +33,17 @@ PACKAGES = (
     *("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "faiss-gpu", "scikit-learn"),
     *("numpy", "matplotlib", "pillow"),
 )
-RENAMED = {"neighbour": "nearest-positive", "neighbours": "average-neighbors"}  # methods, in files of earlier runs
 SEARCH_NEIGHBORS = 3  # that each test image is averaged with before the search, or that are added to a query
 RERANK_NEIGHBORS = 20  # in the lists that re-ranking compares, the published number
 VIEWS = 1000  # images of which an augmented view is embedded for label-free scores
 
 
-def ensure(folder: Path, method: str, seed: int, settings: Settings, data: Data) -> None:
+def ensure(folder: Path, method: str, seed: int, settings: Settings, data: Data, *, searches: bool = True) -> None:
     """Train and score a method with a seed, unless the folder has that run."""
     path = folder / f"{method}-{seed}.json"
     if path.exists():
         return
-    found = run(method, seed, settings, data)
+    found = run(method, seed, settings, data, searches=searches)
     write(path, found)
     recalls = ", ".join(f"{output} {scores['recall_at'][1]:.1%}" for output, scores in found["scores"].items())
     print(f"{path}: R@1 of {recalls}; trained for {found['seconds']:.0f} s", flush=True)
@@ -58,8 +57,8 @@ def write(path: Path, found: Run) -> None:
     part.replace(path)
 
 
-def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
-    """Train and score a method with a seed."""
+def run(method: str, seed: int, settings: Settings, data: Data, *, searches: bool = True) -> Run:
+    """Train and score a method with a seed, also by searches with neighbors unless `searches` is False."""
     model = build_model(settings, seed)
     started = time.perf_counter()
     result = METHODS[method](model, data, settings, seed)
@@ -69,11 +68,7 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     views, indices = embed_views(model, data)
     return describe(method, seed, settings, seconds) | {
         "n_classes": len(data.labels.unique()),
-        "scores": {
-            name: asdict(evaluate_embeddings(rows, data.test_labels, seed=seed))
-            for name, rows in (test | averages(test)).items()
-        }
-        | search_with_neighbors(test["embeddings"], data.test_labels),
+        "scores": score(test, data.test_labels, seed, searches=searches),
         "label_free": {
             name: score_without_labels(rows, views[name], indices, settings.n_clusters) for name, rows in train.items()
         },
@@ -88,6 +83,18 @@ def run(method: str, seed: int, settings: Settings, data: Data) -> Run:
     }
 
 
+def score(rows: Rows, labels: Tensor, seed: int, *, searches: bool) -> dict[str, dict[str, Any]]:
+    """Return the scores of the test images by output."""
+    outputs = rows | averages(rows) if searches else rows
+    scores = {name: asdict(evaluate_embeddings(each, labels, seed=seed)) for name, each in outputs.items()}
+    return scores | search_with_neighbors(rows["embeddings"], labels) if searches else scores
+
+
+def has_searches(found: Run) -> bool:
+    """Return whether a run has scores of searches with neighbors."""
+    return not found["scores"].keys() <= {"features", "embeddings"}
+
+
 def describe(method: str, seed: int, settings: Settings, seconds: float) -> Run:
     """Return the description of a run, to which its measurements are added."""
     return {
@@ -100,9 +107,9 @@ def describe(method: str, seed: int, settings: Settings, seconds: float) -> Run:
 
 
 def load(path: Path) -> Run:
-    """Return the run in a file, with the present name of its method."""
+    """Return the run in a file."""
     found: Run = json.loads(path.read_text())
-    return found | {"method": RENAMED.get(found["method"], found["method"])}
+    return found
 
 
 def read(folder: Path, settings: Settings) -> list[Run]:

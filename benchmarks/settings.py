@@ -13,12 +13,6 @@ Loss = Literal[
     *("fast-ap", "proxy-anchor", "soft-triple", "batch-all", "binomial-deviance", "nca", "nearest-positive"),
     *("cluster-nca", "hard-mining", "distance-weighted", "normalized-softmax", "cluster-memory"),
 ]
-REMOVED = {
-    "whiten_first": 0,
-    "leave_out": 0,
-    "pooling": "average",
-    "n_neighbors": 15,
-}  # settings of earlier runs, with their defaults
 
 
 @dataclass(frozen=True)
@@ -113,17 +107,21 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Settings]:
-    """Return the arguments, in which `root` is the folder of the dataset and `out` is given, and the settings."""
+    """Return the arguments, in which `root` is the folder of the dataset and `out` is given, and the settings.
+
+    `data` remains as it was passed. The settings have the name of the dataset, which is that of the folder.
+    """
     args = parser.parse_args(arguments)
-    if args.data in PHOTO_SETS:
-        args.root /= args.data
-    elif args.data != "glyphs":
-        args.root = Path(args.data).expanduser().resolve()
-        args.data = args.root.name
-        if args.data == "glyphs":
+    name = args.data
+    if name in PHOTO_SETS:
+        args.root /= name
+    elif name != "glyphs":
+        args.root = Path(name).expanduser().resolve()
+        name = args.root.name
+        if name == "glyphs":
             parser.error("a folder must not be named glyphs, which is the name of a dataset; rename it")
-    given = {field.name: value for field in fields(Settings) if (value := vars(args).get(field.name)) is not None}
-    settings = replace(preset(args.data), **given)
+    given = {field.name: value for field in fields(Settings)[1:] if (value := vars(args)[field.name]) is not None}
+    settings = replace(preset(name), **given)
     args.out = args.out or ROOT / "benchmarks/results" / folder_name(settings)
     return args, settings
 
@@ -143,12 +141,10 @@ def options_of(settings: Settings) -> list[str]:
 def load_settings(saved: Mapping[str, Any]) -> Settings | None:
     """Return saved settings, or None if they are not settings of a run that can be repeated.
 
-    Settings that are younger than the run have their defaults. Settings that were removed must have theirs.
+    Settings that were added after the run have their defaults.
     """
-    if any(saved.get(name, default) != default for name, default in REMOVED.items()):
-        return None
     try:
-        return Settings(**{name: value for name, value in saved.items() if name not in REMOVED})
+        return Settings(**saved)
     except TypeError:
         return None
 

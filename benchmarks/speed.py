@@ -6,8 +6,9 @@
     python benchmarks/speed.py --only command --photos photos
     python benchmarks/speed.py --quick                      # sizes for a test, whose ratios have no meaning
 
-The table and a figure are saved in benchmarks/results/speed after each line. With --quick they are saved only if --out
-is given. The program reads /proc, so it needs Linux.
+The table is saved in benchmarks/results/speed after each line. With --quick it is saved only if --out is given. An
+error in a line is printed, the other lines are measured, and the exit code is 1. The program reads /proc, so it needs
+Linux.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,7 +28,7 @@ from speed_command import lines_of_command
 from speed_communities import lines_of_clustering
 from speed_evaluation import lines_of_evaluate, lines_of_sampler
 from speed_fit import lines_of_fit, lines_of_share
-from speed_gpu import lines_of_gpu, lines_of_gpu_clustering, lines_of_gpu_loader
+from speed_gpu import lines_of_compiled_gpu, lines_of_gpu, lines_of_gpu_clustering, lines_of_gpu_loader
 from speed_measurements import CLOCK_VARIABLE, CLOCKS, Row, Sizes
 from speed_ranks import lines_of_ranks
 from speed_search import lines_of_search
@@ -47,6 +49,7 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "gpu": lines_of_gpu,
     "gpu-clustering": lines_of_gpu_clustering,
     "gpu-loader": lines_of_gpu_loader,
+    "gpu-compiled": lines_of_compiled_gpu,
     "cpu": lines_of_cpu,
     "chunks": lines_of_chunks,
     "round": lines_of_round,
@@ -61,6 +64,7 @@ LINES: dict[str, Callable[[Sizes], list[Row]]] = {
     "clustering": lines_of_clustering,
     "search": lines_of_search,
 }
+WITH_WORKERS = {"command", "gpu-loader"}  # lines that start worker processes, whose processor time is not measured
 QUICK = Sizes(
     pairs=1,
     images=160,
@@ -106,15 +110,24 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
     parser.add_argument("--quick", action="store_true", help="use small sizes, for a test")
     parser.add_argument("--out", type=Path, help="folder of the table (default: benchmarks/results/speed)")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="processor: measure processor time, on a shared machine"
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help=f"processor: measure processor time, on a shared machine; not for {', '.join(sorted(WITH_WORKERS))}",
     )
     options = parser.add_argument_group("sizes", "Changes to the sizes of what is measured; see `Sizes`.")
     for field in fields(Sizes):
         kind = field.type if field.type in {int, str} else _numbers
         options.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default: {field.default}")
     args = parser.parse_args(arguments)
-    if unknown := set(args.only.split(",")) - set(LINES):
+    names = set(args.only.split(","))
+    if unknown := names - set(LINES):
         parser.error(f"--only must name lines of {', '.join(LINES)}, got {', '.join(sorted(unknown))}")
+    if args.clock == "processor" and (found := WITH_WORKERS & names):
+        parser.error(
+            f"--clock processor must not be used for lines that start worker processes, got "
+            f"{', '.join(sorted(found))}. Name the other lines by --only, or use --clock wall."
+        )
     sizes = asdict(QUICK if args.quick else Sizes())
     given = {name: value for name in sizes if (value := getattr(args, name)) is not None}
     return args, Sizes(**sizes | given)
@@ -131,15 +144,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if out is None and not args.quick:
         out = ROOT / "benchmarks/results/speed"
     source = {"command": _command(sys.argv[1:] if arguments is None else arguments), "sizes": asdict(sizes)}
+    failed = []
     for name in args.only.split(","):
         started = time.perf_counter()
-        rows = LINES[name](sizes)
+        try:
+            rows = LINES[name](sizes)
+        except Exception:  # noqa: BLE001 (the other lines are measured)
+            traceback.print_exc()
+            failed.append(name)
+            continue
         measured = {"versions": versions(), "took": time.perf_counter() - started}
         print(f"{markdown(rows)}\n", flush=True)
         if out is not None:
             save(out, name, rows, source | measured, order=list(LINES))
     if out is not None:
         print(f"Saved {out / 'table.md'}")
+    if failed:
+        sys.exit(f"These lines ended with an error: {', '.join(failed)}.")
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+ITERATIONS = 25  # the default of faiss
+
 
 def faiss_k_means(
     rows: NDArray[np.float32],
@@ -19,13 +21,13 @@ def faiss_k_means(
     start: NDArray[np.float32] | None = None,
     *,
     plus_plus: bool = True,
-) -> tuple[Tensor, NDArray[np.float32]]:
-    """Return the cluster of each row and the centers, by faiss with all rows and otherwise its defaults."""
+) -> Tensor:
+    """Return the cluster of each row, by faiss with all rows and otherwise its defaults."""
     names = {True: faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, False: faiss.ClusteringInitMethod_RANDOM}
     counts = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
     k_means = faiss.Kmeans(rows.shape[1], k, niter=max_iter, init_method=names[plus_plus], **counts)
     k_means.train(rows, init_centroids=start)
-    return torch.from_numpy(k_means.assign(rows)[1]), k_means.centroids
+    return torch.from_numpy(k_means.assign(rows)[1])
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,10 @@ class BareLoop:
         parts = [self.trunk, self.embedder, self.head]
         optimizer = torch.optim.AdamW([parameter for part in parts for parameter in part.parameters()], lr=1e-3)
         rng = np.random.default_rng(0)
-        centers = None
         for begin in range(0, steps, relabel_every):
             features, embeddings = self._embed_all()
             rows = (features if begin == 0 else embeddings).numpy()
-            start = centers if centers is not None and centers.shape[1] == rows.shape[1] else None
-            labels, centers = faiss_k_means(rows, self.n_clusters, 25, start)
+            labels = faiss_k_means(rows, self.n_clusters, ITERATIONS)
             batches = self._batches(labels, min(relabel_every, steps - begin), rng)
             for images, clusters in self._load(TensorDataset(self.images, labels), batch_sampler=batches):
                 self._step(self._to_device(images), clusters.to(self._device), optimizer)

@@ -172,7 +172,7 @@ def row_of_workers(paths: list[Path], backbone: Backbone, pairs: int) -> Row:
 
         running, new = zip(*[(batch(), restarted()) for _ in range(pairs + 1)], strict=True)
     note = "wall time of the first image of a round"
-    return Row("workers", "kept from round to round", "started in every round", running[1:], new[1:], None, "ms", note)
+    return Row("workers", "reused in every round", "started in every round", running[1:], new[1:], None, "ms", note)
 
 
 class Touched(Dataset[float]):

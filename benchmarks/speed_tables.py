@@ -1,4 +1,4 @@
-"""The table of speed.py, in Markdown and JSON, and its figure. Lines are replaced when they are measured again."""
+"""The table of speed.py, in Markdown and JSON. Lines are replaced when they are measured again."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib import pyplot as plt
 from speed_measurements import Row
 
 TITLES = ("line", "measured", "baseline", "ratio", "aim", "medians", "note")
@@ -18,7 +17,6 @@ minus the memory before it, which includes the embeddings. Seconds are processor
 otherwise wall time."""
 
 Measured = dict[str, Any]  # a line in table.json: its rows, and the command, sizes and versions
-_RENAMED = {"beside": "baseline"}  # fields in earlier files
 
 
 def save(folder: Path, line: str, rows: Sequence[Row], source: Mapping[str, object], order: Sequence[str]) -> None:
@@ -30,8 +28,6 @@ def save(folder: Path, line: str, rows: Sequence[Row], source: Mapping[str, obje
     lines = {name: lines[name] for name in order if name in lines}
     path.write_text(json.dumps(lines, indent=1) + "\n")
     (folder / "table.md").write_text(_page(lines))
-    if line == "growth":
-        save_growth(folder / "growth.png", rows[0].more["sizes"], rows[0].more["exponents"])
 
 
 def _page(lines: Mapping[str, Measured]) -> str:
@@ -45,7 +41,7 @@ def _page(lines: Mapping[str, Measured]) -> str:
 
 
 def _load(row: Mapping[str, Any]) -> Row:
-    return Row(**{_RENAMED.get(name, name): value for name, value in row.items() if name != "ratios"})
+    return Row(**{name: value for name, value in row.items() if name != "ratios"})
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -72,24 +68,3 @@ def number(value: float) -> str:
     """Return a number with two or three significant digits."""
     digits = 3 if value < 1 else 2 if value < 100 else 0  # noqa: PLR2004
     return f"{value:.{digits}f}" if value >= 0.01 else f"{value:.2g}"  # noqa: PLR2004
-
-
-def save_growth(path: Path, sizes: Mapping[str, Mapping[str, Any]], exponents: Mapping[str, float]) -> None:
-    """Save a figure of time and peak memory by number of embeddings, with logarithmic axes."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    counts = [int(count) for count in sizes]
-    times = {"time": [cost["seconds"] for cost in sizes.values()]}
-    times |= {part: [cost["found"][part] for cost in sizes.values()] for part in next(iter(sizes.values()))["found"]}
-    memory = {"memory": [cost["mebibytes"] for cost in sizes.values()]}
-    labels = ("seconds per round", "MiB beyond the embeddings")
-    for axis, columns, label in zip(axes, (times, memory), labels, strict=True):
-        for name, values in columns.items():
-            width = 2.5 if name == "time" else 1.2
-            axis.loglog(counts, values, marker="o", lw=width, label=f"{name}, exponent {exponents[name]:.2f}")
-        axis.set(xlabel="embeddings", ylabel=label)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
-    figure.suptitle("Cost of a round by number of embeddings, without training steps and forward passes")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

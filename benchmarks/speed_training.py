@@ -55,7 +55,7 @@ def images_of(sizes: Sizes) -> Tensor:
 
 
 def n_clusters(sizes: Sizes) -> int:
-    return max(P, sizes.images // 10)
+    return max(2 * P, sizes.images // 10)  # enough clusters of several images for a batch
 
 
 def build_criterion(*others: nn.Module, weights: tuple[float, ...] = ()) -> UDMLSSLoss:

@@ -17,19 +17,12 @@ from dataclasses import asdict, replace
 
 from methods import METHODS, OWN_LOSS
 from metric_losses import LOSSES
-from plots import save_sweep
 from runs import Run, ensure, read
 from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 from tables import write
 
 FIELDS = {"k": "n_clusters", "rotation": "rotation_weight", "loss": "loss", "steps": "steps"}
-LABELS = {
-    "k": "number of clusters k",
-    "rotation": "weight of the rotation loss",
-    "loss": "metric loss",
-    "steps": "number of steps",
-}
 VALUES: dict[str, Sequence[float] | Sequence[str]] = {"rotation": (0, 0.03, 0.1, 0.3, 1), "loss": list(LOSSES)}
 CLUSTERS_PER_CLASS = (0.5, 1, 2, 5, 10)
 
@@ -72,13 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = {"frozen": frozen, **swept, "supervised": supervised}
     command = ["--data", args.data, "--over", args.over, "--method", args.method, "--seeds", str(args.seeds)]
     command = f"python benchmarks/sweep.py {shlex.join([*command, *options_of(base)])}"
-    where = args.data + ", own pictures" * (base.protocol == "own") + ", validation split" * base.validate
+    where = base.data + ", own pictures" * (base.protocol == "own") + ", validation split" * base.validate
     notes = [f"{args.method} on {where}, {n_classes} training classes.", *notes]
     shared = {name: value for name, value in asdict(base).items() if name != FIELDS[args.over]}
-    rows = write(folder, groups, heading=args.over, command=command, settings=shared, notes=notes)
-    title = f"{notes[0].rstrip('.')}; mean and standard deviation over seeds"
-    save_sweep(folder / "plot.png", rows, title=title, label=LABELS[args.over])
-    print(f"Saved {folder / 'plot.png'}")
+    write(folder, groups, heading=args.over, command=command, settings=shared, notes=notes)
 
 
 def _name(value: float | str) -> str:

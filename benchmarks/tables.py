@@ -16,8 +16,7 @@ NEIGHBORS = f"""Three searches use the other test images. with neighbors: each i
 {SEARCH_NEIGHBORS} nearest images. expanded: the {SEARCH_NEIGHBORS} nearest images are added to the query, and it is
 searched again. re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists
 of {RERANK_NEIGHBORS}."""
-LEGEND = f"""Scores in percent on {{}}, mean ± standard deviation over seeds.
-{NEIGHBORS}
+LEGEND = """Scores in percent on {}, mean ± standard deviation over seeds.
 seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
 
 
@@ -114,8 +113,9 @@ def write(
     table = markdown(rows, heading)
     all_versions = [tuple(run["versions"].items()) for runs in groups.values() for run in runs]
     versions = [dict(pairs) for pairs in dict.fromkeys(all_versions)]
-    legend = LEGEND.format(SCORED[str(settings.get("protocol", "unseen"))])
-    text = [table, "\n".join([legend, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
+    legend = [LEGEND.format(SCORED[str(settings.get("protocol", "unseen"))])]
+    legend += [NEIGHBORS] if any(row.output not in {"features", "embeddings"} for row in rows) else []
+    text = [table, "\n".join([*legend, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
     text += [f"Versions: {_listed(each)}." for each in versions]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     content = {"command": command, "notes": notes, "settings": settings, "versions": versions}

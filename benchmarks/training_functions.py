@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytorch_metric_learning.losses import SelfSupervisedLoss
+from pytorch_metric_learning import losses
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -35,6 +35,7 @@ from udmlss.training.rounds import MAX_STEPS
 from udmlss.types import Epochs, Labeler
 
 SYNTHESIS_WEIGHT = 0.23  # the released value
+INSTANCE_TEMPERATURE = 0.1  # the published value
 TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages over; published: 1,000 of 4,320 steps
 
 
@@ -205,7 +206,15 @@ def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, o
 
 
 def cluster_contrast(
-    model: EmbeddingModel, data: Data, settings: Settings, seed: int, *, clusterer: str, n_neighbors: int
+    model: EmbeddingModel,
+    data: Data,
+    settings: Settings,
+    seed: int,
+    *,
+    clusterer: str,
+    n_neighbors: int,
+    label_free: bool = False,
+    callbacks: Sequence[object] = (),
 ) -> FitResult:
     """Train by Cluster-Contrast or SpCL: clusters of any number, a memory of them, and a batch-norm neck.
 
@@ -216,11 +225,22 @@ def cluster_contrast(
         seed: Seed of the run.
         clusterer: Name of the clusterer.
         n_neighbors: Length of the lists of neighbors, at most a quarter of the images.
+        label_free: As for `fit`.
+        callbacks: As for `fit`.
     """
     neck = BatchNormNeck(settings.embedding_size).to(next(model.parameters()).device)
     model.embedder = nn.Sequential(model.embedder, neck)
     labeler = LABELERS[clusterer](min(n_neighbors, len(data.plain) // 4))
-    return udml(model, data, settings, seed, loss="cluster-memory", labeler=labeler)
+    return udml(
+        model,
+        data,
+        settings,
+        seed,
+        loss="cluster-memory",
+        labeler=labeler,
+        label_free=label_free,
+        callbacks=callbacks,
+    )
 
 
 def build_optimizer(
@@ -237,11 +257,8 @@ def build_optimizer(
 
 
 def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
-    """Train with each image as a class of its own, whose members are two augmented views."""
-    loss, _ = build_loss(settings.loss, 1, settings.embedding_size)
-    if type(loss).__name__ not in SelfSupervisedLoss.supported_losses():
-        sys.exit(f"instance needs a loss that SelfSupervisedLoss supports, got {settings.loss}. Choose another --loss.")
-    train_instances(model, _two_views(data, settings, seed), loss)
+    """Train by NT-Xent with each image as a class of its own, whose members are two augmented views."""
+    train_instances(model, _two_views(data, settings, seed), losses.NTXentLoss(temperature=INSTANCE_TEMPERATURE))
 
 
 def cbswr(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:

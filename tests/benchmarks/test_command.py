@@ -3,6 +3,7 @@ import re
 import sys
 
 import command
+import pytest
 
 
 def test_command_is_trained_on_half_of_the_classes_and_scored_on_the_others(flowers, tmp_path, monkeypatch, capfd):
@@ -12,8 +13,15 @@ def test_command_is_trained_on_half_of_the_classes_and_scored_on_the_others(flow
     command.main()
     run = json.loads((tmp_path / "flowers.json").read_text())
     assert (run["images"], run["classes"]) == (24, 4)
-    assert 0 < run["scores"]["before"][0] <= 1
-    row = r"\| flowers \| 24 \| \d+\.\d \| \d+ / 4 \| [\d.]+, [\d.]+ \| [\d.]+, [\d.]+ \|"
-    assert re.search(row, (tmp_path / "table.md").read_text())
+    assert all(0 < run["scores"][name][0] <= 1 for name in command.SCORED)
+    assert run["options"] == options[options.index("--") + 1 :]
+    text = (tmp_path / "table.md").read_text()
+    assert re.search(r"\| flowers \| 24 \| \d+\.\d \| \d+ / 4" + 3 * r" \| [\d.]+, [\d.]+" + r" \|\n", text)
+    assert f"on {run['versions']['threads']} threads" in text
+    assert "python benchmarks/command.py --data flowers -- --epochs 0.5 --image-size 32" in text
     monkeypatch.setattr(command, "measure", None)  # a run that exists is not repeated
     command.main()
+    monkeypatch.setattr(sys, "argv", ["command.py", *options, "--seed", "1"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "flowers.json has --epochs 0.5" in capfd.readouterr().err

@@ -21,19 +21,28 @@ def names(folder):
 
 
 pytestmark = pytest.mark.xdist_group("quality")  # so that all methods are trained once
-OUTPUTS = [
-    *("features", "embeddings", "features with neighbors", "embeddings with neighbors"),
+OUTPUTS = ["features", "embeddings"]
+SEARCHES = [
+    *("features with neighbors", "embeddings with neighbors"),
     *("embeddings, expanded", "embeddings, re-ranked"),
 ]
+COMPLETE = ("frozen", "frozen-from-features", "udml")  # methods with two seeds and all scores
+OTHERS = [method for method in methods.METHODS if method not in COMPLETE]
+
+
+def outputs_of(method):
+    return OUTPUTS + SEARCHES * (method in COMPLETE)
 
 
 @pytest.fixture(scope="module")
 def finished(flowers, options, tmp_path_factory):
-    """The folder of a table with every method, and a second seed of a few."""
+    """The folder of a table with every method, and a second seed and searches of a few."""
     out = tmp_path_factory.mktemp("results") / "flowers"
     given = ["--data", str(flowers), "--out", str(out), *options]
-    quality.main([*given, "--methods", ",".join(methods.METHODS), "--seeds", "1"])
-    quality.main([*given, "--methods", "udml", "--seeds", "2"])
+    quality.main([*given, "--methods", ",".join(COMPLETE), "--seeds", "2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "consistency", lambda *_: 0.5)  # four times k-means per output
+        quality.main([*given, "--methods", ",".join(OTHERS), "--seeds", "1", "--no-searches"])
     return out
 
 
@@ -46,20 +55,30 @@ def results(finished):
 def test_table_has_a_row_per_method_and_output(finished):
     lines = (finished / "table.md").read_text().splitlines()
     shown = [line.split(" | ")[:3] for line in lines if line.startswith("| ")][2:]
-    seeds = {method: "2" if method in {"frozen", "udml"} else "1" for method in methods.METHODS}
-    expected = [[f"| {method}", output, seeds[method]] for method in methods.METHODS for output in OUTPUTS]
-    for row in expected[: len(OUTPUTS)]:
+    seeds = {method: "2" if method in COMPLETE else "1" for method in methods.METHODS}
+    expected = [[f"| {method}", output, seeds[method]] for method in methods.METHODS for output in outputs_of(method)]
+    for row in expected[: len(OUTPUTS + SEARCHES)]:
         row[1] += ", untrained" * row[1].startswith("embeddings")
     assert shown == expected
 
 
-def test_removed_method_remains_in_the_table_but_not_in_the_command(finished, results, flowers, options, tmp_path):
-    for method, name in (("udml", "udml"), ("frozen", "frozen"), ("udml", methods.REMOVED)):
-        (tmp_path / f"{name}-0.json").write_text(json.dumps(results[method] | {"method": name}))
-    quality.main(["--data", str(flowers), "--methods", "udml", "--seeds", "1", "--out", str(tmp_path), *options])
+def test_table_has_a_command_for_each_number_of_seeds(finished, flowers):
+    text = (finished / "table.md").read_text()
+    [first, second] = text.split("```")[1].strip().splitlines()
+    assert first.startswith(f"python benchmarks/quality.py --data {flowers} --methods {','.join(COMPLETE)} --seeds 2 ")
+    assert second.startswith(f"python benchmarks/quality.py --data {flowers} --methods {','.join(OTHERS)} --seeds 1 ")
+    assert second.endswith(" --no-searches")
+    assert "--no-searches" not in first
+
+
+def test_without_searches_only_the_outputs_are_scored(flowers, options, tmp_path, results):
+    given = ["--data", str(flowers), "--methods", "frozen", "--seeds", "1", "--out", str(tmp_path), *options]
+    quality.main([*given, "--no-searches"])
+    scores = json.loads((tmp_path / "frozen-0.json").read_text())["scores"]
+    assert scores == {output: results["frozen"]["scores"][output] for output in OUTPUTS}
     text = (tmp_path / "table.md").read_text()
-    assert f"| {methods.REMOVED} | features | 1 |" in text
-    assert "--methods frozen,udml --seeds 1 " in text
+    assert " --no-searches\n" in text
+    assert "re-ranked" not in text
 
 
 def test_run_holds_settings_versions_scores_and_history(results):
@@ -67,7 +86,7 @@ def test_run_holds_settings_versions_scores_and_history(results):
         assert load_settings(run["settings"]).steps == 2
         assert run["versions"]["torch"] == torch.__version__.split("+")[0]
         assert run["label_free"].keys() == {"features", "embeddings"}
-        assert list(run["scores"]) == OUTPUTS
+        assert list(run["scores"]) == outputs_of(method)
         assert run["n_classes"] == 4
         steps = [report["step"] for report in run["history"]]
         n_steps = 0 if method in {*methods.UNTRAINED, *methods.WITHOUT_CLUSTERS} else 3 if "default" in method else 2
@@ -116,7 +135,7 @@ def test_existing_runs_are_not_repeated(finished, flowers, options, monkeypatch)
     before = {name: (finished / name).read_text() for name in names(finished)}
     repeated = []
 
-    def run(method, seed, *_):
+    def run(method, seed, *_, **_settings):
         repeated.append((method, seed))
         return json.loads(before[f"{method}-{seed}.json"], object_hook=_with_integer_keys)
 
@@ -125,7 +144,6 @@ def test_existing_runs_are_not_repeated(finished, flowers, options, monkeypatch)
     quality.main(["--data", str(flowers), "--seeds", "2", "--methods", "udml", "--out", str(finished), *options])
     assert repeated == [("udml", 1)]
     assert {name: (finished / name).read_text() for name in names(finished)} == before
-    assert f"--methods {','.join(methods.METHODS)} --seeds 2 " in (finished / "table.md").read_text()
 
 
 def _with_integer_keys(value):
@@ -141,9 +159,9 @@ def test_rejects_runs_with_other_settings_before_any_work(finished, flowers, opt
 
 def test_frozen_is_always_included_and_unknown_methods_are_rejected(flowers, options, tmp_path, capsys, monkeypatch):
     ran = []
-    monkeypatch.setattr(quality, "ensure", lambda _folder, method, seed, *_: ran.append((method, seed)))
+    monkeypatch.setattr(quality, "ensure", lambda _folder, method, seed, *_, **_settings: ran.append((method, seed)))
     monkeypatch.setattr(quality, "write", lambda *_, **__: None)
-    monkeypatch.setattr(quality, "read", lambda *_: [{"method": "frozen", "seed": 0}])
+    monkeypatch.setattr(quality, "read", lambda *_: [{"method": "frozen", "seed": 0, "scores": {}}])
     quality.main(["--data", str(flowers), "--methods", "udml", "--seeds", "2", "--out", str(tmp_path), *options])
     assert ran == [("frozen", 0), ("udml", 0), ("frozen", 1), ("udml", 1)]
     with pytest.raises(SystemExit):
@@ -154,7 +172,7 @@ def test_frozen_is_always_included_and_unknown_methods_are_rejected(flowers, opt
 @pytest.mark.parametrize("method", ["instance", "udml-ss"])
 def test_same_seed_gives_the_same_scores(results, flowers, settings_of, method):
     settings = settings_of()
-    found = runs.run(method, 0, settings, setups.open_data(settings, flowers))["scores"]
+    found = runs.run(method, 0, settings, setups.open_data(settings, flowers), searches=False)["scores"]
     assert json.loads(json.dumps(found)) == results[method]["scores"]
 
 
@@ -200,28 +218,15 @@ def test_folder_in_the_layout_of_cub_is_split_by_its_lists(tmp_path):
 
 
 LOSSES = [*metric_losses.LOSSES, *metric_losses.OTHERS]
-WITHOUT_INSTANCES = ["lifted", "n-pairs", "margin", "fast-ap", "proxy-anchor", "soft-triple", *metric_losses.OTHERS]
-WITHOUT_INSTANCES.remove("batch-all")
 
 
-@pytest.mark.parametrize(
-    ("method", "loss"),
-    [("supervised", loss) for loss in LOSSES]
-    + [("instance", loss) for loss in LOSSES if loss not in WITHOUT_INSTANCES],
-)
-def test_every_loss_trains(flowers, settings_of, method, loss):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains(flowers, settings_of, loss):
     settings = settings_of("--loss", loss, "--steps", "1")
     model = setups.build_model(settings, seed=0)
     before = model.embedder.weight.detach().clone()
-    methods.METHODS[method](model, setups.open_data(settings, flowers), settings, 0)
+    methods.METHODS["supervised"](model, setups.open_data(settings, flowers), settings, 0)
     assert not torch.equal(before, model.embedder.weight)
-
-
-@pytest.mark.parametrize("loss", WITHOUT_INSTANCES)
-def test_instance_rejects_losses_that_need_classes(flowers, settings_of, loss):
-    settings = settings_of("--loss", loss)
-    with pytest.raises(SystemExit, match=f"SelfSupervisedLoss supports, got {loss}"):
-        methods.instance(setups.build_model(settings, seed=0), setups.open_data(settings, flowers), settings, 0)
 
 
 def test_glyphs_have_the_network_of_the_quickstart():

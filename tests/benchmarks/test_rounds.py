@@ -17,10 +17,9 @@ def one_round(step, shared, recall):
     return {"step": step, "label_free": scores, "recall": dict.fromkeys(rounds.OUTPUTS, recall)}
 
 
-@pytest.mark.parametrize("name", ["stop_step", "settled"])
-def test_best_weights_are_those_of_the_highest_score(name):
+def test_best_weights_are_those_of_the_highest_score():
     run = [one_round(0, 0.1, 0.5), one_round(5, 0.4, 0.6), one_round(10, 0.3, 0.8), one_round(15, 0.2, 0.4)]
-    row = rounds.summarize({"rounds": run, name: 15})
+    row = rounds.summarize({"rounds": run, "stop_step": 15})
     assert (row["rounds"], row["steps"]) == (3, {"best weights": 5, "early stopping": 5})
     found = row["embeddings"]
     assert [found[title] for title in rounds.TITLES] == [0.5, 0.4, 0.8, 0.6, 0.6]
@@ -35,7 +34,7 @@ def test_early_stopping_chooses_among_the_rounds_before_it():
     assert "+20.0 from last" in rounds._mean_gains([row, row], "features", "early stopping")
 
 
-@pytest.mark.parametrize("method", ["udml-ss", "recipe-from-features"])
+@pytest.mark.parametrize("method", ["udml-ss", "recipe-from-features", "cluster-contrast"])
 def test_each_round_is_scored_with_the_weights_of_that_round(flowers, settings_of, method, monkeypatch):
     """Compare with shorter runs, which end with the weights that a longer run has after this number of steps."""
     settings, embedded = settings_of("--steps", "3"), []
@@ -68,12 +67,13 @@ def test_recalls_are_those_of_the_test_images(flowers, settings_of):
 def test_runs_with_different_settings_have_one_table_and_figure(flowers, options, tmp_path):
     given = ["--data", str(flowers), "--seeds", "1", "--out", str(tmp_path), *options]
     rounds.main([*given, "--methods", "udml,supervised"])
-    rounds.main([*given, "--steps", "3", "--trunk-lr", "0.1"])
+    assert not (tmp_path / "rounds/plot.png").exists()
+    rounds.main([*given, "--steps", "3", "--trunk-lr", "0.1", "--plot"])
     rows = json.loads((tmp_path / "rounds/table.json").read_text())
     assert len(rows) == 3
     assert sorted(row["rounds"] for row in rows.values()) == [2, 2, 3]
     text = (tmp_path / "rounds/table.md").read_text()
-    assert text.count("python benchmarks/rounds.py --data flowers --methods udml") == 2
+    assert text.count(f"python benchmarks/rounds.py --data {flowers} --methods udml") == 2
     assert "Mean differences in R@1 over the runs on clusters" in text
     with Image.open(tmp_path / "rounds/plot.png") as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 50

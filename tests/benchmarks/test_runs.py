@@ -5,25 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 import runs
 import torch
-from settings import REMOVED, preset
-
-
-def save(folder, **changes):
-    settings = asdict(preset("cub100")) | changes
-    (folder / "udml-0.json").write_text(json.dumps({"method": "udml", "settings": settings}))
+from settings import preset
 
 
 def test_read_rejects_runs_of_another_program(tmp_path):
     (tmp_path / "udml-0.json").write_text('{"method": "udml", "options": []}')
     with pytest.raises(SystemExit, match=r"got 1 with others: udml-0\.json has settings that no longer exist"):
-        runs.read(tmp_path, preset("cub100"))
-
-
-def test_read_accepts_settings_that_were_removed_at_their_defaults(tmp_path):
-    save(tmp_path, **REMOVED)
-    assert len(runs.read(tmp_path, preset("cub100"))) == 1
-    save(tmp_path, **REMOVED | {"leave_out": 0.2})
-    with pytest.raises(SystemExit, match="no longer exist"):
         runs.read(tmp_path, preset("cub100"))
 
 
@@ -34,11 +21,6 @@ def test_read_fills_in_settings_that_are_younger_than_the_run(tmp_path):
     assert len(runs.read(tmp_path, preset("cub100"))) == 1
     with pytest.raises(SystemExit, match=r"udml-0\.json has workers 0\. Pass"):
         runs.read(tmp_path, replace(preset("cub100"), workers=2))
-
-
-def test_methods_of_earlier_runs_have_their_present_names(tmp_path):
-    (tmp_path / "x-0.json").write_text('{"method": "neighbour"}')
-    assert runs.load(tmp_path / "x-0.json") == {"method": "nearest-positive"}
 
 
 def test_recall_of_halves_is_that_of_every_other_image_among_all():

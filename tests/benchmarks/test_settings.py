@@ -14,6 +14,7 @@ def parse(*arguments):
 @pytest.mark.parametrize("data", ["glyphs", *settings.PHOTO_SETS, "elsewhere/flowers"])
 def test_settings_without_options_are_the_preset(data):
     args, found = parse("--data", data)
+    assert args.data == data
     name = Path(data).name
     assert found == settings.preset(name) == replace(found, data=name)
     assert args.out.parts[-3:] == ("benchmarks", "results", name)

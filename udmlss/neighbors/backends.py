@@ -145,7 +145,8 @@ def _forbid_tf32() -> Callable[[], None]:
 
 
 def _forbid_tf32_of_backends() -> Callable[[], None]:
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    every: Any = torch.backends  # mypy does not know all of them
+    backends = [every.cuda.matmul, every.mkldnn.matmul]
     before = [backend.fp32_precision for backend in backends]
 
     def set_all(settings: list[str]) -> None:
