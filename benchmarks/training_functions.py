@@ -167,7 +167,7 @@ def default(
         settings: The settings, which name the backbone.
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
-        true_labels: Whether to train on the true labels in place of clusters.
+        true_labels: Whether to train on the true labels in place of clusters. The embedder is then not refitted.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -177,7 +177,7 @@ def default(
     """
     from_scratch = settings.backbone == "small"
     if not from_scratch:
-        initialize_embedder(model, data, settings, {})
+        model.embedder = embedder_of(model, data, settings, {})
     if true_labels:
         own_labeler: Labeler | None = TrueLabels(data.labels)
     else:
@@ -188,6 +188,7 @@ def default(
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
+        refit_embedder=not true_labels,
         num_workers=settings.workers,
         max_steps=max_steps,
         label_free=label_free,
@@ -199,10 +200,15 @@ def default(
     return result
 
 
-def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> None:
+def embedder_of(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> nn.Linear:
+    """Return an embedder that is initialized from the features of the trunk."""
     features = embed(model, data.plain, output="features")
-    embedder = embedder_from_features(features, settings.embedding_size, **options)
-    model.embedder.load_state_dict(embedder.state_dict())
+    return embedder_from_features(features, settings.embedding_size, **options).to(next(model.parameters()).device)
+
+
+def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> None:
+    """Load the weights of such an embedder into that of the model."""
+    model.embedder.load_state_dict(embedder_of(model, data, settings, options).state_dict())
 
 
 def cluster_contrast(

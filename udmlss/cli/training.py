@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from udmlss import (
     BestWeights,
@@ -178,20 +178,16 @@ class _Training:
         """Initialize the embedder from the features of the images, and store the embeddings before training."""
         self.say("1/4 Embedding the images with the pretrained backbone")
         started = time.perf_counter()
-        trunk = self.machine.place(self.network.trunk)
-        whole = EmbeddingModel(trunk, nn.Identity())
-        options = self.machine.options
+        model = EmbeddingModel(self.machine.place(self.network.trunk), nn.Identity())
         try:
-            features = embed(whole, self.images, output="features", progress=self.progress, **options)
+            features = self._compute_features(model)
         except OSError as error:
             raise OSError(f"{message_of(error)} Pass `skip_unreadable` to skip such files.") from error
         self.seconds_per_pass = time.perf_counter() - started
-        size = min(_EMBEDDING_SIZE, features.shape[1])
-        model = EmbeddingModel(trunk, embedder_from_features(features, size))
-        with replace_file(self.run.start_embeddings) as part, part.open("wb") as file, torch.no_grad():
-            rows = [model.embed_features(some).half() for some in features.split(_FEATURES_AT_ONCE)]
-            np.save(file, torch.cat(rows).numpy())
-        return self.machine.place(model)
+        self.embedder = embedder_from_features(features, min(_EMBEDDING_SIZE, features.shape[1]))
+        model = self.machine.place(EmbeddingModel(model.trunk, self.embedder))
+        self._save_embeddings(model, features, self.run.start_embeddings, torch.float16)
+        return model
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
         per_round = min(1.0, self.epochs / 2)
@@ -213,6 +209,7 @@ class _Training:
                 CSVLogger(self.run.folder),
                 Checkpoint(self.run.checkpoints, every=Epochs(_EPOCHS_BETWEEN_CHECKPOINTS), resume=True),
             ],
+            refit_embedder=False,  # the features for it also yield the embeddings of the run
             seed=self.seed,
             progress=self.progress,
             **self.machine.options,
@@ -223,13 +220,26 @@ class _Training:
 
     def _write(self, model: EmbeddingModel, result: FitResult) -> None:
         self.say("3/4 Embedding and clustering the images with the trained model")
+        features = self._compute_features(model)
+        self.embedder.fit(features)
         save_model(model, self.run.model, backbone=self.network, recipe=self.settings)
-        options = self.machine.options
-        embeddings = embed(model, self.images, out=self.run.embeddings, progress=self.progress, **options)
+        embeddings = self._save_embeddings(model, features, self.run.embeddings, torch.float32)
         pseudo_labels = self.labeler.label(embeddings)
         neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)
         self.run.write_images(self.paths, pseudo_labels, neighbors)
         self.run.finish(TrainedRun.of(self.run.folder, result, pseudo_labels))
+
+    def _compute_features(self, model: EmbeddingModel) -> Tensor:
+        return embed(model, self.images, output="features", progress=self.progress, **self.machine.options)
+
+    def _save_embeddings(self, model: EmbeddingModel, features: Tensor, path: Path, dtype: torch.dtype) -> Tensor:
+        """Compute embeddings from features of the trunk, write them to a .npy file and return them."""
+        with torch.no_grad():
+            parts = (model.embed_features(some.to(self.machine.device)) for some in features.split(_FEATURES_AT_ONCE))
+            embeddings = torch.cat([part.to("cpu", dtype) for part in parts])
+        with replace_file(path) as part, part.open("wb") as file:
+            np.save(file, embeddings.numpy())
+        return embeddings
 
 
 def _check_numbers(**settings: int | None) -> None:

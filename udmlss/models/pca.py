@@ -5,13 +5,70 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number
+from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
 from udmlss._chunks import row_slices, with_float64
+
+
+class PCAEmbedder(nn.Linear):
+    """A linear embedder that is fitted to features by principal component analysis, as `embedder_from_features` does.
+
+    It can be trained like any linear layer. `fit` fits it to the features of the trained trunk when training ends.
+
+    Args:
+        in_features: Dimension f of the features.
+        out_features: Dimension d of the embeddings, at most f.
+        center: Whether to subtract the mean of the features.
+        power: Power of the standard deviations by which the directions are divided.
+
+    Raises:
+        ValueError: `out_features` is not in 1..f, or `power` is not in 0..1.
+        TypeError: A size is not an integer.
+
+    Example:
+        >>> embedder = PCAEmbedder(192, 16).fit(torch.rand(40, 192))
+        >>> embedder(torch.rand(5, 192)).shape
+        torch.Size([5, 16])
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, center: bool = True, power: float = 0.5) -> None:
+        check_integer("in_features", in_features, 1)
+        check_integer("out_features", out_features, 1, in_features)
+        check_number("power", power, 0, 1)
+        super().__init__(int(in_features), int(out_features))  # `save_model` writes the sizes as JSON
+        self.center, self.power = bool(center), float(power)
+
+    def fit(self, features: Float[Tensor, "n f"]) -> "PCAEmbedder":
+        """Compute weight and bias from the features (n, f) of the training images.
+
+        Returns:
+            The embedder itself.
+
+        Raises:
+            ValueError: The features do not have f dimensions, are not finite, or are all equal with `center=True`.
+            TypeError: The features are not a floating-point tensor.
+        """
+        column_range = check_embeddings(features, "features")
+        if features.shape[1] != self.in_features:
+            found = f"{features.shape[1]} dimensions"
+            raise value_error(f"`features` must have {self.in_features} dimensions", found, "Use the same trunk")
+        rows = with_float64(features.detach())
+        mean = None
+        if self.center:
+            check_distinct(column_range, len(features))
+            mean = torch.stack([rows[part].double().sum(dim=0) for part in row_slices(rows)]).sum(dim=0) / len(rows)
+        variances, directions = _eigen(_second_moments(rows, mean))
+        largest = slice(self.in_features - self.out_features, None)
+        scales = _scales(variances[largest].clamp(min=0), variances.mean(), self.power)
+        weight = (directions[:, largest] * scales).T.flip(0)
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            self.bias.copy_(torch.zeros(self.out_features) if mean is None else -(weight @ mean))
+        return self
 
 
 def embedder_from_features(
     features: Float[Tensor, "n f"], embedding_size: int, *, center: bool = True, power: float = 0.5
-) -> nn.Linear:
+) -> PCAEmbedder:
     """Compute an initial linear embedder from a pretrained trunk's features.
 
     The embedder projects features onto their principal directions. It subtracts the mean, which all features have in
@@ -59,24 +116,9 @@ def embedder_from_features(
         https://doi.org/10.1016/S0047-259X(03)00096-4. The paper estimates the weight of the mean variance, which is
         one half here.
     """
-    column_range = check_embeddings(features, "features")
-    size = features.shape[1]
-    check_integer("embedding_size", embedding_size, 1, size)
-    check_number("power", power, 0, 1)
-    rows = with_float64(features.detach())
-    mean = None
-    if center:
-        check_distinct(column_range, len(features))
-        mean = torch.stack([rows[part].double().sum(dim=0) for part in row_slices(rows)]).sum(dim=0) / len(rows)
-    variances, directions = _eigen(_second_moments(rows, mean))
-    largest = slice(size - int(embedding_size), None)
-    scales = _scales(variances[largest].clamp(min=0), variances.mean(), float(power))
-    weight = (directions[:, largest] * scales).T.flip(0)
-    embedder = nn.Linear(size, int(embedding_size), device=features.device)  # `save_model` writes the size as JSON
-    with torch.no_grad():
-        embedder.weight.copy_(weight.float())
-        embedder.bias.copy_(torch.zeros(embedding_size) if mean is None else -(weight @ mean).float())
-    return embedder
+    check_embeddings(features, "features")
+    check_integer("embedding_size", embedding_size, 1, features.shape[1])
+    return PCAEmbedder(features.shape[1], embedding_size, center=center, power=power).to(features.device).fit(features)
 
 
 def _second_moments(rows: Float[Tensor, "n f"], mean: Float64[Tensor, " f"] | None) -> Float64[Tensor, "f f"]:

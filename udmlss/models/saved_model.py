@@ -16,6 +16,7 @@ from udmlss._torch import check_weights, device_of, trunk_of
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
+from udmlss.models.pca import PCAEmbedder
 
 # Each class with the attributes that are arguments of its constructor
 _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -26,6 +27,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Identity": (nn.Identity, ()),
     "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "Linear": (nn.Linear, ("in_features", "out_features")),
+    "PCAEmbedder": (PCAEmbedder, ("in_features", "out_features", "center", "power")),
     "ReLU": (nn.ReLU, ()),
 }
 
@@ -147,7 +149,7 @@ def _describe_layers(layer: nn.Module) -> dict[str, Any] | None:
     if name not in _LAYERS or type(layer) is not _LAYERS[name][0]:
         return None
     settings = {attribute: getattr(layer, attribute) for attribute in _LAYERS[name][1]}
-    if isinstance(layer, nn.Linear | nn.LayerNorm):
+    if type(layer) in {nn.Linear, nn.LayerNorm}:
         settings["bias"] = layer.bias is not None
     return {"type": name, **settings}
 

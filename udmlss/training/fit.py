@@ -21,6 +21,7 @@ from udmlss.models.batch_norm import frozen_batch_norm
 from udmlss.models.rotation import RotationPretextHead
 from udmlss.results import FitResult, LabelFreeScores, StepReport, StopReason
 from udmlss.training.callbacks.dispatch import Callbacks
+from udmlss.training.final_embedder import fit_final_embedder
 from udmlss.training.identity import check_ranks, describe_rank, identify
 from udmlss.training.optim import build_optimizer
 from udmlss.training.rounds import MAX_STEPS, RELABEL_EVERY, ClusterOn, Rounds
@@ -55,6 +56,7 @@ def fit(
     from_scratch: bool = False,
     freeze_batch_norm: bool | None = None,
     average_weights: bool = True,
+    refit_embedder: bool = True,
     precision: Precision = "float32",
     chunk_size: int | None = None,
     clip_norm: float | None = None,
@@ -102,6 +104,9 @@ def fit(
             trained from scratch.
         average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
             `WeightAverage` in `callbacks` replaces it.
+        refit_embedder: Whether to compute the embedder anew when training ends, by a PCA of the features of the trained
+            trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass. Other
+            embedders are not changed. Clusters and label-free scores are those of the trained embedder.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large
@@ -207,11 +212,9 @@ def fit(
             error.add_note(f"`fit` had taken {run.step} steps in {len(run.history)} complete rounds.")
             raise
         finally:
-            try:
-                hooks.end(run)
-            except KeyboardInterrupt:  # a second Ctrl-C must not leave the folder of a checkpoint locked
-                hooks.end(run)
-                raise
+            _end(run, hooks)
+        if refit_embedder:
+            fit_final_embedder(run)
     broadcast_buffers(model)  # batch norm has other running statistics on each rank
     return run.result()
 
@@ -239,6 +242,14 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
             if hooks.end_round(run.end_round(run.rounds.score()), run):
                 return "callback"
     return "max_steps"
+
+
+def _end(run: Run, hooks: Callbacks) -> None:
+    try:
+        hooks.end(run)
+    except KeyboardInterrupt:  # a second Ctrl-C must not leave the folder of a checkpoint locked
+        hooks.end(run)
+        raise
 
 
 def _modules(

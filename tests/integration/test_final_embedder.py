@@ -1,0 +1,49 @@
+"""The embedder that `fit` computes from the features of the trained trunk."""
+
+import torch
+from short_training import IMAGES, Augmented, make_model, short_fit, weights
+
+from udmlss import BestWeights, EmbeddingModel, embed, embedder_from_features
+from udmlss.training import final_embedder
+
+
+def model_with_pca():
+    return EmbeddingModel.from_trunk(make_model().trunk, IMAGES, 16, progress=False)
+
+
+def test_an_embedder_of_from_trunk_is_fitted_to_the_features_of_the_trained_trunk():
+    model, kept = model_with_pca(), model_with_pca()
+    short_fit(model)
+    short_fit(kept, refit_embedder=False)
+    assert torch.equal(weights(model.trunk), weights(kept.trunk))
+    expected = embedder_from_features(embed(model, IMAGES, output="features"), 16)
+    assert torch.equal(weights(model.embedder), weights(expected))
+    assert not torch.allclose(weights(model.embedder), weights(kept.embedder), atol=1e-3)
+
+
+def test_another_embedder_is_not_changed():
+    one, other = make_model(), make_model()
+    short_fit(one)
+    short_fit(other, refit_embedder=False)
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_weights_before_training_keep_their_embedder(monkeypatch):
+    model = model_with_pca()
+    before = weights(model)
+    monkeypatch.setattr(BestWeights, "on_round", lambda *_: None)
+    result = short_fit(model, Augmented(), cluster_images=IMAGES, callbacks=BestWeights())
+    assert result.weights_step == 0
+    assert torch.equal(weights(model), before)
+
+
+def test_an_interruption_keeps_the_trained_embedder_and_is_the_reason_of_the_end(monkeypatch):
+    model, kept = model_with_pca(), model_with_pca()
+    short_fit(kept, refit_embedder=False)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(final_embedder, "embed_all", interrupt)
+    assert short_fit(model).stop_reason == "interrupt"
+    assert torch.equal(weights(model), weights(kept))

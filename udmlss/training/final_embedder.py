@@ -1,0 +1,31 @@
+"""The embedder after training."""
+
+from udmlss._torch import device_of
+from udmlss.distributed import run_on_rank_zero
+from udmlss.inference import embed_all
+from udmlss.models.pca import PCAEmbedder
+from udmlss.training.run import Run
+
+
+def fit_final_embedder(run: Run) -> None:
+    """Fit the embedder to the features of the trained trunk if it is a `PCAEmbedder` and training was not interrupted.
+
+    If the user interrupts it, the embedder is not changed.
+    """
+    embedder, rounds = run.model.embedder, run.rounds
+    if not isinstance(embedder, PCAEmbedder) or run.stop_reason == "interrupt":
+        return
+    try:
+        features = embed_all(
+            run.model,
+            rounds.cluster_images,
+            rounds.options,
+            rounds.loader,
+            output="features",
+            seed=rounds.seed,
+            folder=rounds.embeddings_folder,
+            device=device_of(run.model),
+        )
+        embedder.load_state_dict(run_on_rank_zero(lambda: embedder.fit(features).state_dict()))
+    except KeyboardInterrupt:
+        run.stop_reason = "interrupt"
