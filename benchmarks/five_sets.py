@@ -26,7 +26,7 @@ from tables import NEIGHBORS, SCORED, Row
 
 SETS = (*PHOTO_SETS, "glyphs")
 FIRST = ("frozen", "frozen-from-features", "default", "recommended-true-k", "supervised-default")
-SECOND = ("udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
+SECOND = ("default-trained-embedder", "udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
 OWN = ("frozen", "frozen-from-features", "default", "recommended-true-k")
 START, UPPER = "frozen", "supervised-default"
 TITLES = {
@@ -37,6 +37,7 @@ TITLES = {
     "udml-ss-true-k": "UDML-SS, true k",
     "recommended-true-k": "recommended, true k",
     "recommended-twice-k": "recommended, twice the true k",
+    "default-trained-embedder": "default, no k, embedder as trained",
     "default": "default, no k",
     "supervised-default": "default with true labels",
 }

@@ -29,6 +29,7 @@ CLUSTER_MEMORY: dict[str, Method] = {
 }
 LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
+    "default-trained-embedder": partial(default, refit_embedder=False),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
     "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),
@@ -44,7 +45,7 @@ OWN_LOSS = {
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
-    "supervised-default": partial(default, true_labels=True),
+    "supervised-default": partial(default, true_labels=True, refit_embedder=False),
 }
 METHODS: dict[str, Method] = {
     **UNTRAINED,

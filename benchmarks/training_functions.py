@@ -155,6 +155,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
+    refit_embedder: bool = True,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -167,7 +168,8 @@ def default(
         settings: The settings, which name the backbone.
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
-        true_labels: Whether to train on the true labels in place of clusters. The embedder is then not refitted.
+        true_labels: Whether to train on the true labels in place of clusters.
+        refit_embedder: As for `fit`.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -188,7 +190,7 @@ def default(
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
-        refit_embedder=not true_labels,
+        refit_embedder=refit_embedder,
         num_workers=settings.workers,
         max_steps=max_steps,
         label_free=label_free,

@@ -168,6 +168,7 @@ CALLS = {
     "metrics.score_rankings": lambda **settings: metrics.score_rankings(torch.tensor([[1], [0]]), [0, 0], **settings),
     "metrics.retrieval": retrieval(metrics.retrieval),
     "models.BatchNormNeck": models.BatchNormNeck,
+    "models.PCAEmbedder": lambda **changes: models.PCAEmbedder(**{"in_features": 8, "out_features": 4} | changes),
     "clustering.Communities": clustering.Communities,
     "clustering.JaccardDBSCAN": clustering.JaccardDBSCAN,
     "clustering.cluster_means": lambda **changes: clustering.cluster_means(ROWS, LABELS, **changes),

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from udmlss import EmbeddingModel, embedder_from_features
+from udmlss.models import load_model, save_model
 
 COSINES = {"center": False, "power": 0}  # the options that preserve cosine similarities
 
@@ -116,3 +117,14 @@ def test_rejects_equal_features_which_have_no_directions():
     with pytest.raises(ValueError, match="must differ, got 9 equal rows"):
         embedder_from_features(torch.ones(9, 4), 2)
     assert embedder_from_features(torch.zeros(9, 4), 2, center=False).weight.isfinite().all()
+
+
+def test_a_saved_embedder_can_be_fitted_to_other_features(tmp_path):
+    model = EmbeddingModel(nn.Flatten(), embedder_from_features(make_features(), 6, power=1))
+    save_model(model, tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model", trunk=nn.Flatten())
+    assert torch.equal(loaded.embedder.weight, model.embedder.weight)
+    other = make_features() ** 2
+    assert torch.equal(loaded.embedder.fit(other).weight, embedder_from_features(other, 6, power=1).weight)
+    with pytest.raises(ValueError, match=r"`features` must have 12 dimensions, got 5 dimensions\. Use the same trunk"):
+        loaded.embedder.fit(make_features(f=5))
