@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit
+from udmlss.models import PCAEmbedder
 
 N, STEPS, STEPS_PER_ROUND = 48, 11, 4
 
@@ -67,7 +68,7 @@ def build(d=8, max_images=4, **changes):
     """Return a model and arguments of `fit`, equal in each call; changes that are functions receive the model."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3))
-    model = EmbeddingModel(trunk, nn.Linear(144, d))
+    model = EmbeddingModel(trunk, PCAEmbedder(144, d))
     arguments = {
         "labeler": ClusterPseudoLabeler(6),
         "criterion": UDMLSSLoss(losses.ContrastiveLoss(), rotation_weight=0.1),
