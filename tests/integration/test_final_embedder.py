@@ -47,3 +47,12 @@ def test_an_interruption_keeps_the_trained_embedder_and_is_the_reason_of_the_end
     monkeypatch.setattr(final_embedder, "embed_all", interrupt)
     assert short_fit(model).stop_reason == "interrupt"
     assert torch.equal(weights(model), weights(kept))
+
+
+def test_of_many_images_a_random_sample_decides(monkeypatch):
+    monkeypatch.setattr(final_embedder, "_LARGEST_SAMPLE", 20)
+    model = model_with_pca()
+    short_fit(model, max_steps=1, relabel_every=1, seed=3)
+    sample = torch.randperm(len(IMAGES), generator=torch.Generator().manual_seed(3))[:20].sort().values
+    expected = embedder_from_features(embed(model, IMAGES[sample], output="features"), 16)
+    assert torch.equal(weights(model.embedder), weights(expected))

@@ -1,20 +1,25 @@
 """The embedder after training."""
 
+import torch
+
 from udmlss._torch import device_of
 from udmlss.distributed import run_on_rank_zero
 from udmlss.inference import embed_all
 from udmlss.models.pca import PCAEmbedder
 from udmlss.training.run import Run
 
+_LARGEST_SAMPLE = 20_000  # images, enough for the covariance of some thousand dimensions
+
 
 def fit_final_embedder(run: Run) -> None:
-    """Fit the embedder to the features of the trained trunk if it is a `PCAEmbedder` and training was not interrupted.
+    """Fit the embedder to features of the trained trunk if it is a `PCAEmbedder` and training was not interrupted.
 
-    If the user interrupts it, the embedder is not changed.
+    Of more than 20,000 images a random sample is used. If the user interrupts it, the embedder is not changed.
     """
     embedder, rounds = run.model.embedder, run.rounds
     if not isinstance(embedder, PCAEmbedder) or run.stop_reason == "interrupt":
         return
+    order = torch.randperm(len(rounds.cluster_images), generator=torch.Generator().manual_seed(rounds.seed))
     try:
         features = embed_all(
             run.model,
@@ -23,6 +28,7 @@ def fit_final_embedder(run: Run) -> None:
             rounds.loader,
             output="features",
             seed=rounds.seed,
+            indices=order[:_LARGEST_SAMPLE].sort().values.tolist(),
             folder=rounds.embeddings_folder,
             device=device_of(run.model),
         )

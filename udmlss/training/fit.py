@@ -105,8 +105,9 @@ def fit(
         average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
             `WeightAverage` in `callbacks` replaces it.
         refit_embedder: Whether to compute the embedder anew when training ends, by a PCA of the features of the trained
-            trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass. Other
-            embedders are not changed. Clusters and label-free scores are those of the trained embedder.
+            trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass, of at
+            most 20,000 images. Other embedders are not changed. Clusters and label-free scores are those of the
+            trained embedder.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large
