@@ -36,7 +36,7 @@ DEFAULT_VARIANTS: dict[str, Method] = {
 }
 OWN_LOSS = {
     *UNTRAINED,
-    *WITHOUT_CLUSTERS,
+    *("cbswr", "stml"),
     *("default", *DEFAULT_VARIANTS),
     "deepcluster",
     *DEEP_METRIC,

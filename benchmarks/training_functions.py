@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytorch_metric_learning import losses
+from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -35,7 +35,6 @@ from udmlss.training.rounds import MAX_STEPS
 from udmlss.types import Epochs, Labeler
 
 SYNTHESIS_WEIGHT = 0.23  # the released value
-INSTANCE_TEMPERATURE = 0.1  # the published value
 TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages over; published: 1,000 of 4,320 steps
 
 
@@ -265,8 +264,11 @@ def build_optimizer(
 
 
 def instance(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
-    """Train by NT-Xent with each image as a class of its own, whose members are two augmented views."""
-    train_instances(model, _two_views(data, settings, seed), losses.NTXentLoss(temperature=INSTANCE_TEMPERATURE))
+    """Train with each image as a class of its own, whose members are two augmented views."""
+    loss, _ = build_loss(settings.loss, 1, settings.embedding_size)
+    if type(loss).__name__ not in SelfSupervisedLoss.supported_losses():
+        sys.exit(f"instance needs a loss that SelfSupervisedLoss supports, got {settings.loss}. Choose another --loss.")
+    train_instances(model, _two_views(data, settings, seed), loss)
 
 
 def cbswr(model: EmbeddingModel, data: Data, settings: Settings, seed: int) -> None:
