@@ -77,5 +77,5 @@ METHODS: dict[str, Method] = {
 }
 COMPARED = (
     *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
-    *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
+    *("recommended-true-k", "recommended-twice-k", "default", "default-trained-embedder", "supervised-default"),
 )
