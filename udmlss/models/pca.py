@@ -1,4 +1,4 @@
-"""An initial embedder computed by principal component analysis."""
+"""An embedder that is computed by principal component analysis."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -61,8 +61,8 @@ class PCAEmbedder(nn.Linear):
         scales = _scales(variances[largest].clamp(min=0), variances.mean(), self.power)
         weight = (directions[:, largest] * scales).T.flip(0)
         with torch.no_grad():
-            self.weight.copy_(weight)
-            self.bias.copy_(torch.zeros(self.out_features) if mean is None else -(weight @ mean))
+            self.weight.copy_(weight.float())
+            self.bias.copy_(torch.zeros(self.out_features) if mean is None else -(weight @ mean).float())
         return self
 
 
