@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
-from udmlss._chunks import row_slices, with_float64
+from udmlss._chunks import ColumnRange, row_slices, with_float64
 
 
 class PCAEmbedder(nn.Linear):
@@ -51,6 +51,9 @@ class PCAEmbedder(nn.Linear):
         if features.shape[1] != self.in_features:
             found = f"{features.shape[1]} dimensions"
             raise value_error(f"`features` must have {self.in_features} dimensions", found, "Use the same trunk")
+        return self._fit(features, column_range)
+
+    def _fit(self, features: Float[Tensor, "n f"], column_range: ColumnRange) -> "PCAEmbedder":
         rows = with_float64(features.detach())
         mean = None
         if self.center:
@@ -116,9 +119,10 @@ def embedder_from_features(
         https://doi.org/10.1016/S0047-259X(03)00096-4. The paper estimates the weight of the mean variance, which is
         one half here.
     """
-    check_embeddings(features, "features")
+    column_range = check_embeddings(features, "features")
     check_integer("embedding_size", embedding_size, 1, features.shape[1])
-    return PCAEmbedder(features.shape[1], embedding_size, center=center, power=power).to(features.device).fit(features)
+    embedder = PCAEmbedder(features.shape[1], embedding_size, center=center, power=power).to(features.device)
+    return embedder._fit(features, column_range)  # noqa: SLF001 (the features were checked)
 
 
 def _second_moments(rows: Float[Tensor, "n f"], mean: Float64[Tensor, " f"] | None) -> Float64[Tensor, "f f"]:

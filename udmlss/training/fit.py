@@ -104,7 +104,7 @@ def fit(
             trained from scratch.
         average_weights: Whether the model gets moving averages of its weights, as by `WeightAverage(0.95)`. A
             `WeightAverage` in `callbacks` replaces it.
-        refit_embedder: Whether to compute the embedder anew when training ends, by a PCA of the features of the trained
+        refit_embedder: Whether to recompute the embedder when training ends, by a PCA of the features of the trained
             trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass, of at
             most 20,000 images. Other embedders are not changed. Clusters and label-free scores are those of the
             trained embedder.
