@@ -194,7 +194,7 @@ class _Training:
         n_rounds = ceil(self.epochs / per_round)
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
         self.say(
-            f"2/4 Training for {count(n_rounds, 'round')}, about {duration(seconds)}; "
+            f"2/4 Training for {self.epochs:.3g} epoch{'s' * (self.epochs != 1)}, about {duration(seconds)}; "
             "Ctrl-C stops it, and the same command resumes it"
         )
         result = fit(
