@@ -39,22 +39,28 @@ class Epochs:
 
     Args:
         count: Number of epochs, above 0; a fraction is allowed.
+        min_steps: Least number of optimizer steps, for small datasets, whose epochs have few steps.
 
     Raises:
-        ValueError: `count` is not above 0.
+        ValueError: `count` is not above 0, or `min_steps` is below 1.
+        TypeError: `min_steps` is not an integer.
 
     Example:
         >>> Epochs(2).in_steps(n_images=1000, batch_size=80)
         25
+        >>> Epochs(2, min_steps=100).in_steps(n_images=1000, batch_size=80)
+        100
     """
 
     count: float
+    min_steps: int = 1
 
     def __post_init__(self) -> None:
         check_number("count", self.count, above=0)
+        check_integer("min_steps", self.min_steps, 1)
 
     def in_steps(self, n_images: int, batch_size: int) -> int:
-        """Return the number of optimizer steps, rounded up.
+        """Return the number of optimizer steps, rounded up, or `min_steps` if that is more.
 
         Args:
             n_images: Number of images in an epoch, at least 1.
@@ -62,7 +68,8 @@ class Epochs:
         """
         check_integer("n_images", n_images, 1)
         check_integer("batch_size", batch_size, 1)
-        return ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is slightly above 11 in floating point
+        steps = ceil(round(self.count * n_images / batch_size, 6))  # 1.1 * 10 is slightly above 11 in floating point
+        return max(steps, self.min_steps)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

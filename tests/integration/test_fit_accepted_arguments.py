@@ -14,9 +14,9 @@ from torch import nn
 from udmlss import (
     BestWeights,
     ClusterPseudoLabeler,
-    Epochs,
     PseudoLabels,
     RotationPretextHead,
+    Rounds,
     UDMLSSLoss,
     WeightAverage,
     embed,
@@ -193,23 +193,27 @@ def test_learning_rates_are_those_of_the_default_optimizer():
 def test_a_model_and_images_are_enough_and_the_defaults_are_those_of_the_documentation():
     few_classes = IMAGES[:60]  # three classes, fewer clusters than a batch usually has
     models = [make_pretrained_model() for _ in range(3)]
-    result = fit(models[0], few_classes, progress=False)
+    lengths = {"max_steps": 6, "relabel_every": 1, "progress": False}
+    result = fit(models[0], few_classes, **lengths)
     assert 2 <= result.pseudo_labels.n_clusters < 8
-    assert [report.step for report in result.history] == [1, 2, 3, 4, 5, 6]
     loss = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)
     explicit = {
         "labeler": ClusterPseudoLabeler(clusterer=Communities()),
         "criterion": UDMLSSLoss(loss, miner=miners.MultiSimilarityMiner(epsilon=0.1)),
         "views": 2,
         "samples_per_cluster": 5,
-        "max_steps": Epochs(8),
-        "relabel_every": Epochs(1),
         "freeze_batch_norm": True,
         "trunk_lr": 3e-5,
         "lr": 3e-5,
         "average_weights": False,
     }
-    fit(models[1], few_classes, progress=False, callbacks=WeightAverage(0.95), **explicit)
+    fit(models[1], few_classes, callbacks=WeightAverage(0.95), **lengths, **explicit)
     assert torch.equal(weights(models[0]), weights(models[1]))
-    fit(models[2], few_classes, progress=False, **explicit)
+    fit(models[2], few_classes, **lengths, **explicit)
     assert not torch.equal(weights(models[0]), weights(models[2]))
+
+
+@pytest.mark.parametrize(("n_images", "lengths"), [(60, (300, 10)), (6000, (600, 75))])
+def test_default_lengths_are_epochs_but_small_datasets_have_a_least_number_of_steps(n_images, lengths):
+    rounds = Rounds(make_pretrained_model(), torch.zeros(n_images, 3, 8, 8))
+    assert (rounds.n_steps, rounds.steps_per_round) == lengths

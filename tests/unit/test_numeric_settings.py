@@ -144,7 +144,7 @@ CALLS = {
     "ClusterPseudoLabeler": lambda **changes: udmlss.ClusterPseudoLabeler(**{"n_clusters": 3} | changes),
     "EarlyStopping": udmlss.EarlyStopping,
     "EmbeddingModel.from_trunk": lambda **changes: udmlss.EmbeddingModel.from_trunk(Unused(), IMAGES, **changes),
-    "Epochs": udmlss.Epochs,
+    "Epochs": lambda **changes: udmlss.Epochs(**{"count": 1} | changes),
     "Epochs.in_steps": lambda **changes: udmlss.Epochs(1).in_steps(**{"n_images": 9, "batch_size": 3} | changes),
     "MLflowLogger": udmlss.MLflowLogger,
     "PseudoLabelSampler": sampler,

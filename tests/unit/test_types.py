@@ -27,6 +27,12 @@ def test_epochs_may_be_fractions(count, n_images, batch_size):
     assert Epochs(count).in_steps(n_images, batch_size) == ceil(Fraction(count) * n_images / batch_size)
 
 
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 50))
+def test_epochs_have_at_least_the_least_number_of_steps(min_steps, n_images, batch_size):
+    plain = Epochs(2).in_steps(n_images, batch_size)
+    assert Epochs(2, min_steps=min_steps).in_steps(n_images, batch_size) == max(plain, min_steps)
+
+
 def test_epochs_must_be_above_zero():
     with pytest.raises(ValueError, match=r"`count` must be above 0, got 0\.0\."):
         Epochs(0)

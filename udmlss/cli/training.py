@@ -44,7 +44,9 @@ _EMBEDDING_SIZE = 512
 _FEATURES_AT_ONCE = 8192
 _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
-_LEAST_SAMPLED = 160  # images in two optimizer steps, the least with two rounds that `BestWeights` can compare
+_IMAGES_PER_STEP = 80  # by the defaults of `fit`
+_EPOCHS, _LEAST_STEPS = 4, 150
+_STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
 
 
@@ -56,7 +58,7 @@ def train(
     image_size: int | None = None,
     images_per_cluster: int | None = None,
     clusters: int | None = None,
-    epochs: float = 4,
+    epochs: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     device: str | None = None,
@@ -81,7 +83,8 @@ def train(
             160.
         images_per_cluster: About how many images there are of one thing. By default it is chosen from the images.
         clusters: Number of clusters of k-means, instead of clusters whose number follows from the images.
-        epochs: Length of training: how often each image is seen on average.
+        epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
+            small that 4 epochs have fewer than 150 optimizer steps.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -109,7 +112,8 @@ def train(
     """
     say = messenger(progress=progress)
     _check_numbers(image_size=image_size, images_per_cluster=images_per_cluster, clusters=clusters, seed=seed)
-    check_number("epochs", epochs, above=0)
+    if epochs is not None:
+        check_number("epochs", epochs, above=0)
     check_workers(workers)
     seed = int(seed)  # integers of NumPy cannot be written as JSON
     clusters, images_per_cluster = (None if each is None else int(each) for each in (clusters, images_per_cluster))
@@ -125,7 +129,7 @@ def train(
         "image_size": network.image_size,
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
-        "epochs": float(epochs),
+        "epochs": _default_epochs(len(paths)) if epochs is None else float(epochs),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -162,7 +166,7 @@ class _Training:
     ) -> None:
         self.run, self.network, self.labeler, self.machine = run, network, labeler, machine
         self.settings, self.seed = settings, settings["seed"]
-        self.epochs = max(settings["epochs"], _LEAST_SAMPLED / len(paths))
+        self.epochs = max(settings["epochs"], 2 * _IMAGES_PER_STEP / len(paths))  # two rounds can be compared
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
         self.images = UnlabeledImages(paths, network.test_transform(), network.min_size)
@@ -190,7 +194,7 @@ class _Training:
         return model
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
-        per_round = min(1.0, self.epochs / 2)
+        per_round = min(max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths)), self.epochs / 2)
         n_rounds = ceil(self.epochs / per_round)
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
         self.say(
@@ -250,6 +254,10 @@ def _check_numbers(**settings: int | None) -> None:
     if settings["clusters"] is not None and settings["images_per_cluster"] is not None:
         rule = "At most one of `clusters` and `images_per_cluster` must be given"
         raise value_error(rule, "both", "Omit one of them")
+
+
+def _default_epochs(n_images: int) -> float:
+    return max(float(_EPOCHS), _LEAST_STEPS * _IMAGES_PER_STEP / n_images)
 
 
 def _load_backbone(name: str, image_size: int | None, device: torch.device) -> Backbone:
