@@ -213,7 +213,7 @@ def test_a_model_and_images_are_enough_and_the_defaults_are_those_of_the_documen
     assert not torch.equal(weights(models[0]), weights(models[2]))
 
 
-@pytest.mark.parametrize(("n_images", "lengths"), [(60, (300, 10)), (6000, (600, 75))])
+@pytest.mark.parametrize(("n_images", "lengths"), [(60, (250, 10)), (6000, (600, 75))])
 def test_default_lengths_are_epochs_but_small_datasets_have_a_least_number_of_steps(n_images, lengths):
     rounds = Rounds(make_pretrained_model(), torch.zeros(n_images, 3, 8, 8))
     assert (rounds.n_steps, rounds.steps_per_round) == lengths

@@ -95,7 +95,7 @@ def fit(
         clusters_per_batch: Number P of clusters in a batch. None means 8, or all clusters in a round with fewer.
         samples_per_cluster: Number K of images per cluster in a batch.
         views: Number of augmented views of each image in a batch.
-        max_steps: Number of optimizer steps, or `Epochs`. The default is eight epochs, but at least 300 steps.
+        max_steps: Number of optimizer steps, or `Epochs`. The default is eight epochs, but at least 250 steps.
         relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch, but at least 10
             steps.
         cluster_on: Whether features or embeddings are clustered.

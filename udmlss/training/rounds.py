@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
 
 ClusterOn = Literal["features-first", "embeddings", "features"]
-MAX_STEPS, RELABEL_EVERY = Epochs(8, min_steps=300), Epochs(1, min_steps=10)
+MAX_STEPS, RELABEL_EVERY = Epochs(8, min_steps=250), Epochs(1, min_steps=10)
 _CLUSTERS_PER_BATCH = 8
 _LARGEST_SEED = 2**63 - 1  # generators of PyTorch take 64 bits, and views add 1
 _SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
@@ -72,7 +72,7 @@ class Rounds:
         samples_per_cluster: Number K of images per cluster in a batch. The default is the published value.
         views: Number of augmented views of each image in its batch. A batch has P x K x views images. Two views are a
             correct positive pair even if the cluster is wrong; one view is the published value.
-        max_steps: Number of optimizer steps in all rounds, or `Epochs`. The default is eight epochs, but at least 300
+        max_steps: Number of optimizer steps in all rounds, or `Epochs`. The default is eight epochs, but at least 250
             steps.
         relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch, but at least 10
             steps.
