@@ -5,12 +5,28 @@ import pytest
 import torch
 from PIL import Image
 
+from udmlss import fit
+from udmlss.training.rounds import MAX_STEPS
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the programs import each other
 
 OPTIONS = """
     --backbone small --no-freeze-batch-norm --image-size 16 --embedding-size 8 --n-clusters 6 --steps 2
     --relabel-every 1 --clusters-per-batch 2 --samples-per-cluster 2 --rotation-images 2
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_defaults():
+    """Train for three rounds of a step instead of the default length of `fit`, which is hundreds of steps."""
+    import training_functions  # noqa: PLC0415 (after the change of the path)
+
+    def short_fit(*parts, max_steps, **options):
+        return fit(*parts, max_steps=3 if max_steps == MAX_STEPS else max_steps, **{"relabel_every": 1} | options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_functions, "fit", short_fit)
+        yield
 
 
 @pytest.fixture(scope="session")

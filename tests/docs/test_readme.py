@@ -1,10 +1,12 @@
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
+import udmlss
 from udmlss import metrics
 from udmlss.models import load_model
 
@@ -31,6 +33,7 @@ def photos(tmp_path):
 def test_the_program_of_the_readme_runs_as_printed(photos, monkeypatch, capsys):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the backbone is part of udmlss[lite]")
     monkeypatch.chdir(photos)
+    monkeypatch.setattr(udmlss, "fit", partial(udmlss.fit, max_steps=4, relabel_every=1))  # instead of 250 steps
     names = {"__name__": "__main__"}
     exec(compile(PROGRAM, "README.md", "exec"), names)  # noqa: S102 (our own file)
     assert "FitResult(4 rounds, 4 steps" in capsys.readouterr().out
