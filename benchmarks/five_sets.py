@@ -167,7 +167,8 @@ def save(
         "way: gain over the features of `frozen`, as a fraction of the gain of true labels. The mean over datasets,",
         "and the smallest in brackets; empty if a method did not run on all datasets. Scores with expansion or",
         "re-ranking are compared with the features without them. All scores are in the tables of the datasets.",
-        "`default` trains for eight epochs, with and without true labels, and the other methods for four.",
+        "`default` trains for eight epochs, but at least 250 steps, with and without true labels. The other methods",
+        "train for four epochs.",
     ]
     text += ["\n".join(legend), f"```\n{command}\n```"]
     path.write_text("\n\n".join(text) + "\n")

@@ -6,10 +6,10 @@
     python benchmarks/quality.py --data glyphs --no-searches        # without the scores of searches with neighbors
 
 Every method trains the same model on the same number of images, except `default`, its variants and `supervised-
-default`, which train for the eight epochs of `fit`'s defaults instead of four. The methods are described in
-docs/guides/methods-side-by-side.md. Only the upper bounds train on labels: `supervised`, which is `udml` with true
-labels, and `supervised-default`, which is `default` with true labels. `frozen` is the model before training and is
-always included.
+default`, which train for the default length of `fit`: eight epochs instead of four, and at least 250 steps. The methods
+are described in docs/guides/methods-side-by-side.md. Only the upper bounds train on labels: `supervised`, which is
+`udml` with true labels, and `supervised-default`, which is `default` with true labels. `frozen` is the model before
+training and is always included.
 `recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`,
 which are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of
 clusters is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.

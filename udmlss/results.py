@@ -127,7 +127,8 @@ class FitResult:
         stop_reason: "max_steps" if all steps were taken, "callback" if a callback returned True, "interrupt" if the
             user pressed Ctrl-C.
         start: Label-free scores before training; None if nothing needs them.
-        weights_step: The optimizer step after which the model had its present weights; 0 is before training.
+        weights_step: The optimizer step whose weights the model has; 0 is before training. Averaged weights and an
+            embedder that `fit` recomputed belong to the step that they were computed after.
     """
 
     history: tuple[RoundReport, ...]
@@ -138,7 +139,7 @@ class FitResult:
 
     @property
     def label_free(self) -> LabelFreeScores | None:
-        """Label-free scores of the present weights; None if they were not computed."""
+        """Label-free scores after step `weights_step`, with the embedder as trained; None if not computed."""
         scores = {0: self.start} | {report.step: report.label_free for report in self.history}
         return scores.get(self.weights_step)
 

@@ -1,5 +1,6 @@
 """The embedder that `fit` computes from the features of the trained trunk."""
 
+import pytest
 import torch
 from short_training import IMAGES, Augmented, make_model, short_fit, weights
 
@@ -29,12 +30,24 @@ def test_another_embedder_is_not_changed():
 
 
 def test_weights_before_training_keep_their_embedder(monkeypatch):
-    model = model_with_pca()
+    model = EmbeddingModel.from_trunk(make_model().trunk, IMAGES[:40], 16, progress=False)
     before = weights(model)
     monkeypatch.setattr(BestWeights, "on_round", lambda *_: None)
     result = short_fit(model, Augmented(), cluster_images=IMAGES, callbacks=BestWeights())
     assert result.weights_step == 0
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("part", ["trunk", "embedder"])
+def test_the_embedder_is_not_recomputed_if_the_trunk_or_the_embedder_is_frozen(part):
+    model, kept = model_with_pca(), model_with_pca()
+    for each in (model, kept):
+        getattr(each, part).requires_grad_(requires_grad=False)
+    start = weights(model)
+    short_fit(model)
+    short_fit(kept, refit_embedder=False)
+    assert torch.equal(weights(model), weights(kept))
+    assert not torch.equal(weights(model), start)
 
 
 def test_an_interruption_keeps_the_trained_embedder_and_is_the_reason_of_the_end(monkeypatch):

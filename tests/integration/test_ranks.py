@@ -52,6 +52,11 @@ def test_all_ranks_have_the_same_labels_history_and_weights(ranks, name):
         assert_same(other, first, "weights", "model")
 
 
+def test_the_final_embedder_is_that_of_the_features_of_the_returned_model(ranks):
+    for outcome in ranks:
+        torch.testing.assert_close(*outcome["unused parameter"]["embedders"])
+
+
 def test_epochs_count_the_images_of_all_ranks(ranks):
     one = program.train(max_steps=Epochs(3), relabel_every=Epochs(1))["history"]
     for outcome in ranks:

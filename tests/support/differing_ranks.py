@@ -101,6 +101,8 @@ SETTINGS = {
     "precision float32 on rank 0 and bfloat16 on": lambda: {"precision": either("bfloat16", "float32")},
     "label_free False on rank 0 and True on": lambda: {"label_free": is_different()},
     "accumulate_grad_batches 1 on rank 0 and 2 on": lambda: {"accumulate_grad_batches": either(2, 1)},
+    "chunk_size none on rank 0 and 4 on": lambda: {"chunk_size": either(4, None)},
+    "refit_embedder True on rank 0 and False on": lambda: {"refit_embedder": not is_different()},
     "clip_norm none on rank 0 and 1.0 on": lambda: {"clip_norm": either(1.0, None)},
     "freeze_batch_norm False on rank 0 and True on": lambda: {
         "freeze_batch_norm": is_different(),

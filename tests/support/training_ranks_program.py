@@ -18,7 +18,18 @@ from pytorch_metric_learning import losses
 from torch import distributed, nn
 
 import udmlss.inference
-from udmlss import BestWeights, Checkpoint, ClusterPseudoLabeler, Epochs, Rounds, UDMLSSLoss, WeightAverage, fit
+from udmlss import (
+    BestWeights,
+    Checkpoint,
+    ClusterPseudoLabeler,
+    Epochs,
+    Rounds,
+    UDMLSSLoss,
+    WeightAverage,
+    embed,
+    embedder_from_features,
+    fit,
+)
 from udmlss.distributed import process_group, rank, world_size
 from udmlss.losses import ClusterMemoryLoss, SelfSupervisedRanking
 from udmlss.training.run import Run
@@ -114,9 +125,11 @@ def train(*callbacks, images=None, **changes):
     result = fit(model, Noisy(N) if images is None else images, **arguments, callbacks=callbacks)
     modules = [model, arguments["criterion"], arguments["rotation_head"], arguments["auxiliary"]]
     weights = [value for module in modules if module is not None for value in module.parameters()]
+    features = embed(model, Noisy(N).images, output="features")
     return {
         "weights": [value.clone() for value in [*weights, *arguments["criterion"].buffers()]],
         "model": [value.clone() for value in model.state_dict().values()],
+        "embedders": [each.weight.detach().clone() for each in (model.embedder, embedder_from_features(features, 8))],
         "history": [replace(report, seconds=0.0) for report in result.history],
         "labels": result.pseudo_labels.labels,
         "end": (result.stop_reason, result.weights_step),

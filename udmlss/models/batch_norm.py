@@ -39,7 +39,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
         raise value_error(
             "Frozen batch norm needs the running statistics of a trained model",
             f"initial statistics in all {len(norms)} layers",
-            "Pass `freeze_batch_norm=False` to train from scratch, or load pretrained weights first",
+            "Pass `from_scratch=True` to `fit`, or load pretrained weights first",
         )
     modes = [(norm, norm.training, vars(norm).get("train")) for norm in pretrained]
     for norm in pretrained:

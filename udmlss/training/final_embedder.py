@@ -1,5 +1,7 @@
 """The embedder after training."""
 
+from copy import deepcopy
+
 import torch
 
 from udmlss._torch import device_of
@@ -12,12 +14,12 @@ _LARGEST_SAMPLE = 20_000  # images, enough for the covariance of some thousand d
 
 
 def fit_final_embedder(run: Run) -> None:
-    """Fit the embedder to features of the trained trunk if it is a `PCAEmbedder` and training was not interrupted.
+    """Fit a trained `PCAEmbedder` to features of the trained trunk.
 
     Of more than 20,000 images a random sample is used. If the user interrupts it, the embedder is not changed.
     """
     embedder, rounds = run.model.embedder, run.rounds
-    if not isinstance(embedder, PCAEmbedder) or run.stop_reason == "interrupt":
+    if not isinstance(embedder, PCAEmbedder) or not _is_trained(run):
         return
     order = torch.randperm(len(rounds.cluster_images), generator=torch.Generator().manual_seed(rounds.seed))
     try:
@@ -30,8 +32,17 @@ def fit_final_embedder(run: Run) -> None:
             seed=rounds.seed,
             indices=order[:_LARGEST_SAMPLE].sort().values.tolist(),
             folder=rounds.embeddings_folder,
+            progress=run.show_progress,
             device=device_of(run.model),
         )
-        embedder.load_state_dict(run_on_rank_zero(lambda: embedder.fit(features).state_dict()))
+        state = run_on_rank_zero(lambda: deepcopy(embedder).fit(features).state_dict())
     except KeyboardInterrupt:
         run.stop_reason = "interrupt"
+    else:
+        embedder.load_state_dict(state)
+
+
+def _is_trained(run: Run) -> bool:
+    """Return whether training changed both the trunk and the embedder, and was not interrupted."""
+    trained = [any(each.requires_grad for each in part.parameters()) for part in (run.model.trunk, run.model.embedder)]
+    return all(trained) and run.weights_step != 0 and run.stop_reason != "interrupt"

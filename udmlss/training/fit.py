@@ -107,8 +107,8 @@ def fit(
             `WeightAverage` in `callbacks` replaces it.
         refit_embedder: Whether to recompute the embedder when training ends, by a PCA of the features of the trained
             trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass, of at
-            most 20,000 images. Other embedders are not changed. Clusters and label-free scores are those of the
-            trained embedder.
+            most 20,000 images. Other embedders, those of a frozen trunk, and weights before training are not changed,
+            nor is the model after Ctrl-C. Clusters and label-free scores are those of the trained embedder.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large
@@ -134,7 +134,7 @@ def fit(
     Raises:
         ValueError: Before training: settings that contradict each other or the images, or settings or images that
             differ between ranks. In a later round: all embeddings are equal, or there are fewer clusters than a batch
-            needs.
+            needs. When the embedder is recomputed: the features are all equal or not finite.
         TypeError: An argument or an item of `images` of a wrong type.
         FloatingPointError: The loss or the gradient is not finite. That step is not taken, and the model gets the
             averaged or best weights of the steps before.
@@ -196,7 +196,8 @@ def fit(
             check_images(run)
             settings = {"freeze_batch_norm": freeze_batch_norm, "clip_norm": clip_norm}
             run.identity = identify(rounds, modules, optimizer, scheduler, callbacks=hooks.ordered, settings=settings)
-            description = run.identity | describe_rank(run)
+            others = {"chunk_size": chunk_size, "refit_embedder": refit_embedder}  # a resumed run may change them
+            description = run.identity | describe_rank(run) | others
         check_ranks(description)
         for module in modules.values():
             module.train()
@@ -215,9 +216,9 @@ def fit(
             raise
         finally:
             _end(run, hooks)
+        broadcast_buffers(model)  # batch norm has other running statistics on each rank
         if refit_embedder:
             fit_final_embedder(run)
-    broadcast_buffers(model)  # batch norm has other running statistics on each rank
     return run.result()
 
 
@@ -240,7 +241,7 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
                     run.end_round(None)
                     return "callback"
             if run.show_progress and not run.history and step.waiting > _LOADING_TIME * run.seconds:
-                _say_that_loading_is_slow(step.waiting / run.seconds)
+                _say_that_loading_is_slow()
             if hooks.end_round(run.end_round(run.rounds.score()), run):
                 return "callback"
     return "max_steps"
@@ -284,9 +285,10 @@ def _say_that_labels_are_ignored() -> None:
 
 
 @cache
-def _say_that_loading_is_slow(fraction: float) -> None:
+def _say_that_loading_is_slow() -> None:
     remedy = "a higher `num_workers` may help, or `min_size` of `ImageFiles` for large photographs"
-    tqdm.write(f"fit: {fraction:.0%} of the time is spent on waiting for images; {remedy}", file=sys.stderr)
+    problem = f"more than {_LOADING_TIME:.0%} of the time is spent on waiting for images"
+    tqdm.write(f"fit: {problem}; {remedy}", file=sys.stderr)
 
 
 def _progress_text(step: StepReport, pseudo_labels: PseudoLabels, label_free: LabelFreeScores | None) -> str:

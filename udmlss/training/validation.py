@@ -247,7 +247,8 @@ def _check_batch(
     for part in model.modules():
         if isinstance(part, _BatchNorm):
             part.eval()  # SyncBatchNorm in training mode would wait for the other ranks
-    _, embeddings = _embed(model, batch, "images")
+    parts = batch.split(rounds.options.batch_size)  # a batch that is trained in chunks may exceed memory
+    embeddings = torch.cat([_embed(model, part, "images")[1] for part in parts])
     if auxiliary is not None:
         _check_result("auxiliary", auxiliary, model, to_device(batch, model))
     if criterion is not None:

@@ -5,7 +5,8 @@ A callback is an object with any of these methods:
 - `on_start(run)`: called before the first round, with the `Run`.
 - `on_step(report)`: called after every optimizer step, with a `StepReport`.
 - `on_round(report)`: called at the end of every round, with a `RoundReport`.
-- `on_end(run)`: called when training ends, also by an error; the callbacks are called in reverse order.
+- `on_end(run)`: called when training ends, also by an error; the callbacks are called in reverse order. Averaged
+  weights are loaded and the embedder is recomputed after that: save or score the model after `fit`.
 - `state_dict()` and `load_state_dict(state)`: what a checkpoint saves of the callback.
 
 `on_step` and `on_round` end training by returning True. A plain function is an `on_round`. Under `torchrun` a function

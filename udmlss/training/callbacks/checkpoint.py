@@ -40,13 +40,15 @@ class Checkpoint:
 
     Args:
         folder: Folder of the run's checkpoints; it is created. One run at a time may use it.
-        every: Number of optimizer steps between checkpoints, or `Epochs`. None saves at the end of every round. The
-            last step is always saved.
+        every: Number of optimizer steps between checkpoints, or `Epochs`. None saves at the end of every round. Step
+            `max_steps` is always saved. If a callback ends training at the end of a round, a resumed run takes the
+            steps since the last checkpoint again.
         keep_last: Number of checkpoints that are stored.
         resume: Whether to continue from the newest checkpoint in the folder, or from the start if it has none. Parts,
-            images and settings must be those of the interrupted run, except `max_steps`, `num_workers`, `progress`,
-            settings of callbacks other than the decay of `WeightAverage`, and `allow_changes`. Of the images, their
-            number and 16 of them are compared; differences by rounding are ignored.
+            images and settings must be those of the interrupted run, except `max_steps`, `refit_embedder`,
+            `chunk_size`, `label_free`, `embeddings_folder`, `num_workers`, `progress`, settings of callbacks other than
+            the decay of `WeightAverage`, and `allow_changes`. Of the images, their number and 16 of them are compared;
+            differences by rounding are ignored.
         allow_changes: Names of settings that may differ from those of the interrupted run, such as
             `("lr", "weight_decay")`: settings of the optimizer's parameter groups, "clip_norm" and "precision". The
             run continues with its own values, and a warning states the old and the new ones. If a scheduler has

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from udmlss._checks import check_number, value_error
+from udmlss._checks import check_number, type_error, value_error
 from udmlss.results import StepReport
 
 if TYPE_CHECKING:
@@ -45,9 +45,22 @@ class WeightAverage:
         self._trained: nn.Module | None = None
 
     def on_start(self, run: "Run") -> None:
-        """Copy the model, and let the rounds embed the copy."""
+        """Copy the model, and let the rounds embed the copy.
+
+        Raises:
+            TypeError: The model cannot be copied.
+        """
+        self.model = None
+        try:
+            copied = deepcopy(run.model)
+        except Exception as error:
+            remedy = "Pass `average_weights=False` to `fit`, or remove what cannot be copied"
+            found = f"{type(error).__name__}: {error}".rstrip(".")
+            raise type_error(
+                "A model whose weights are averaged must support `copy.deepcopy`", found, remedy
+            ) from error
         self._trained = run.model
-        self.model = run.rounds.model = deepcopy(run.model).requires_grad_(requires_grad=False)
+        self.model = run.rounds.model = copied.requires_grad_(requires_grad=False)
 
     def on_step(self, _report: StepReport) -> None:
         """Update the average."""

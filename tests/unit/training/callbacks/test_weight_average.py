@@ -1,3 +1,4 @@
+from threading import Lock
 from types import SimpleNamespace
 
 import jaxtyping
@@ -85,6 +86,13 @@ def test_second_run_starts_from_its_own_model():
     model = Buffers()
     average.on_start(SimpleNamespace(model=model, rounds=SimpleNamespace(model=model)))
     torch.testing.assert_close(average.model.state_dict(), Buffers().state_dict())
+
+
+def test_a_model_that_cannot_be_copied_is_an_error_that_names_the_setting():
+    model = Buffers()
+    model.lock = Lock()
+    with pytest.raises(TypeError, match=r"got TypeError: cannot pickle .*\. Pass `average_weights=False` to `fit`, or"):
+        start(model)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 2, float("nan"), True, "0.9"])
