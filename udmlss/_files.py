@@ -19,18 +19,54 @@ except ImportError:  # Windows has msvcrt instead
     fcntl = None  # type: ignore[assignment]
 
 
+def output_file(name: str, path: str | os.PathLike[str], suffix: str) -> Path:
+    """Return the path of an output file if it can be written, which is checked before work that takes long.
+
+    Missing folders are created.
+
+    Args:
+        name: Name of the parameter.
+        path: Path of the file. `~` at its beginning is the home folder.
+        suffix: Required suffix in lowercase, so that a file of another kind is not replaced by mistake.
+
+    Raises:
+        ValueError: The file has another suffix, or is a folder, a device or a pipe.
+        OSError: The file cannot be written.
+    """
+    found = Path(path).expanduser()
+    if found.suffix.lower() != suffix:
+        raise value_error(f"`{name}` must be a file with the suffix {suffix}", path, "Add the suffix")
+    with temporary_file(found) as part:
+        part.touch()
+        part.unlink()
+    return found
+
+
+def output_target(path: Path) -> Path:
+    """Return the file that is written for a path, which is the target of a link, so that the link is retained.
+
+    Raises:
+        ValueError: `path` is a folder, a device or a pipe.
+    """
+    if path.is_dir():
+        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
+    if path.exists() and not path.is_file():
+        found = f"{path}, which is a device or a pipe"
+        raise value_error("An output file must be a regular file", found, "Choose a file name")
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Yield the path of a file next to `path`, which is deleted if the block raises an error.
 
     Its name is that of `path` with a random part and the suffix ".part", so that several processes can write to the
-    same path. Missing folders are created.
+    same path. Missing folders are created. If `path` is a link, the file is next to the target of the link.
 
     Raises:
-        ValueError: `path` is a folder.
+        ValueError: `path` is a folder, a device or a pipe.
     """
-    if path.is_dir():
-        raise value_error("An output file must not be a folder", path, f"Choose a file name, such as {path / 'output'}")
+    path = output_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _temporary_path(path, "part")
     try:
@@ -46,12 +82,14 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces the file `path` after the block.
 
     The file is on the disk before it gets its name. If the block or the replacement raises an error, the temporary file
-    is deleted and `path` is unchanged. Missing folders are created.
+    is deleted and `path` is unchanged. Missing folders are created. If `path` is a link, the target of the link is
+    replaced and the link is retained.
 
     Raises:
-        ValueError: `path` is a folder.
+        ValueError: `path` is a folder, a device or a pipe.
         OSError: The file cannot be written, for example to a full disk.
     """
+    path = output_target(path)
     with temporary_file(path) as part:
         yield part
         _sync(part)

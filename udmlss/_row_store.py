@@ -19,7 +19,7 @@ from torch import Tensor
 
 from udmlss._checks import value_error
 from udmlss._chunks import CPU, storage_device
-from udmlss._files import temporary_file
+from udmlss._files import output_target, temporary_file
 
 RowType = Literal["float32", "float16"]
 Allocate = Callable[[int, int], Tensor]  # numbers of rows and columns to a tensor
@@ -82,11 +82,12 @@ def write_rows(path: Path, n: int, dtype: RowType) -> Iterator[Callable[[Tensor]
     cannot be replaced, the temporary file is retained. Missing folders are created.
 
     Raises:
-        ValueError: The path is a folder, the disk has less free space than needed, or a row is out of the range of
-            float16.
+        ValueError: The path is a folder, a device or a pipe, the disk has less free space than needed, or a row is out
+            of the range of float16.
         PermissionError: `path` cannot be replaced.
         OSError: Writing failed.
     """
+    path = output_target(path)
     with temporary_file(path) as part:
         with part.open("x+b", buffering=0) as file:
             buffer = RowBuffer(n, lambda n, d: _map_new_npy(file, path, (n, d), np.dtype(dtype)))
@@ -137,7 +138,8 @@ def _check_range(rows: Float[Tensor, "b d"]) -> None:
 
 def _map_new_npy(file: BinaryIO, path: Path, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
     """Write the header of a .npy file and return its rows as a tensor that writes to the file."""
-    _check_disk_space("out", path.parent, shape, dtype, 'use another disk, or pass `dtype="float16"`')
+    remedy = 'use another disk, or pass `dtype="float16"` to `udmlss.embed`'
+    _check_disk_space("out", path.parent, shape, dtype, remedy)
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with _note_path(path):
         npy.write_array_header_1_0(file, header)

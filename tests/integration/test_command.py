@@ -90,6 +90,7 @@ def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkey
     code, _, err = run(*TRAIN, "--out", "resumed")
     assert code == 0
     assert "resumes from" in err
+    assert " in all; Ctrl-C" in err
     for name in ("embeddings.npy", "embeddings-before.npy", "images.parquet"):
         assert (trained[0] / "resumed" / name).read_bytes() == (trained[0] / "run" / name).read_bytes()
 
@@ -118,6 +119,37 @@ def test_an_image_of_the_run_does_not_find_itself_by_another_path(trained, run):
         assert (code, len(found), found[0]) == (0, 60, "photos/copy.png")
         assert "photos/group 0/0.png" not in found
     (trained[0] / "link.png").unlink()
+
+
+def test_an_image_that_is_in_the_run_under_several_paths_does_not_reduce_the_number_found(trained, run):
+    original, links = trained[0] / "photos/group 0/0.png", [trained[0] / f"photos/group 1/{n}.png" for n in range(2)]
+    contents = [link.read_bytes() for link in links]
+    for link in links:
+        link.unlink()
+        link.symlink_to(original)
+    try:
+        embeddings = np.load(trained[0] / "run" / "embeddings.npy")
+        paths = parquet.read_table(trained[0] / "run" / "images.parquet").column("path").to_pylist()
+        rows = [paths.index(str(path)) for path in (original, *links)]
+        changed = embeddings.copy()
+        changed[rows] = embeddings[rows[0]]
+        np.save(trained[0] / "run" / "embeddings.npy", changed)
+        found = cli.search("run", original, k=3)[0]
+    finally:
+        np.save(trained[0] / "run" / "embeddings.npy", embeddings)
+        for link, content in zip(links, contents, strict=True):
+            link.unlink()
+            link.write_bytes(content)
+    assert len(found.paths) == 3
+    assert not {original, *links} & {*found.paths}
+
+
+def test_a_picture_is_not_replaced_by_a_page(trained, run):
+    image = trained[0] / "photos" / "copy.png"
+    before = image.read_bytes()
+    code, _, err = run("search", "run", "photos/group 0/0.png", "--report", image)
+    assert (code, image.read_bytes()) == (2, before)
+    assert "--report must be a file with the suffix .html" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
@@ -151,6 +183,16 @@ def test_near_duplicates_are_found_in_the_run_and_in_other_images(trained, run):
     (trained[0] / "list.txt").write_text("photos/group 2/5.png\n")
     code, out, _ = run("duplicates", "run", "--other", "list.txt", "--threshold", 0.99999, "--workers", 0)
     assert (code, out) == (0, "photos/group 2/5.png\nphotos/group 2/5.png\n")
+    (trained[0] / "other").mkdir()
+    (trained[0] / "other" / "run.json").write_text("[]")  # the file of another program
+    (trained[0] / "other" / "a.png").write_bytes((trained[0] / "photos" / "group 2" / "5.png").read_bytes())
+    (trained[0] / "other" / "b.png").write_bytes(b"no image")
+    options = ["--threshold", 0.99999, "--workers", 0, "--no-progress"]
+    code, out, err = run("duplicates", "run", "--other", "other", *options)
+    assert (code, out) == (1, "")
+    assert "Pass --skip-unreadable to skip such files." in err
+    code, out, _ = run("duplicates", "run", "--other", "other", *options, "--skip-unreadable")
+    assert (code, out) == (0, "photos/group 2/5.png\nother/a.png\n")
     pairs = cli.duplicates("run", other="run", workers=0, threshold=0.99999)
     assert len(pairs) == 61
     assert all(one == other for one, other in pairs if "copy" not in other.name and other.name != "0.png")
@@ -171,7 +213,14 @@ def test_the_saved_model_embeds_as_the_run_did_and_is_exported(trained, run):
 def test_the_report_is_written_again(trained, run):
     (trained[0] / "run" / "report.html").unlink()
     assert run("report", "run")[:2] == (0, "run/report.html\n")
-    assert "Label-free score" in (trained[0] / "run" / "report.html").read_text()
+    text = (trained[0] / "run" / "report.html").read_text()
+    assert "Label-free score" in text
+    (trained[0] / "photos").rename(trained[0] / "moved")
+    code, out, err = run("report", "run")
+    (trained[0] / "moved").rename(trained[0] / "photos")
+    assert (code, out) == (1, "")
+    assert "The images of the run must exist, got none of 61 images" in err
+    assert (trained[0] / "run" / "report.html").read_text() == text
 
 
 def test_a_run_is_complete_without_the_packages_of_the_report(photos, run, monkeypatch):
@@ -185,10 +234,17 @@ def test_a_run_is_complete_without_the_packages_of_the_report(photos, run, monke
     assert 'udmlss: warning: The report is missing: Install it: pip install "udmlss[report]"' in err
 
 
+def test_a_wrong_output_folder_is_found_before_the_images_are_read(photos, run, monkeypatch):
+    monkeypatch.setattr(training, "open_images", None)
+    code, _, err = run("train", "photos", "--out", "photos")
+    assert code == 2
+    assert "--out must be a new folder" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["photos/copy.png"], 2, "suffix"),
+        (["photos/copy.png"], 2, "Pass the folder that contains the images"),
         (["empty"], 2, "must contain images"),
         (["photos", "--clusters", 62], 2, "62"),
         (["photos", "--images-per-cluster", 40], 2, "at most half"),

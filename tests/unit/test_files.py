@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from udmlss import _files
-from udmlss._files import lock_folder, replace_file, replace_folder
+from udmlss._files import lock_folder, output_file, replace_file, replace_folder
 
 LIMITS = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -108,6 +108,36 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"An output file must not be a folder, got .*photos\. Choose a file name"):
         write_file(tmp_path / "photos", "new")
     assert [*content(tmp_path).values()] == ["1"]
+
+
+def test_the_target_of_a_link_is_replaced_and_the_link_is_retained(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/output")
+    for text in ("old", "new"):
+        write_file(tmp_path / "link", text)
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["output"]
+    assert (tmp_path / "real" / "output").read_text() == "new"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"An output file must be a regular file, got .*pipe, which is a device or a"):
+        write_file(tmp_path / "pipe", "new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_output_file_has_its_suffix_and_is_not_changed_by_the_check(tmp_path):
+    write_file(tmp_path / "a.CSV", "old")
+    assert output_file("out", tmp_path / "a.CSV", ".csv") == tmp_path / "a.CSV"
+    assert output_file("out", str(tmp_path / "new" / "b.csv"), ".csv") == tmp_path / "new" / "b.csv"
+    with pytest.raises(
+        ValueError, match=r"`out` must be a file with the suffix \.csv, got .*c\.jpg\. Add the suffix\."
+    ):
+        output_file("out", tmp_path / "c.jpg", ".csv")
+    with pytest.raises(OSError, match=r"a\.CSV"):
+        output_file("out", tmp_path / "a.CSV" / "d.csv", ".csv")
+    assert content(tmp_path) == {Path("a.CSV"): "old"}
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,11 @@ def test_an_error_of_the_images_does_not_name_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "remedy", "use"),
     [
-        ("out", "use another disk, or pass", lambda folder: write(folder / "rows.npy", ROWS.split(2))),
+        (
+            "out",
+            "use another disk, or pass .* to `udmlss.embed`",
+            lambda folder: write(folder / "rows.npy", ROWS.split(2)),
+        ),
         ("embeddings_folder", "use a folder on another disk", lambda folder: allocate_rows(11, 5, folder)),
     ],
 )

@@ -97,4 +97,4 @@ def _check_size(backbone: Backbone) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:  # a model may raise any of them for a wrong size
         rule = f"`image_size` must be one that {backbone.name} accepts"
         found = f"{backbone.image_size} ({error})"
-        raise value_error(rule, found, "Pass None for the size that its weights were trained with") from error
+        raise value_error(rule, found, "Omit `image_size`, or pass None, for the size of its weights") from error

@@ -58,7 +58,7 @@ def timm_backbone(name: str, image_size: int | None, *, pretrained: bool) -> Bac
     weights = timm.get_pretrained_cfg(model)
     if pretrained and not weights.has_weights:
         rule = "`name` must be a model of timm with pretrained weights"
-        remedy = "Choose one of timm.list_models(pretrained=True), or pass `pretrained=False`"
+        remedy = "Choose one of timm.list_models(pretrained=True), or call `load_backbone` with `pretrained=False`"
         raise value_error(rule, repr(name), remedy)
     settings = {}
     if image_size is not None and weights.fixed_input_size:

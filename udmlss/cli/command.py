@@ -4,12 +4,15 @@ import argparse
 import inspect
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
@@ -22,8 +25,13 @@ from udmlss.cli.outputs import embed, export, report
 from udmlss.cli.queries import duplicates, search
 from udmlss.cli.training import train
 
-_BAD_ARGUMENTS, _FAILURE, _INTERRUPT = 2, 1, 130
-_ALIASES = {"name": "backbone", "n_clusters": "clusters", "num_workers": "workers"}  # of parts of the library
+_BAD_ARGUMENTS, _FAILURE, _INTERRUPT, _TERMINATED = 2, 1, 130, 128 + signal.SIGTERM
+_ALIASES = {  # of parts of the library
+    "name": "backbone",
+    "n_clusters": "clusters",
+    "num_workers": "workers",
+    "folder": "other",
+}
 
 
 def _show_groups(groups: Sequence[Sequence[Path]]) -> str:
@@ -58,13 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         after Ctrl-C.
 
     Raises:
-        SystemExit: The arguments cannot be parsed (2), or ask for the help or the version (0).
+        SystemExit: The arguments cannot be parsed (2), or ask for the help or the version (0), or the process received
+            SIGTERM (143).
     """
     options = vars(_build_parser().parse_args(arguments))
     function, debug = options.pop("function"), options.pop("debug")
     positional, options = _split(function, options)
     keep_freed_memory()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _exit_on_sigterm():
         warnings.showwarning = _print_warning
         try:
             result = function(*positional, **options)
@@ -82,22 +91,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _FAILURE if getattr(result, "problems", ()) else 0
 
 
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit during the block, so that temporary files are deleted."""
+    if threading.current_thread() is not threading.main_thread():  # other threads must not set handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:  # a handler that is not of Python is None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+def _exit(_signal: int, _frame: object) -> typing.NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt the deletion of files
+    sys.exit(_TERMINATED)
+
+
 def _print_result(text: str) -> None:
     """Print a text, with escapes for characters that the output cannot encode, as in some names of files."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201 (a command prints)
+    print(_encodable(text, sys.stdout.encoding), flush=True)  # noqa: T201 (a command prints)
 
 
 def _fail(code: int, kind: str, text: str) -> int:
-    print(f"udmlss: {kind}{': ' * bool(text)}{text}", file=sys.stderr)  # noqa: T201 (as above)
+    _print_message(kind, text)
     return code
+
+
+def _print_message(kind: str, text: str) -> None:
+    line = f"udmlss: {kind}{': ' * bool(text)}{text}"
+    print(_encodable(line, sys.stderr.encoding), file=sys.stderr)  # noqa: T201 (as above)
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 def _describe(error: Exception, function: _Function) -> str:
     """Return the message of an error in one line, with the options of the command in place of parameters."""
     if isinstance(error, UnicodeEncodeError):
         return f"A name must be valid Unicode, got {error.object!a}. Rename the file."
-    text = message_of(error) or type(error).__name__
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    text = (message_of(error) or type(error).__name__) + f" ({notes})" * bool(notes)
     if not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"{type(error).__name__}: {text}"
     return _with_options(text, function)
@@ -122,7 +158,7 @@ def _metavar(parameter: inspect.Parameter) -> str:
 
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"udmlss: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201 (a command prints)
+    _print_message("warning", " ".join(str(message).split()))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,8 @@
 """Images below a folder or in a list of paths, and the subcommands `check` and `dataset`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from udmlss._checks import check_choice, check_integer, value_error
+from udmlss._files import output_file
+from udmlss.cli.messages import message_of
 from udmlss.data import ImageCheck, ImageFiles, check_images, find_images, read_paths
+from udmlss.data.image_reader import is_unreadable
+from udmlss.data.path_lists import LIST_SUFFIXES
 from udmlss.data.published.verification import DATASETS, Verification, unpack_archive, verify_copy
 
 
@@ -23,17 +28,17 @@ def check(
     """Read all images of a folder and show which are broken, unusual or duplicates.
 
     Args:
-        folder: Folder whose images are read, also those in its subfolders, or a .txt, .csv or .parquet file with the
-            paths of images.
+        folder: Folder whose images are read, also those in its subfolders, or a .txt, .csv, .tsv or .parquet file
+            with the paths of images.
         out: Name of a .csv file to which all findings are written. By default none is written.
         min_size: Shorter side in pixels below which an image is tiny.
         progress: Whether to print what is done.
 
     Returns:
-        The findings.
+        The findings. The exit code of the command is 1 if files are broken.
 
     Raises:
-        ValueError: There are no images, or `min_size` is below 1.
+        ValueError: There are no images, the suffix of `out` is not .csv, or `min_size` is below 1.
         OSError: The .csv file cannot be written.
 
     Example:
@@ -41,9 +46,10 @@ def check(
         >>> print(cli.check("photos"))  # doctest: +SKIP
     """
     check_integer("min_size", min_size, 1)
+    path = None if out is None else output_file("out", out, ".csv")
     found = check_images(open_images(folder), min_size=min_size, progress=progress)
-    if out is not None:
-        found.save(out)
+    if path is not None:
+        found.save(path)
     return found
 
 
@@ -107,33 +113,61 @@ class UnlabeledImages(Dataset[Any]):
         return image
 
 
-def open_images(folder: str | os.PathLike[str], *, skip_unreadable: bool = False) -> Sequence[Path]:
+def open_images(
+    folder: str | os.PathLike[str], *, skip_unreadable: bool = False, progress: bool = True
+) -> Sequence[Path]:
     """Return the absolute paths of the images below a folder, or in a text, CSV or Parquet file.
+
+    Args:
+        folder: The folder or the file.
+        skip_unreadable: Whether to read all files and to skip those that are not images.
+        progress: Whether to show a progress bar while files are read.
 
     Raises:
         ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode or is listed
             twice.
-        OSError: A file in a list of paths does not exist.
+        OSError: A file in a list of paths does not exist, or a folder cannot be read.
     """
     source = Path(folder).expanduser().absolute()
-    if not source.exists():
-        rule = "`folder` must be a folder of images, or a .txt, .csv or .parquet file with their paths"
+    if not source.is_dir() and (not source.exists() or source.suffix.lower() not in LIST_SUFFIXES):
+        rule = "`folder` must be a folder of images, or a .txt, .csv, .tsv or .parquet file with their paths"
+        if source.exists():
+            raise value_error(rule, folder, "Pass the folder that contains the images; unpack an archive first")
         raise value_error(rule, f"{folder}, which does not exist", "Check the path")
     paths = find_images(source) if source.is_dir() else read_paths(source)
+    check_unicode(paths)
     found: set[str] = set()  # a Path takes three times the memory
     for path in paths:
-        check_unicode(path)
         name = os.path.normcase(path)
         if name in found:
             raise value_error("Each image must be listed once", f"{path} twice", f"Remove it from {folder}")
         found.add(name)
     # JPEG files are read completely also at an eighth of their resolution, which is faster
-    return ImageFiles(paths, min_size=1, on_error="skip").paths if skip_unreadable else paths
+    return ImageFiles(paths, min_size=1, on_error="skip", progress=progress).paths if skip_unreadable else paths
 
 
-def check_unicode(path: Path) -> None:
-    """Raise ValueError if a path is not valid Unicode, because a Parquet file could not hold it."""
+@contextmanager
+def advise_skipping() -> Iterator[None]:
+    """Add the option that skips unreadable files to the error for one of them."""
     try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise value_error("A path must be valid Unicode", ascii(str(path)), "Rename the file") from error
+        yield
+    except OSError as error:
+        message = message_of(error)
+        if not is_unreadable(message):
+            raise
+        raise OSError(f"{message} Pass `skip_unreadable` to skip such files.") from error
+
+
+def check_unicode(paths: Iterable[Path]) -> None:
+    """Raise ValueError for all paths that are not valid Unicode, because a Parquet file could not hold them."""
+    invalid = [ascii(str(path)) for path in paths if not _is_unicode(str(path))]
+    if invalid:
+        raise value_error("A path must be valid Unicode", ", ".join(invalid), "Rename these files")
+
+
+def _is_unicode(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

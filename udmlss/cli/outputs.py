@@ -1,6 +1,7 @@
 """The subcommands `embed`, `export` and `report`."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from torch import Tensor
 import udmlss
 from udmlss import EmbeddingModel
 from udmlss._checks import value_error
-from udmlss._files import replace_file
+from udmlss._files import output_file, replace_file
 from udmlss.backbones import Backbone
-from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.images import UnlabeledImages, advise_skipping, open_images
 from udmlss.cli.machine import Machine, check_workers
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder
@@ -39,9 +40,10 @@ def embed(
 
     Args:
         model: Folder of a run, or of a saved model.
-        folder: Folder whose images are embedded, also those in its subfolders, or a .txt, .csv or .parquet file with
-            the paths of images.
-        out: Name of the .npy file. Missing folders are created, and an existing file is replaced.
+        folder: Folder whose images are embedded, also those in its subfolders, or a .txt, .csv, .tsv or .parquet
+            file with the paths of images.
+        out: Name of the .npy file. Missing folders are created. An existing file, and the .txt file of the same name,
+            are replaced.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
@@ -53,7 +55,9 @@ def embed(
         The path of the .npy file.
 
     Raises:
-        ValueError: There is no model or there are no images in the folders, or the suffix of `out` is not .npy.
+        ValueError: There is no model or there are no images in the folders, the run is not finished, the suffix of
+            `out` is not .npy, there is a .txt file of the same name without a .npy file, or a path cannot be a line
+            of a text file.
         OSError: An image cannot be read, or a file cannot be written.
 
     Example:
@@ -62,14 +66,20 @@ def embed(
         PosixPath('new-photos.npy')
     """
     check_workers(workers)
-    path = Path(out).expanduser()
-    if path.suffix != ".npy":
-        raise value_error("`out` must be a file with the suffix .npy", path, "Add the suffix")
-    if path.with_suffix(".txt").resolve() == Path(folder).expanduser().resolve():
+    path = output_file("out", out, ".npy")
+    names = path.with_suffix(".txt")
+    if names.resolve() == Path(folder).expanduser().resolve():
         raise value_error("`out` must have another name than the list of images", path, "Choose another name")
-    paths = open_images(folder, skip_unreadable=skip_unreadable)
-    embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
-    with replace_file(path.with_suffix(".txt")) as part:
+    if names.exists() and not path.exists():
+        raise value_error("`out` must not have the name of another text file", names, "Choose another name")
+    paths = open_images(folder, skip_unreadable=skip_unreadable, progress=progress)
+    odd = next((each for each in paths if re.search(r"[\r\n]|\s\Z", str(each))), None)
+    if odd is not None:
+        rule = "A path in a text file must not contain line breaks or end in a blank"
+        raise value_error(rule, repr(str(odd)), "Rename the file")
+    with advise_skipping():
+        embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
+    with replace_file(names) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
     return path
 
@@ -82,13 +92,13 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
     Args:
         run: Folder of a run, or of a saved model.
-        path: Name of the .onnx file.
+        path: Name of the .onnx file. Missing folders are created, and an existing file is replaced.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: There is no model in the folder.
+        ValueError: There is no model in the folder, the run is not finished, or the suffix of `path` is not .onnx.
         ImportError: The packages for ONNX are not installed.
         OSError: The file cannot be written.
 
@@ -97,14 +107,16 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         >>> cli.export("run", "model.onnx")  # doctest: +SKIP
         PosixPath('model.onnx')
     """
+    path = output_file("path", path, ".onnx")
     trained, backbone = _open_model(run)
-    path = Path(path).expanduser()
     export_onnx(trained, path, backbone=backbone)
     return path
 
 
 def report(run: str | os.PathLike[str]) -> Path:
     """Write the report of a finished run again.
+
+    The images of the run are read again. A warning states how many of those in the report cannot be read.
 
     Args:
         run: Folder of the run.
@@ -115,7 +127,7 @@ def report(run: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: There is no finished run in the folder.
         ImportError: The packages for the report are not installed.
-        OSError: The file cannot be written.
+        OSError: None of the images of the run exists, or the file cannot be written.
 
     Example:
         >>> from udmlss import cli
@@ -123,10 +135,13 @@ def report(run: str | os.PathLike[str]) -> Path:
         PosixPath('run/report.html')
     """
     found = RunFolder.finished(run)
-    summary = found.read_summary()
+    summary, paths = found.read_summary(), found.read_paths()
+    if not any(map(os.path.isfile, paths)):
+        images = f"none of {count(len(paths), 'image')}, such as {paths[0]}"
+        raise FileNotFoundError(f"The images of the run must exist, got {images}. Mount their disk, or move them back.")
     return write_report(
         found.report,
-        found.read_paths(),
+        paths,
         found.read_embeddings(),
         found.read_pseudo_labels(),
         history=summary.history,
@@ -156,6 +171,8 @@ def embed_paths(
 def _open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
     """Load the model of a run, or a saved model."""
     path = Path(folder).expanduser()
+    if (path / "run.json").is_file() and not (path / "config.json").is_file():
+        RunFolder.finished(path)
     model, backbone = load_model(path / "model" if (path / "model").is_dir() else path)
     if backbone is None:
         rule, remedy = "A model must be saved with its backbone", "Pass the folder of a run, or save it with `backbone`"

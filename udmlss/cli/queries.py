@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from udmlss._checks import check_integer, check_number, value_error
-from udmlss._files import replace_file
-from udmlss.cli.images import open_images
+from udmlss._files import output_file, replace_file
+from udmlss.cli.images import advise_skipping, open_images
 from udmlss.cli.machine import check_workers
 from udmlss.cli.messages import columns, short_path
 from udmlss.cli.outputs import embed_paths
 from udmlss.cli.run_folder import RunFolder
+from udmlss.data.path_lists import short_name
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.search import SearchIndex, near_duplicates
 
@@ -61,20 +65,22 @@ def search(
 ) -> list[Neighbors]:
     """Search the images of a run for those that are most similar to other images.
 
-    The results of an image do not include the image itself, even if it is given by another path.
+    The results of an image do not include the image itself, even if it is given by another path or is in the run under
+    several paths.
 
     Args:
         run: Folder of a finished run.
         images: Image files, which need not be images of the run.
         k: Number of images that are found for each. If the run has fewer, all of them are found.
-        report: Name of an .html file that shows the images. By default none is written.
+        report: Name of an .html file that shows the images, which is replaced if it exists. By default none is written.
         device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
 
     Returns:
         For each image the paths of the most similar images, with their cosine similarities.
 
     Raises:
-        ValueError: The folder has no finished run, no image is named, a file does not exist, or `k` is below 1.
+        ValueError: The folder has no finished run, no image is named, a file does not exist, the suffix of `report` is
+            not .html, or `k` is below 1.
         OSError: A file is not an image.
 
     Example:
@@ -87,13 +93,13 @@ def search(
     queries = [_check_file(image) for image in images]
     if not queries:
         raise value_error("`images` must name at least one image", "none", "Pass the path of an image file")
+    page = None if report is None else output_file("report", report, ".html")
     embedded = embed_paths(run, queries, device=device, workers=0, progress=False)
     # for a few images, an exact search takes less time than building cells
-    index = SearchIndex(found.read_embeddings(), found.read_paths(), target_recall=1)
-    ids, similarities = index.search(embedded, min(k + 1, len(index)))  # one more, because an image finds itself
-    results = [_without_itself(*each, k) for each in zip(queries, ids.tolist(), similarities.tolist(), strict=True)]
-    if report is not None:
-        _write_page(Path(report).expanduser(), results)
+    index, paths = SearchIndex(found.read_embeddings(), target_recall=1), found.read_paths()
+    results = _search_others(index, paths, queries, embedded, k)
+    if page is not None:
+        _write_page(page, results)
     return results
 
 
@@ -104,9 +110,13 @@ def duplicates(
     threshold: float = 0.95,
     device: str | None = None,
     workers: int | None = None,
+    skip_unreadable: bool = False,
     progress: bool = True,
 ) -> list[list[Path]]:
     """Find groups of near-duplicates among the images of a run, or between them and other images.
+
+    They are images with similar embeddings. The report searches the embeddings before training and therefore shows
+    other groups. Raise the threshold until only copies remain.
 
     Args:
         run: Folder of a finished run.
@@ -114,16 +124,19 @@ def duplicates(
             such as test images that are also in the training images. By default the images of the run are compared
             with each other.
         threshold: Smallest cosine similarity of two near-duplicates, in -1..1.
-        device: Device of PyTorch, such as "cuda" or "cpu". By default a GPU if there is one.
-        workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
-            do not fit into shared memory. On a single core the main process loads the images.
+        device: Device of PyTorch for the images of `other`, such as "cuda" or "cpu". By default a GPU if there is one.
+        workers: Number of processes that load the images of `other`. By default one per core, at most 16, and fewer if
+            their batches do not fit into shared memory. On a single core the main process loads the images.
+        skip_unreadable: Whether to read all files of `other` first and to skip those that are not images. By default
+            such a file is an error.
         progress: Whether to print what is done.
 
     Returns:
         The paths of the images of each group.
 
     Raises:
-        ValueError: There is no finished run in the folder, there are no other images, or `threshold` is out of range.
+        ValueError: There is no finished run in the folder, `other` is a run that is not finished or has no images, or
+            `threshold` is out of range.
         OSError: An image cannot be read.
 
     Example:
@@ -137,8 +150,12 @@ def duplicates(
     rows, paths = found.read_embeddings(), found.read_paths()
     if other is None:
         return [[paths[row] for row in group] for group in near_duplicates(rows, threshold)]
-    others = RunFolder.finished(other).read_paths() if RunFolder(other).is_finished else open_images(other)
-    embedded = embed_paths(run, others, device=device, workers=workers, progress=progress)
+    if RunFolder(other).has_run_files:
+        others: Sequence[Path] = RunFolder.finished(other).read_paths()
+    else:
+        others = open_images(other, skip_unreadable=skip_unreadable, progress=progress)
+    with advise_skipping():
+        embedded = embed_paths(run, others, device=device, workers=workers, progress=progress)
     pairs = near_duplicates(rows, threshold, other=embedded)
     return [[paths[row], others[other_row]] for row, other_row, _ in pairs]
 
@@ -151,10 +168,24 @@ def _check_file(image: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _without_itself(image: Path, found: list[str], similarities: list[float], k: int) -> Neighbors:
+def _search_others(
+    index: SearchIndex, paths: Sequence[Path], queries: Sequence[Path], embedded: Float[Tensor, "q d"], k: int
+) -> list[Neighbors]:
+    """Search for k images other than the query, which the run may hold under several paths."""
+    n_searched = k + 1
+    while True:
+        rows, similarities = index.search(embedded, min(n_searched, len(index)))
+        found = ([paths[row] for row in each] for each in rows.tolist())
+        results = [_without_itself(*each, k) for each in zip(queries, found, similarities.tolist(), strict=True)]
+        if n_searched >= len(index) or all(len(each.paths) == k for each in results):
+            return results
+        n_searched *= 2
+
+
+def _without_itself(image: Path, found: list[Path], similarities: list[float], k: int) -> Neighbors:
     own = os.path.realpath(image)
     pairs = [pair for pair in zip(found, similarities, strict=True) if os.path.realpath(pair[0]) != own][:k]
-    return Neighbors(image, tuple(Path(path) for path, _ in pairs), tuple(similarity for _, similarity in pairs))
+    return Neighbors(image, tuple(path for path, _ in pairs), tuple(similarity for _, similarity in pairs))
 
 
 def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
@@ -162,7 +193,7 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
     sections = []
     for found in results:
         thumbnails = Thumbnails([found.image, *found.paths])
-        captions = [_name(found.image), *(f"{value:.3f} {_name(path)}" for value, path in _pairs(found))]
+        captions = [short_name(found.image), *(f"{value:.3f} {short_name(path)}" for value, path in _pairs(found))]
         figures = [
             f'<figure><img src="{thumbnails.uri(row)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
             for row, caption in enumerate(captions)
@@ -170,11 +201,6 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
     with replace_file(path) as part:
         part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8", errors="backslashreplace")
-
-
-def _name(path: Path) -> str:
-    """Return the name of a file with that of its folder, because names may be numbers in each folder."""
-    return "/".join(path.parts[-2:])
 
 
 def _pairs(found: Neighbors) -> list[tuple[float, Path]]:

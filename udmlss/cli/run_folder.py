@@ -76,6 +76,16 @@ class RunFolder:
         """Whether the run is finished."""
         return "summary" in self._read()
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a training was interrupted that can be resumed."""
+        return any(self.checkpoints.glob("step-*.pt"))
+
+    @property
+    def has_run_files(self) -> bool:
+        """Whether the folder has files that only a run has; run.json may also be the file of another program."""
+        return self._state.is_file() and (self.images.is_file() or self.has_checkpoints)
+
     def read_summary(self) -> TrainedRun:
         """Return the result of a finished run."""
         return TrainedRun.from_dict(self.folder, self._read()["summary"])
@@ -124,6 +134,18 @@ class RunFolder:
     def _column(self, name: str) -> pa.ChunkedArray:
         return parquet.read_table(self.images, columns=[name]).column(name)
 
+    def check(self) -> None:
+        """Check that the folder can be used, before the images are read.
+
+        Raises:
+            ValueError: The folder has other files, has a path that is not valid Unicode, or another process uses it.
+            OSError: The folder of an existing run cannot be written to.
+        """
+        check_unicode([self.folder])
+        self._check_files()
+        if self._state.exists():
+            lock_folder(self.folder).close()
+
     @contextmanager
     def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
         """Create the folder, store or compare the settings of the run, and lock the folder during the block.
@@ -133,8 +155,7 @@ class RunFolder:
                 valid Unicode, or another process uses it.
             OSError: The folder cannot be written to.
         """
-        check_unicode(self.folder)
-        self._check_files()
+        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.folder):
             self._compare(settings)
@@ -150,10 +171,12 @@ class RunFolder:
             remove(self.checkpoints)
 
     def _check_files(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise value_error("`out` must be a folder", f"the file {self.folder}", "Choose another name")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            kind = "file" if self.folder.exists() else "broken link"
+            raise value_error("`out` must be a folder", f"the {kind} {self.folder}", "Choose another name")
         if self.folder.is_dir() and not self._state.exists():
-            others = sorted(path.name for path in self.folder.iterdir() if path.name != ".lock")
+            found = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+            others = sorted(path.name for path in found if not path.match("run.json.*.part"))  # of a killed process
             if others:
                 rule = "`out` must be a new folder, an empty folder or the folder of a run"
                 raise value_error(rule, f"{self.folder} with {others[0]}", "Choose another name")
@@ -161,7 +184,7 @@ class RunFolder:
     def _compare(self, settings: Mapping[str, Any]) -> None:
         """Store the settings of a new run; raise ValueError if those of a finished or interrupted run differ."""
         stored = self._read().get("settings")
-        if stored is None or not (self.is_finished or any(self.checkpoints.glob("step-*.pt"))):
+        if stored is None or not (self.is_finished or self.has_checkpoints):
             self._write({"format": FORMAT, "settings": dict(settings)})
             return
         changed = [
@@ -176,11 +199,13 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         if not self._state.exists():
             return {}
+        rule, remedy = "run.json must be the file of a run", "Choose another folder"
         try:
-            state: dict[str, Any] = json.loads(self._state.read_text(encoding="utf-8"))
+            state = json.loads(self._state.read_text(encoding="utf-8"))
         except ValueError as error:
-            remedy = "Choose another folder"
-            raise value_error("run.json must be the file of a run", f"{self._state}: {error}", remedy) from error
+            raise value_error(rule, f"{self._state}: {error}", remedy) from error
+        if not isinstance(state, dict):
+            raise value_error(rule, f"{self._state}, which holds a {type(state).__name__}", remedy)
         if state.get("format") != FORMAT:
             remedy = "Read it with the version of udmlss that wrote it"
             raise value_error(f"A run must have format {FORMAT}", f"{state.get('format')} in {self._state}", remedy)

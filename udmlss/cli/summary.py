@@ -1,5 +1,6 @@
 """The result of a run, in figures and in words."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class TrainedRun:
         files = [
             (short_path(self.folder / name), text) for name, text in _FILES.items() if (self.folder / name).exists()
         ]
-        search = f"Search it with: udmlss search {short_path(self.folder)} IMAGE"
+        search = f"Search it with: udmlss search {shlex.quote(short_path(self.folder))} IMAGE"
         return "\n\n".join([self.describe(), columns(files), search])
 
     def describe(self) -> str:

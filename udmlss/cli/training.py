@@ -28,9 +28,9 @@ from udmlss import (
 from udmlss._checks import check_integer, check_number, value_error
 from udmlss._files import replace_file
 from udmlss.backbones import Backbone, load_backbone
-from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli.images import UnlabeledImages, advise_skipping, open_images
 from udmlss.cli.machine import Machine, check_workers, choose_device
-from udmlss.cli.messages import count, duration, message_of, messenger
+from udmlss.cli.messages import count, duration, messenger
 from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder
 from udmlss.cli.summary import TrainedRun
@@ -72,8 +72,8 @@ def train(
     repeated. The number of clusters need not be known. Ctrl-C ends the training, and the same command resumes it.
 
     Args:
-        folder: Folder whose images are used, also those in its subfolders, or a .txt, .csv or .parquet file with the
-            paths of images.
+        folder: Folder whose images are used, also those in its subfolders, or a .txt, .csv, .tsv or .parquet file
+            with the paths of images.
         out: Folder of the run. It must be new, empty, or that of an interrupted run with the same settings.
         backbone: Name of the pretrained backbone: "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2",
             whose weights are installed by pip, or "torchvision/" or "timm/" and the name of a model, whose weights are
@@ -118,7 +118,9 @@ def train(
     seed = int(seed)  # integers of NumPy cannot be written as JSON
     clusters, images_per_cluster = (None if each is None else int(each) for each in (clusters, images_per_cluster))
     labeler = ClusterPseudoLabeler(clusters, images_per_cluster=images_per_cluster)
-    paths = open_images(folder, skip_unreadable=skip_unreadable)
+    run = RunFolder(out)
+    run.check()
+    paths = open_images(folder, skip_unreadable=skip_unreadable, progress=progress)
     labeler.check_size(len(paths))
     network = _load_backbone(backbone, image_size, choose_device(device))
     machine = Machine.choose(device, image_size=network.image_size, precision=precision, workers=workers)
@@ -135,7 +137,6 @@ def train(
     }
     source = str(Path(folder).expanduser().absolute())
     images = {"images": source, "number of images": len(paths), "checksum of their paths": _checksum(paths)}
-    run = RunFolder(out)
     with run.claim(images | settings):
         if run.is_finished:
             say(f"The run in {run.folder} is finished")
@@ -183,10 +184,8 @@ class _Training:
         self.say("1/4 Embedding the images with the pretrained backbone")
         started = time.perf_counter()
         model = EmbeddingModel(self.machine.place(self.network.trunk), nn.Identity())
-        try:
+        with advise_skipping():
             features = self._compute_features(model)
-        except OSError as error:
-            raise OSError(f"{message_of(error)} Pass `skip_unreadable` to skip such files.") from error
         self.seconds_per_pass = time.perf_counter() - started
         self.embedder = embedder_from_features(features, min(_EMBEDDING_SIZE, features.shape[1]))
         model = self.machine.place(EmbeddingModel(model.trunk, self.embedder))
@@ -198,7 +197,8 @@ class _Training:
         n_rounds = ceil(self.epochs / per_round)
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
         self.say(
-            f"2/4 Training for {self.epochs:.3g} epoch{'s' * (self.epochs != 1)}, about {duration(seconds)}; "
+            f"2/4 Training for {self.epochs:.3g} epoch{'s' * (self.epochs != 1)}, "
+            f"about {duration(seconds)}{' in all' * self.run.has_checkpoints}; "
             "Ctrl-C stops it, and the same command resumes it"
         )
         result = fit(

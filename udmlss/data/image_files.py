@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from udmlss._checks import as_labels, check_choice, value_error
-from udmlss.data.image_reader import as_color, as_min_size, as_value_range, describe_error, read_image
+from udmlss.data.image_reader import as_color, as_min_size, as_value_range, describe_error, is_system_error, read_image
 from udmlss.data.path_lists import PathList, as_path_list
 from udmlss.types import Labels
 
@@ -61,6 +61,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             transform resizes images, as `Backbone.min_size` does. None decodes all pixels.
         on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
             when the dataset is created, skips those that cannot be read, and issues a warning that lists them.
+        progress: Whether to show a progress bar while files are read for `on_error="skip"`.
 
     Attributes:
         paths: Path of each image.
@@ -94,6 +95,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         value_range: tuple[float, float] | None = None,
         min_size: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = True,
     ) -> None:
         self.paths: Sequence[Path] = as_path_list(paths, "paths")
         n = len(self.paths)
@@ -110,10 +112,10 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             raise value_error(rule, int(invalid[0]), "Pass the name of every class")
         check_choice("on_error", on_error, ("raise", "skip"))
         if on_error == "skip":
-            self._skip_damaged()
+            self._skip_damaged(progress=progress)
 
-    def _skip_damaged(self) -> None:
-        self.skipped = tuple(find_damaged(self))
+    def _skip_damaged(self, *, progress: bool) -> None:
+        self.skipped = tuple(find_damaged(self, progress=progress))
         if not self.skipped:
             return
         summary = _summarize(self.skipped)
@@ -150,6 +152,9 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
     Returns:
         The path of each damaged image and the reason, in the order of `images`.
 
+    Raises:
+        OSError: A file cannot be read for another reason, such as too many open files or an error of the disk.
+
     Example:
         >>> for path, reason in find_damaged(images):  # doctest: +SKIP
         ...     print(path, reason)
@@ -159,6 +164,8 @@ def find_damaged(images: ImageFiles, *, progress: bool = True) -> list[DamagedIm
         try:
             read_image(images.paths[index], images.background, images.value_range, min_size=images.min_size)
         except OSError as error:
+            if is_system_error(error):
+                raise
             return describe_error(error.__cause__ or error)
         return None
 

@@ -31,6 +31,7 @@ def image_folder(
     value_range: tuple[float, float] | None = None,
     min_size: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
 ) -> ImageFiles:
     """Open a folder of images, either with one subfolder per class or without classes.
 
@@ -55,6 +56,7 @@ def image_folder(
         on_error: "raise" raises an error when an image that cannot be read is loaded. "skip" reads every file once
             when the folder is opened, skips those that cannot be read, and issues a warning that lists them. They
             are in the attribute `skipped` of the result.
+        progress: Whether to show a progress bar while files are read for `on_error="skip"`.
 
     Returns:
         The images sorted by class, then by path. Without classes all labels are -1, and `classes` is empty.
@@ -92,6 +94,7 @@ def image_folder(
         value_range=value_range,
         min_size=min_size,
         on_error=on_error,
+        progress=progress,
     )
 
 
@@ -142,14 +145,19 @@ def _as_sequence(exclude: _Patterns) -> Sequence[str | os.PathLike[str]]:
 def _list_folder(folder: Path, exclude: Sequence[str]) -> tuple[list[Path], list[os.DirEntry[str]]]:
     """Return the subfolders and the other entries of a folder that are neither hidden nor excluded, sorted by name."""
     folders, files = [], []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=attrgetter("name")):
-            if entry.name.startswith(".") or _matches(entry, exclude):
-                continue
-            if _is_kind(entry.is_dir):
-                folders.append(folder / entry.name)
-            else:
-                files.append(entry)
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=attrgetter("name"))
+    except PermissionError as error:
+        remedy = "Change its permissions, or pass a list of the paths of the images in other folders"
+        raise PermissionError(f"{folder} must be a readable folder, got {error.strerror}. {remedy}.") from error
+    for entry in entries:
+        if entry.name.startswith(".") or _matches(entry, exclude):
+            continue
+        if _is_kind(entry.is_dir):
+            folders.append(folder / entry.name)
+        else:
+            files.append(entry)
     return folders, files
 
 
@@ -199,7 +207,7 @@ def _warn_of_unopened_files(root: Path, entries: Sequence[os.DirEntry[str]]) -> 
     if unopened:
         listed = ", ".join(unopened[:_MAX_NAMES]) + ", ..." * (len(unopened) > _MAX_NAMES)
         what = f"{len(unopened)} files in {root} are not opened, because their format is not supported or they are"
-        warn(f"{what} broken links: {listed}. Convert or repair them, or exclude them.", stacklevel=3)
+        warn(f"{what} broken links: {listed}. Convert or repair them if they should be used.", stacklevel=3)
 
 
 def _warn_of_output_folders(root: Path, files_of_class: Mapping[str, Sequence[os.DirEntry[str]]]) -> None:

@@ -1,5 +1,6 @@
 """A reader of image files that returns what an image viewer shows, as RGB images with 8 bits per channel."""
 
+import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -22,6 +23,9 @@ _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the last two
 _MAX_VALUE = 255
+_PERMITTED, _READABLE = "must not be larger than Pillow permits", "must exist and be readable"
+_COMPLETE = "must be a complete image file"
+_SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM}
 # Pillow scales the pixels to 8 bits per channel, but not the transparent color.
 _SCALE_OF_RAW_MODE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
@@ -47,18 +51,22 @@ def read_image(
             reads all pixels.
 
     Raises:
-        OSError: The file is missing, damaged or not an image.
+        OSError: The file is missing, damaged or not an image, or there are too many open files or an error of the disk.
+        MemoryError: There is not enough memory.
     """
     pillow = import_pillow()
     try:
         return _read(path if content is None else content, background, value_range, min_size)
     except pillow.DecompressionBombError as error:
-        message = f"{path} must not be larger than Pillow permits, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
+        message = f"{path} {_PERMITTED}, got {error}. Raise PIL.Image.MAX_IMAGE_PIXELS."
         raise OSError(message) from error
     except (FileNotFoundError, PermissionError) as error:
-        message = f"{path} must exist and be readable, got {error.strerror}. Check the path and its permissions."
+        message = f"{path} {_READABLE}, got {error.strerror}. Check the path and its permissions."
         raise OSError(message) from error
     except Exception as error:  # Pillow's readers raise errors of many types for damaged files
+        if is_system_error(error):
+            error.add_note(f"while reading {path}")
+            raise
         raise OSError(describe_damage(path, describe_error(error))) from error
 
 
@@ -91,7 +99,17 @@ def has_more_than_8_bits(image: "Image") -> bool:
 
 def describe_damage(path: Path, reason: str) -> str:
     """Return the message of the error for a damaged image."""
-    return f"{path} must be a complete image file, got {reason}. Download or unpack it again, or remove it."
+    return f"{path} {_COMPLETE}, got {reason}. Download or unpack it again, or remove it."
+
+
+def is_unreadable(message: str) -> bool:
+    """Return whether the message of an error is that of `read_image` for a file that `find_damaged` returns."""
+    return any(rule in message for rule in (_PERMITTED, _READABLE, _COMPLETE))
+
+
+def is_system_error(error: BaseException) -> bool:
+    """Return whether an error is due to the system, such as too many open files, and not to the content of a file."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS)
 
 
 def describe_error(error: BaseException) -> str:

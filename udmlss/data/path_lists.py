@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = {
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (".txt", *_SEPARATORS, ".parquet")
+LIST_SUFFIXES = (".txt", *_SEPARATORS, ".parquet")
 _MAX_NAMES = 5  # in an error message
 _ROWS_READ = 100  # to find the column with paths
 
@@ -86,6 +86,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (a Path takes four times as long)
 
 
+def short_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file with that of its folder, because names may be numbers in each folder."""
+    return Path(*Path(path).parts[-2:]).as_posix()
+
+
 def read_paths(source: str | os.PathLike[str], column: str | None = None) -> Sequence[Path]:
     """Read the paths of images from a text, CSV or Parquet file.
 
@@ -112,8 +117,8 @@ def read_paths(source: str | os.PathLike[str], column: str | None = None) -> Seq
     """
     source = Path(source).expanduser()
     kind = source.suffix.lower()
-    if kind not in _SUFFIXES:
-        rule = f"A list of paths must have one of the suffixes {', '.join(_SUFFIXES)}"
+    if kind not in LIST_SUFFIXES:
+        rule = f"A list of paths must have one of the suffixes {', '.join(LIST_SUFFIXES)}"
         raise value_error(rule, source, "Rename it, or pass the paths themselves to `ImageFiles`")
     if kind == ".txt" and column is not None:
         remedy = "Omit `column`, or write the paths to a CSV file with a header"
@@ -193,7 +198,8 @@ def _choose_column(source: Path, examples: dict[str, list[str]], column: str | N
     if len(found) != 1:
         listed = ", ".join(map(repr, found)) or f"none of {', '.join(map(repr, examples)) or 'no columns'}"
         rule = f"One column of {source} must contain paths of images"
-        raise value_error(rule, listed, "Pass `column`, the name of the column that contains the paths")
+        remedy = "Pass `column`, the name of the column that contains the paths, or write the paths to a .txt file"
+        raise value_error(rule, listed, remedy)
     return found[0]
 
 

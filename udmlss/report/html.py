@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -50,7 +51,7 @@ def write_report(
     It shows curves of the measurements, clusters, unassigned images, searches before and after training,
     near-duplicates, and a map of the embeddings. With 8 queries the file holds fewer than 800 small pictures, whatever
     the number of images. It is first written under another name, so that it is never incomplete. Images that cannot be
-    read are shown as gray placeholders.
+    read are shown as gray placeholders, and a warning states their number.
 
     Args:
         path: Path of the file. Missing folders are created, and an existing file is replaced.
@@ -109,6 +110,10 @@ def write_report(
     n_searched = None if duplicates is not None else min(len(embeddings), _SEARCHED)
     shared = {"history": history, "duplicate_groups": groups, "n_searched": n_searched}
     html = _render(page, title, summary, shared | sections)
+    if thumbnails.unreadable:
+        n, example = len(thumbnails.unreadable), thumbnails.name(min(thumbnails.unreadable))
+        what = f"{n} of the {thumbnails.n_pictures} images in the report cannot be read"
+        warn(f"{what} and are shown as gray placeholders, such as {example}", stacklevel=2)
     with replace_file(path) as part:
         part.write_text(html, encoding="utf-8", errors="replace")
     return path

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from udmlss._checks import type_error, value_error
 from udmlss.data.image_reader import read_image
+from udmlss.data.path_lists import short_name
 
 _WHITE = (255, 255, 255)
 _PLACEHOLDER, _CROSS = (224, 226, 229), (130, 136, 143)
@@ -62,10 +63,10 @@ class Thumbnails:
         return len(self._uris)
 
     def name(self, row: int) -> str:
-        """Return the file name of an image, or its row if it is not a file."""
+        """Return the name of an image file with that of its folder, or the row of an image that is not a file."""
         item = self.images[row] if isinstance(self.images, Sequence) else None
         if isinstance(item, str | os.PathLike):
-            return os.fsencode(Path(item).name).decode(errors="replace")  # file names need not be valid Unicode
+            return os.fsencode(short_name(item)).decode(errors="replace")  # file names need not be valid Unicode
         return f"image {row}"
 
     def picture(self, row: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import pytest
 
 import udmlss
 from udmlss import cli
+from udmlss._files import replace_file
 from udmlss.cli import command
 
 COMMANDS = command._COMMANDS
@@ -106,6 +108,32 @@ def test_an_error_is_one_line_that_names_options_and_has_its_exit_code(error, co
     if isinstance(error, Exception):
         with pytest.raises(type(error)):
             cli.main(["search", "run", "a.jpg", "--debug"])
+
+
+def test_notes_of_an_error_follow_its_message(replace, capsys):
+    def fail(*_arguments, **_keywords):
+        error = OSError("No space left")
+        error.add_note("while writing embeddings to x.npy")
+        raise error
+
+    replace("search", fail)
+    assert cli.main(["search", "run", "a.jpg"]) == 1
+    assert capsys.readouterr().err == "udmlss: error: No space left (while writing embeddings to x.npy)\n"
+
+
+def test_sigterm_deletes_temporary_files_and_ends_with_its_exit_code(replace, tmp_path):
+    def receive_signal(*_arguments, **_keywords):
+        with replace_file(tmp_path / "output") as part:
+            part.touch()
+            signal.raise_signal(signal.SIGTERM)
+
+    replace("search", receive_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["search", "run", "a.jpg"])
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_warning_is_one_line_and_warnings_are_as_before_afterwards(replace, capsys):

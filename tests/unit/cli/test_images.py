@@ -1,14 +1,18 @@
 """Images below a folder or in a list."""
 
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from udmlss import cli
-from udmlss.cli.images import UnlabeledImages, open_images
+from udmlss.cli import images
+from udmlss.cli.images import UnlabeledImages, advise_skipping, open_images
+from udmlss.data.image_reader import describe_damage
 
 
 @pytest.fixture
@@ -41,12 +45,17 @@ def test_a_path_that_does_not_exist_is_an_error():
         open_images("none")
 
 
+def test_a_file_that_is_not_a_list_is_an_error_with_a_remedy_for_the_shell(folder):
+    with pytest.raises(ValueError, match=r"`folder` must be a folder of .*, got photos/a\.png\. Pass the folder that"):
+        open_images("photos/a.png")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
-def test_a_name_that_no_table_could_hold_is_an_error(folder):
-    name = os.fsdecode(b"photos/\xff.png")
-    Image.new("RGB", (8, 8)).save(folder / "photos" / "c.png")
-    (folder / "photos" / "c.png").rename(folder / name)
-    with pytest.raises(ValueError, match=r"must be valid Unicode, got .*udcff"):
+def test_names_that_no_table_could_hold_are_one_error(folder):
+    for name in (b"photos/\xfe.png", b"photos/\xff.png"):
+        Image.new("RGB", (8, 8)).save(folder / "photos" / "c.png")
+        (folder / "photos" / "c.png").rename(folder / os.fsdecode(name))
+    with pytest.raises(ValueError, match=r"must be valid Unicode, got .*udcfe\.png', .*udcff\.png'\. Rename"):
         open_images("photos")
 
 
@@ -57,15 +66,15 @@ def test_a_path_that_is_listed_twice_is_an_error(folder):
 
 
 def test_items_are_transformed_images_without_a_label(folder):
-    images = UnlabeledImages([folder / "photos" / "a.png"], lambda image: torch.tensor(image.size))
-    assert len(images) == 1
-    assert images[0].tolist() == [8, 8]
+    opened = UnlabeledImages([folder / "photos" / "a.png"], lambda image: torch.tensor(image.size))
+    assert len(opened) == 1
+    assert opened[0].tolist() == [8, 8]
 
 
 def test_large_photographs_are_decoded_at_a_lower_resolution(folder):
     Image.new("RGB", (640, 400)).save(folder / "photos" / "large.jpg")
-    images = UnlabeledImages([folder / "photos" / "large.jpg"], lambda image: torch.tensor(image.size), min_size=90)
-    assert images[0].tolist() == [160, 100]
+    opened = UnlabeledImages([folder / "photos" / "large.jpg"], lambda image: torch.tensor(image.size), min_size=90)
+    assert opened[0].tolist() == [160, 100]
 
 
 def test_check_returns_and_writes_the_findings(folder):
@@ -73,3 +82,26 @@ def test_check_returns_and_writes_the_findings(folder):
     assert [path.name for path in found.readable] == ["a.png", "b.png"]
     assert "broken" in str(found)
     assert (folder / "findings.csv").read_text().splitlines()[0] == "kind,path,detail"
+
+
+def test_check_ends_with_exit_code_1_if_a_file_is_broken(folder, capsys):
+    assert cli.main(["check", "photos"]) == 1
+    (folder / "photos" / "broken.png").unlink()
+    assert cli.main(["check", "photos"]) == 0
+    assert "identical" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("out", "error"), [("photos/a.png", ValueError), ("photos/a.png/b.csv", OSError)])
+def test_check_finds_a_wrong_output_file_before_it_reads(folder, monkeypatch, out, error):
+    monkeypatch.setattr(images, "open_images", None)
+    before = (folder / "photos" / "a.png").read_bytes()
+    with pytest.raises(error, match=r"a\.png"):
+        cli.check("photos", out=out)
+    assert (folder / "photos" / "a.png").read_bytes() == before
+
+
+def test_skipping_is_advised_for_files_that_can_be_skipped_only():
+    damage = describe_damage(Path("a.png"), "3 bytes")
+    for message, expected in ((damage, f"{damage} Pass `skip_unreadable` to skip such files."), ("Full", "Full")):
+        with pytest.raises(OSError, match=f"^{re.escape(expected)}$"), advise_skipping():
+            raise OSError(message)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from udmlss import PseudoLabels
-from udmlss.cli import embed
+from udmlss.cli import embed, export, outputs
 from udmlss.cli.run_folder import RunFolder
 from udmlss.neighbors import neighbor_lists
 
@@ -85,7 +85,28 @@ def test_a_run_that_is_not_finished_or_not_there_is_an_error(tmp_path):
         RunFolder.finished(tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps({"format": 99})])
+def test_hidden_files_and_an_unfinished_run_json_are_no_other_files(tmp_path):
+    for name in (".DS_Store", "run.json.1234.part"):
+        (tmp_path / name).touch()
+    claim(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".DS_Store", ".lock", "run.json"]
+
+
+def test_a_broken_link_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "run").symlink_to("missing")
+    with pytest.raises(ValueError, match=r"`out` must be a folder, got the broken link .*run"):
+        claim(tmp_path / "run")
+
+
+def test_run_json_of_another_program_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"name": "another program"}')
+    assert not RunFolder(tmp_path).has_run_files
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000001.pt").touch()
+    assert RunFolder(tmp_path).has_run_files
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 99})])
 def test_a_damaged_or_newer_description_is_an_error(tmp_path, content):
     claim(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
@@ -125,3 +146,27 @@ def test_the_list_of_images_is_not_overwritten(tmp_path):
     paths.touch()
     with pytest.raises(ValueError, match="`out` must have another name than the list of images"):
         embed("run", paths, out=tmp_path / "photos.npy")
+
+
+def test_a_text_file_that_is_not_of_the_embeddings_is_not_overwritten(tmp_path):
+    (tmp_path / "photos.txt").write_text("notes")
+    with pytest.raises(ValueError, match=r"`out` must not have the name of another text file, got .*photos\.txt"):
+        embed("run", tmp_path, out=tmp_path / "photos.npy")
+    assert (tmp_path / "photos.txt").read_text() == "notes"
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a /b.png", "c.png "])
+def test_a_path_that_is_not_a_line_of_a_text_file_is_an_error(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(outputs, "open_images", lambda *_, **__: [Path("/photos", name)])
+    monkeypatch.setattr(outputs, "embed_paths", lambda *_, **__: None)
+    if name == "a /b.png":  # a folder may end in a blank
+        assert embed("run", "photos", out=tmp_path / "photos.npy") == tmp_path / "photos.npy"
+        return
+    with pytest.raises(ValueError, match="A path in a text file must not contain line breaks or end in a blank"):
+        embed("run", "photos", out=tmp_path / "photos.npy")
+
+
+def test_a_model_of_an_unfinished_run_is_an_error_that_names_the_remedy(tmp_path):
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"`run` must be a finished run, got .*Run the same `udmlss train` again"):
+        export(tmp_path / "run", tmp_path / "model.onnx")

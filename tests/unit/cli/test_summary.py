@@ -51,6 +51,10 @@ def test_it_lists_the_files_that_there_are(tmp_path, monkeypatch):
     assert "images.parquet" not in text
 
 
+def test_the_name_of_the_folder_is_quoted_for_the_shell():
+    assert str(replace(run(0, 0.3), folder=Path("my run"))).endswith("udmlss search 'my run' IMAGE")
+
+
 def test_it_is_the_same_after_it_was_written_and_read():
     written = run(10, 0.6, 0.5)
     assert TrainedRun.from_dict(Path("run"), json.loads(json.dumps(written.as_dict()))) == written

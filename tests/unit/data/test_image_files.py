@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import jaxtyping
@@ -7,7 +8,7 @@ import torch
 from layouts import save_image
 from PIL import Image
 
-from udmlss.data import ImageFiles, find_damaged, image_folder
+from udmlss.data import ImageFiles, check_images, find_damaged, image_folder
 
 
 @pytest.mark.parametrize("labels", [[1, -1, 0], np.array([1, -1, 0], np.int16), torch.tensor([1, -1, 0])])
@@ -99,10 +100,25 @@ def test_skip_leaves_out_damaged_images_and_lists_them(damaged):
     assert repr(images) == "ImageFiles(3 images of 3 classes)"
 
 
-def test_skip_leaves_intact_images_unchanged(tmp_path):
+def test_skip_leaves_intact_images_unchanged_and_prints_nothing_without_progress(tmp_path, capsys):
     save_image(tmp_path / "1.png")
-    images = image_folder(tmp_path, on_error="skip")
+    images = image_folder(tmp_path, on_error="skip", progress=False)
     assert (len(images), images.skipped) == (1, ())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_an_error_of_the_system_is_not_taken_for_a_damaged_image(tmp_path, monkeypatch, error):
+    save_image(tmp_path / "1.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("udmlss.data.image_reader.open_image", fail)
+    for use in (lambda: ImageFiles([tmp_path / "1.png"], on_error="skip"), lambda: check_images([tmp_path / "1.png"])):
+        with pytest.raises(type(error)) as caught:
+            use()
+        assert caught.value is error
 
 
 def test_skip_shortens_a_long_list(tmp_path):

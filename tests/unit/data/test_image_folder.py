@@ -203,6 +203,24 @@ def test_images_at_every_depth_are_found(tmp_path, monkeypatch):
     ]
 
 
+def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
+    save_image(tmp_path / "1.png")
+    (tmp_path / "lost+found").mkdir()
+    usual = os.scandir
+
+    def scan(folder):
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return usual(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(
+        PermissionError, match=r"lost\+found must be a readable folder, got Permission denied\. Change its"
+    ):
+        find_images(tmp_path)
+    assert len(find_images(tmp_path, exclude="lost+found")) == 1
+
+
 def test_finding_images_names_what_is_not_opened_and_requires_one(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.png").symlink_to("nowhere.png")

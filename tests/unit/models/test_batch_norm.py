@@ -96,7 +96,7 @@ def test_restores_the_mode_of_every_submodule(model, mode, error):
 
 def test_rejects_initial_statistics():
     model = MODELS["2d"]()
-    message = r"needs the running statistics of .*, got initial statistics in all 2 layers\. Pass `freeze_batch_norm"
+    message = r"needs the running statistics of .*, got initial statistics in all 2 layers\. Pass `from_scratch=True`"
     with pytest.raises(ValueError, match=message), frozen_batch_norm(model):
         pytest.fail("the block must not start")
     assert not any("train" in vars(part) for part in model.modules())

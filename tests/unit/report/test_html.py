@@ -17,6 +17,7 @@ from udmlss.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "link", "br"}
+pytestmark = pytest.mark.filterwarnings("ignore:.* in the report cannot be read:UserWarning")
 TITLE = "Birds & <script>alert(1)</script>"
 
 
@@ -112,13 +113,28 @@ def test_very_many_near_duplicates_come_with_a_warning(page, run, tmp_path):
     assert warning not in page.text
 
 
+def test_the_warning_of_many_near_duplicates_compares_them_with_the_images_that_were_searched(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("udmlss.report.html._SEARCHED", 10)
+    found = write_report(tmp_path / "report.html", run.paths, torch.ones(55, 4), run.pseudo_labels, n_queries=1)
+    assert "the model finds too many images similar" in Page(found).text
+
+
+def test_images_that_cannot_be_read_are_named_in_a_warning(run, tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"^1 of the \d+ images in the report cannot be read .*, such as .*/54 <b>\.jpg"
+    ):
+        write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels)
+
+
 def test_near_duplicates_of_a_large_set_are_searched_in_a_sample_of_its_rows(run, tmp_path, monkeypatch):
     monkeypatch.setattr("udmlss.report.html._SEARCHED", 30)
     start = torch.eye(30)[torch.arange(55) % 30]  # rows 0 to 24 are equal to rows 30 to 54
     path = write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels, start_embeddings=start)
     section = path.read_text().partition('<section id="duplicates"')[2].partition("</section>")[0]
     assert "A sample of 30 images was searched." in section
-    rows = [int(row) for row in re.findall(r'alt="(\d+) ', section)]
+    rows = [int(row) for row in re.findall(r'alt="[^"]*/(\d+) ', section)]
     assert rows
     assert all(second == first + 30 for first, second in zip(rows[::2], rows[1::2], strict=True))
 

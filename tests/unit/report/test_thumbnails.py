@@ -63,7 +63,7 @@ def test_files_are_shrunk_upright_and_named_and_become_jpeg_files(tmp_path):
     picture((400, 200)).save(path, exif=exif)
     thumbnails = Thumbnails([path], size=50)
     assert thumbnails.picture(0).size == (25, 50)
-    assert thumbnails.name(0) == "a b.jpg"
+    assert thumbnails.name(0) == f"{tmp_path.name}/a b.jpg"
     kind, _, body = thumbnails.uri(0).partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(BytesIO(base64.b64decode(body))).size == (25, 50)
@@ -81,7 +81,7 @@ def test_the_files_of_a_dataset_are_shown_instead_of_its_transformed_items(tmp_p
     picture().save(tmp_path / "red.png")
     images = ImageFiles([tmp_path / "red.png"], [0], ["a"], transform=lambda _: torch.zeros(3, 4, 4))
     assert Thumbnails(images).picture(0).getpixel((0, 0)) == RED
-    assert Thumbnails(images).name(0) == "red.png"
+    assert Thumbnails(images).name(0) == f"{tmp_path.name}/red.png"
 
 
 @pytest.mark.parametrize("item", ["no-such-file.jpg", torch.zeros(2, 3, 4, 5), None, {}, []])

@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 from udmlss._checks import check_integer, value_error
 from udmlss._files import replace_file
-from udmlss.data.path_lists import PathList, as_path_list
+from udmlss.data.path_lists import PathList, as_path_list, short_name
 from udmlss.data.quality.inspection import Inspection, inspect_file
 from udmlss.data.quality.near_duplicates import THUMBNAIL_BYTES, find_near_duplicates
 
 _TREATMENTS = {
-    "broken": 'raises an error, or is skipped with on_error="skip"',
+    "broken": 'is an error, or skipped (`--skip-unreadable`, `on_error="skip"`)',
     "tiny": "is used as it is",
     "constant": "is used, although it contains nothing to learn",
-    "16-bit": "is scaled to 8 bits, see `value_range`",
-    "transparent": "is composited onto white, see `background`",
+    "16-bit": "is scaled to 8 bits",
+    "transparent": "is composited onto white",
     "rotated": "is turned upright",
     "CMYK": "is converted to RGB, without the color profile",
     "palette": "is converted to RGB",
@@ -65,6 +65,11 @@ class ImageCheck:
     findings: tuple[ImageFinding, ...]
     readable: Sequence[Path]
 
+    @property
+    def problems(self) -> tuple[ImageFinding, ...]:
+        """The findings that are broken files."""
+        return tuple(finding for finding in self.findings if finding.kind == "broken")
+
     def __str__(self) -> str:
         summary = f"{self.n_images} images checked, {len(self.readable)} can be read."
         if not self.findings:
@@ -86,7 +91,7 @@ class ImageCheck:
                 written completely.
 
         Raises:
-            ValueError: `path` is a folder.
+            ValueError: `path` is a folder, a device or a pipe.
             OSError: The file cannot be written.
         """
         with (
@@ -123,6 +128,7 @@ def check_images(
     Raises:
         ValueError: There are no paths, or a setting is out of range.
         TypeError: `paths` is one path instead of a sequence, or a setting is not an integer.
+        OSError: There are too many open files, or an error of the disk.
 
     References:
         [1] N. Krawetz. Kind of Like That. hackerfactor.com, 2013.
@@ -177,6 +183,6 @@ def _find_duplicates(
 
 def _describe(kind: str, findings: Sequence[ImageFinding]) -> tuple[str, str, str, str]:
     """Return the cells of a row of the table."""
-    names = ", ".join("/".join(finding.path.parts[-2:]) for finding in findings[:_N_EXAMPLES])
+    names = ", ".join(short_name(finding.path) for finding in findings[:_N_EXAMPLES])
     more = ", ..." if len(findings) > _N_EXAMPLES else ""
     return kind, str(len(findings)), _TREATMENTS[kind], names + more

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from udmlss.data.image_reader import describe_error, has_more_than_8_bits, open_image, read_image, read_orientation
+from udmlss.data.image_reader import (
+    describe_error,
+    has_more_than_8_bits,
+    is_system_error,
+    open_image,
+    read_image,
+    read_orientation,
+)
 from udmlss.data.quality.near_duplicates import make_thumbnail
 
 if TYPE_CHECKING:
@@ -44,6 +51,8 @@ def inspect_file(path: Path, min_size: int) -> Inspection:
         content = path.read_bytes()
         image = read_image(path, _BACKGROUND, None, content)
     except OSError as error:
+        if is_system_error(error):
+            raise
         return Inspection((("broken", describe_error(error.__cause__ or error)),))
     with open_image(content) as stored:
         findings = (*_inspect_pixels(image, min_size), *_inspect_format(stored))
