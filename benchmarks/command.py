@@ -42,7 +42,7 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
     train, test = (open_folder(root, split, transform=None) for split in ("train", "test"))
     with tempfile.TemporaryDirectory() as name:
         listed, run = Path(name) / "train.txt", Path(name) / "run"
-        listed.write_text("".join(f"{path}\n" for path in train.paths))
+        listed.write_text("".join(f"{Path(path).resolve()}\n" for path in train.paths))
         started = time.perf_counter()
         subprocess.run(  # noqa: S603 (the command of this package)
             [sys.executable, "-m", "udmlss", "train", listed, "--out", run, *options], check=True

@@ -211,7 +211,7 @@ CHANGES = {
     "batch norm with initial statistics": (
         lambda _parts: {"model": make_parts(pretrained=False).model},
         ValueError,
-        "running statistics of a trained model, got initial statistics in all 1 layers. Pass `freeze_batch_norm=False`",
+        "running statistics of a trained model, got initial statistics in all 1 layers. Pass `from_scratch=True`",
     ),
 }
 NUMBERS = {
