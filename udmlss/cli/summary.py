@@ -18,6 +18,7 @@ _FILES = {
 }
 
 _SMALL_GAIN = 0.01
+_LISTED_ROUNDS = 8  # of longer trainings the first and last scores are printed
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +83,8 @@ class TrainedRun:
         """Describe the result of the training in sentences."""
         steps, seconds = self.history[-1].step, sum(each.seconds for each in self.history)
         before, *after = [f"{score:.3f}" for score in self.scores]
+        if len(after) > _LISTED_ROUNDS:
+            after[2:-2] = ["..."]
         length = f"Trained for {count(steps, 'step')} in {count(len(self.history), 'round')}, {duration(seconds)}."
         score = f"Label-free score: {before} before training, {', '.join(after)} after the rounds."
         return "\n".join([length, score, self._verdict(steps), self._clusters()])

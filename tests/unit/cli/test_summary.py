@@ -43,6 +43,11 @@ def test_it_says_whether_training_helped(weights_step, after, expected):
     assert "2 clusters of 2 to 3 images; 1 image in no cluster." in text
 
 
+def test_of_many_rounds_the_first_and_last_scores_are_listed():
+    text = run(100, *(0.5 + number / 100 for number in range(10))).describe()
+    assert "0.400 before training, 0.500, 0.510, ..., 0.580, 0.590 after the rounds." in text
+
+
 def test_it_lists_the_files_that_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report.html").touch()
