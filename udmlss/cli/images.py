@@ -38,7 +38,7 @@ def check(
         The findings. The exit code of the command is 1 if files are broken.
 
     Raises:
-        ValueError: There are no images, the suffix of `out` is not .csv, or `min_size` is below 1.
+        ValueError: `folder` has no images, the suffix of `out` is not .csv, or `min_size` is below 1.
         OSError: The .csv file cannot be written.
 
     Example:
@@ -124,8 +124,7 @@ def open_images(
         progress: Whether to show a progress bar while files are read.
 
     Raises:
-        ValueError: There is no such folder or file, it has no images, or a path is not valid Unicode or is listed
-            twice.
+        ValueError: `folder` does not exist or has no images, or a path is not valid Unicode or is listed twice.
         OSError: A file in a list of paths does not exist, or a folder cannot be read.
     """
     source = Path(folder).expanduser().absolute()

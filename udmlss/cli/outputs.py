@@ -55,9 +55,9 @@ def embed(
         The path of the .npy file.
 
     Raises:
-        ValueError: There is no model or there are no images in the folders, the run is not finished, the suffix of
-            `out` is not .npy, there is a .txt file of the same name without a .npy file, or a path cannot be a line
-            of a text file.
+        ValueError: `model` has no model or is a run that is not finished, `folder` has no images, the suffix of `out`
+            is not .npy, a .txt file of the same name exists without a .npy file, or a path cannot be a line of a text
+            file.
         OSError: An image cannot be read, or a file cannot be written.
 
     Example:
@@ -98,7 +98,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         The path of the file.
 
     Raises:
-        ValueError: There is no model in the folder, the run is not finished, or the suffix of `path` is not .onnx.
+        ValueError: `run` has no model or is not finished, or the suffix of `path` is not .onnx.
         ImportError: The packages for ONNX are not installed.
         OSError: The file cannot be written.
 
@@ -125,7 +125,7 @@ def report(run: str | os.PathLike[str]) -> Path:
         The path of the report, an HTML file.
 
     Raises:
-        ValueError: There is no finished run in the folder.
+        ValueError: `run` is not a finished run.
         ImportError: The packages for the report are not installed.
         OSError: None of the images of the run exists, or the file cannot be written.
 

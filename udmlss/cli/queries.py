@@ -79,7 +79,7 @@ def search(
         For each image the paths of the most similar images, with their cosine similarities.
 
     Raises:
-        ValueError: The folder has no finished run, no image is named, a file does not exist, the suffix of `report` is
+        ValueError: `run` is not a finished run, no image is named, a file does not exist, the suffix of `report` is
             not .html, or `k` is below 1.
         OSError: A file is not an image.
 
@@ -135,8 +135,8 @@ def duplicates(
         The paths of the images of each group.
 
     Raises:
-        ValueError: There is no finished run in the folder, `other` is a run that is not finished or has no images, or
-            `threshold` is out of range.
+        ValueError: `run` is not a finished run, `other` is a run that is not finished or has no images, or `threshold`
+            is out of range.
         OSError: An image cannot be read.
 
     Example:

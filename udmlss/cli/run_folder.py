@@ -59,7 +59,7 @@ class RunFolder:
         """Open the folder of a finished run.
 
         Raises:
-            ValueError: There is no run in the folder, or it is not finished.
+            ValueError: The folder has no run, or the run is not finished.
         """
         run = cls(folder)
         if not run._state.is_file():
