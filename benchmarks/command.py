@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyarrow import parquet
 from runs import versions
 from settings import PHOTO_SETS, ROOT
@@ -27,7 +28,7 @@ from settings import PHOTO_SETS, ROOT
 sys.path.insert(0, str(ROOT / "examples"))
 from folders import open_folder
 
-from udmlss import EmbeddingModel, embed, evaluate_embeddings
+from udmlss import EmbeddingModel, embed, evaluate_embeddings, keep_freed_memory
 from udmlss.backbones import load_backbone
 from udmlss.models import load_model
 
@@ -52,7 +53,9 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
         clusters = parquet.read_table(run / "images.parquet", columns=["cluster"])["cluster"].unique().to_pylist()
     assert backbone is not None  # noqa: S101 (the command saves it)
     train.transform = test.transform = backbone.test_transform()
-    start = EmbeddingModel.from_trunk(load_backbone(backbone.name, image_size=backbone.image_size).trunk, train)
+    model.to(memory_format=torch.channels_last)
+    trunk = load_backbone(backbone.name, image_size=backbone.image_size).trunk.to(memory_format=torch.channels_last)
+    start = EmbeddingModel.from_trunk(trunk, train, num_workers=2)
     embeddings = {
         "features": embed(start, test, output="features", num_workers=2),
         "start": embed(start, test, num_workers=2),
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/command", help="folder of the results")
     parser.add_argument("options", nargs="*", help="options of `udmlss train`, after --")
     args = parser.parse_args()
+    keep_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     check_options(parser, args.out, args.options)  # before any work
     for data in args.data.split(","):

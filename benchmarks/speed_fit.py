@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.models import mobilenet_v2
 
 from udmlss import EmbeddingModel, Epochs, RotationPretextHead, Rounds, fit, parameter_groups
-from udmlss.training import step
+from udmlss.training import rounds, step
 
 IMAGES_PER_CLASS, GRID = 40, 8
 
@@ -127,7 +127,7 @@ def lines_of_share(sizes: Sizes) -> list[Row]:
         "forward": (step._Losses, "forward"),  # noqa: SLF001 (the library does not measure its parts)
         "loading": (step.TrainingStep, "_next"),  # which is a part of the forward pass
         "backward": (Tensor, "backward"),
-        "embedding": (Rounds, "_embed_all"),
+        "embedding": (rounds, "take_snapshot"),
         "clustering": (Rounds, "_cluster"),
     }
     with timed_calls(parts) as times:

@@ -129,6 +129,9 @@ class FitResult:
         start: Label-free scores before training; None if nothing needs them.
         weights_step: The optimizer step whose weights the model has; 0 is before training. Averaged weights and an
             embedder that `fit` recomputed belong to the step that they were computed after.
+        features: Features (n, f) of `cluster_images` by the trained trunk, if the label-free scores of the last round
+            needed them and the model has the weights of that round; otherwise None. They are in memory or on the
+            model's device. Under `torchrun` only rank 0 holds rows.
     """
 
     history: tuple[RoundReport, ...]
@@ -136,6 +139,7 @@ class FitResult:
     stop_reason: StopReason
     start: LabelFreeScores | None
     weights_step: int
+    features: Float[Tensor, "n f"] | None = None
 
     @property
     def label_free(self) -> LabelFreeScores | None:

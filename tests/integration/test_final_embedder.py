@@ -22,6 +22,28 @@ def test_an_embedder_of_from_trunk_is_fitted_to_the_features_of_the_trained_trun
     assert not torch.allclose(weights(model.embedder), weights(kept.embedder), atol=1e-3)
 
 
+@pytest.mark.parametrize("average_weights", [True, False])
+def test_features_of_the_last_scores_are_used_and_returned(average_weights, monkeypatch):
+    def train(model, **changes):
+        return short_fit(model, Augmented(), cluster_images=IMAGES, average_weights=average_weights, **changes)
+
+    model, expected = model_with_pca(), model_with_pca()
+    assert train(expected).features is None
+    monkeypatch.setattr(final_embedder, "embed_all", None)
+    result = train(model, label_free=True)
+    assert torch.equal(weights(model), weights(expected))
+    assert torch.equal(result.features, embed(model, IMAGES, output="features"))
+
+
+def test_features_of_other_weights_are_not_used():
+    model = model_with_pca()
+    result = short_fit(model, Augmented(), cluster_images=IMAGES, lr=0.1, callbacks=BestWeights())
+    assert 0 < result.weights_step < 6
+    assert result.features is None
+    expected = embedder_from_features(embed(model, IMAGES, output="features"), 16)
+    assert torch.equal(weights(model.embedder), weights(expected))
+
+
 def test_another_embedder_is_not_changed():
     one, other = make_model(), make_model()
     short_fit(one)

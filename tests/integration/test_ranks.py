@@ -88,9 +88,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(ranks):
         assert_same(outcome["resumed"], outcome["trained"], "weights", "model")
 
 
-def test_embeddings_on_a_disk_give_the_same_run(ranks):
+@pytest.mark.parametrize("name", ["disk", "start features"])
+def test_embeddings_on_a_disk_and_known_features_give_the_same_run(ranks, name):
     for outcome in ranks:
-        assert_same(outcome["disk"], outcome["memory"], "weights", "model")
+        assert_same(outcome[name], outcome["memory"], "weights", "model")
 
 
 def test_rank_zero_alone_shows_progress_and_calls_functions(ranks):

@@ -99,6 +99,7 @@ SETTINGS = {
     "relabel_every 4 on rank 0 and 3 on": lambda: {"relabel_every": either(3, 4)},
     "cluster_on features-first on rank 0 and features on": lambda: {"cluster_on": either("features", "features-first")},
     "precision float32 on rank 0 and bfloat16 on": lambda: {"precision": either("bfloat16", "float32")},
+    "start_features none on rank 0 and given on": lambda: {"start_features": either(torch.rand(N, 144), None)},
     "label_free False on rank 0 and True on": lambda: {"label_free": is_different()},
     "accumulate_grad_batches 1 on rank 0 and 2 on": lambda: {"accumulate_grad_batches": either(2, 1)},
     "chunk_size none on rank 0 and 4 on": lambda: {"chunk_size": either(4, None)},

@@ -143,6 +143,10 @@ def resume(*callbacks):
         return train(*callbacks)
 
 
+def start_features():
+    return embed(build()[0], Noisy(N).images, output="features", sharded=True)
+
+
 def error_of(*callbacks, **changes):
     """Return the error that ends a training."""
     try:
@@ -219,6 +223,7 @@ def all_outcomes(folder):
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),
+        "start features": train(cluster_on="features", start_features=start_features()),
         "differences": differing_ranks.all_errors(folder),
         "allowed differences": differing_ranks.trained_weights(folder),
     }

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
 _IMAGES_PER_STEP = 80  # by the defaults of `fit`
 _EPOCHS, _LEAST_STEPS = 4, 125  # half as long as `fit`
+_MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
 
@@ -84,7 +84,8 @@ def train(
         images_per_cluster: About how many images there are of one thing. By default it is chosen from the images.
         clusters: Number of clusters of k-means, instead of clusters whose number follows from the images.
         epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
-            small that 4 epochs have fewer than 125 optimizer steps.
+            small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
+            it is less than 4 epochs of more than 3,000 images.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -131,7 +132,7 @@ def train(
         "image_size": network.image_size,
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
-        "epochs": default_epochs(len(paths)) if epochs is None else float(epochs),
+        "epochs": default_epochs(len(paths), machine.device) if epochs is None else float(epochs),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -185,17 +186,17 @@ class _Training:
         started = time.perf_counter()
         model = EmbeddingModel(self.machine.place(self.network.trunk), nn.Identity())
         with advise_skipping():
-            features = self._compute_features(model)
+            self.start_features = self._compute_features(model)
         self.seconds_per_pass = time.perf_counter() - started
-        self.embedder = embedder_from_features(features, min(_EMBEDDING_SIZE, features.shape[1]))
+        self.embedder = embedder_from_features(self.start_features, min(_EMBEDDING_SIZE, self.start_features.shape[1]))
         model = self.machine.place(EmbeddingModel(model.trunk, self.embedder))
-        self._save_embeddings(model, features, self.run.start_embeddings, torch.float16)
+        self._save_embeddings(model, self.start_features, self.run.start_embeddings, torch.float16)
         return model
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
-        per_round = min(max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths)), self.epochs / 2)
-        n_rounds = ceil(self.epochs / per_round)
-        seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds + 1)
+        epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
+        n_rounds = max(2, round(self.epochs / epochs_per_round))
+        seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds)
         self.say(
             f"2/4 Training for {self.epochs:.3g} epoch{'s' * (self.epochs != 1)}, "
             f"about {duration(seconds)}{' in all' * self.run.has_checkpoints}; "
@@ -207,12 +208,13 @@ class _Training:
             cluster_images=self.images,
             labeler=self.labeler,
             max_steps=Epochs(self.epochs),
-            relabel_every=Epochs(per_round),
+            relabel_every=Epochs(self.epochs / n_rounds),
             callbacks=[
                 BestWeights(),
                 CSVLogger(self.run.folder),
                 Checkpoint(self.run.checkpoints, every=Epochs(_EPOCHS_BETWEEN_CHECKPOINTS), resume=True),
             ],
+            start_features=self.start_features,
             refit_embedder=False,  # the features for it also yield the embeddings of the run
             seed=self.seed,
             progress=self.progress,
@@ -224,7 +226,7 @@ class _Training:
 
     def _write(self, model: EmbeddingModel, result: FitResult) -> None:
         self.say("3/4 Embedding and clustering the images with the trained model")
-        features = self._compute_features(model)
+        features = self._compute_features(model) if result.features is None else result.features
         self.embedder.fit(features)
         save_model(model, self.run.model, backbone=self.network, recipe=self.settings)
         embeddings = self._save_embeddings(model, features, self.run.embeddings, torch.float32)
@@ -256,9 +258,11 @@ def _check_numbers(**settings: int | None) -> None:
         raise value_error(rule, "both", "Omit one of them")
 
 
-def default_epochs(n_images: int) -> float:
+def default_epochs(n_images: int, device: torch.device) -> float:
     """Return the length of the training on this number of images."""
-    return max(float(_EPOCHS), _LEAST_STEPS * _IMAGES_PER_STEP / n_images)
+    epochs_per_step = _IMAGES_PER_STEP / n_images
+    epochs = max(float(_EPOCHS), _LEAST_STEPS * epochs_per_step)
+    return min(epochs, _MOST_STEPS_ON_CPU * epochs_per_step) if device.type == "cpu" else epochs
 
 
 def _load_backbone(name: str, image_size: int | None, device: torch.device) -> Backbone:

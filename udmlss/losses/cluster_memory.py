@@ -104,6 +104,7 @@ class ClusterMemoryLoss(nn.Module):
         check_dimension(self, self.embedding_size, embeddings.shape[-1])
         if not len(self.memory):
             raise _missing_centers("Call `start_round(pseudo_labels)` after every clustering")
+        self.memory = self.memory.to(embeddings.device)
         labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
         if not len(labels):

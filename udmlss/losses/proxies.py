@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
-from pytorch_metric_learning.losses import BaseMetricLossFunction, MarginLoss
+from pytorch_metric_learning.losses import BaseMetricLossFunction, ManifoldLoss, MarginLoss
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -45,12 +45,20 @@ def check_dimension(loss: nn.Module, expected: int, dimension: int | None) -> No
         )
 
 
-def class_weight_versions(loss: nn.Module) -> list[int]:
-    """Return for each class weight of a loss how often it was changed in place, for example by an optimizer."""
-    return [weight._version for _, weight in _class_weights(loss)]  # noqa: SLF001 (the counter of autograd)
+def check_label(loss: nn.Module, label: int) -> None:
+    """Raise ValueError if a loss has class weights, but none for this label."""
+    n_classes = _n_classes(loss)
+    if n_classes is not None and label >= n_classes:
+        raise value_error(
+            f"`labels` must lie in 0..{n_classes - 1}, one class of {type(loss).__name__} for each, or be -1",
+            label,
+            "Call `start_round(pseudo_labels)` after every clustering",
+        )
 
 
-def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None, *, was_trained: bool = False) -> None:
+def resize_proxies(
+    loss: nn.Module, n_clusters: int, optimizer: Optimizer | None, *, may_be_trained: bool = False
+) -> None:
     """Resize the class weights of a loss to the number of clusters, with their state in the optimizer.
 
     The weights of the first clusters are retained, and so is their state, such as the averages of Adam. The weights of
@@ -58,14 +66,16 @@ def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None
 
     Raises:
         ValueError: The number of clusters changes, `optimizer` is None, and the weights have a gradient or
-            `was_trained` is True.
+            `may_be_trained` is True.
     """
     n_classes = _n_classes(loss)
+    if optimizer is not None:
+        _drop_state_of_another_size(loss, optimizer)
     if n_classes in (None, n_clusters):
         return
     for name, weight in _class_weights(loss):
         axis, size = _class_axis(name), weight.shape[_class_axis(name)]
-        if (was_trained or weight.grad is not None) and optimizer is None:
+        if (may_be_trained or weight.grad is not None) and optimizer is None:
             raise value_error(
                 f"{type(loss).__name__} needs `optimizer` to change from {n_classes} to {n_clusters} clusters",
                 "None",
@@ -81,13 +91,21 @@ def resize_proxies(loss: nn.Module, n_clusters: int, optimizer: Optimizer | None
     _set_n_classes(loss, n_clusters)
 
 
+def _drop_state_of_another_size(loss: nn.Module, optimizer: Optimizer) -> None:
+    """Remove the state of class weights that were loaded with another number of classes than the state has."""
+    for _, weight in _class_weights(loss):
+        tensors = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
+        if any(value.ndim == weight.ndim and value.shape != weight.shape for value in tensors):
+            del optimizer.state[weight]
+
+
 def resize_to_state(loss: nn.Module, prefix: str, state: Mapping[str, object]) -> None:
     """Resize the class weights of a loss to those of a state dict, which may be of another number of clusters."""
     n_classes = _n_classes(loss)
     for name, weight in _class_weights(loss):
         found, axis = state.get(prefix + name), _class_axis(name)
         if n_classes is not None and isinstance(found, Tensor) and found.ndim == weight.ndim:
-            weight.grad = None  # of other weights than those of the state
+            weight.grad = None  # it belongs to the weights before loading
             resize_proxies(loss, found.shape[axis] * n_classes // weight.shape[axis], None)
 
 
@@ -126,7 +144,8 @@ def _reflect(vectors: Float[Tensor, "k m d"], normal: Float[Tensor, "k 1 d"]) ->
 
 def _class_weights(loss: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the name and the value of each parameter of the loss that holds one or more directions per class."""
-    if isinstance(loss, BaseMetricLossFunction):
+    # a loss of the user may have other parameters with these names
+    if isinstance(loss, BaseMetricLossFunction) and (hasattr(loss, "num_classes") or isinstance(loss, ManifoldLoss)):
         for name, parameter in loss.named_parameters(recurse=False):
             if name in _ROW_WEIGHTS + _COLUMN_WEIGHTS:
                 yield name, parameter

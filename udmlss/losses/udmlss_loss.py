@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from udmlss._checks import as_labels, check_number, check_scalar, type_error, value_error
-from udmlss.losses.proxies import check_fits, class_weight_versions, move_proxies, resize_proxies, resize_to_state
+from udmlss.losses.proxies import check_fits, check_label, move_proxies, resize_proxies, resize_to_state
 from udmlss.results import LossTerms
-from udmlss.types import Labels, PseudoLabels, UsesClusterCenters
+from udmlss.types import Labels, PseudoLabels
 
 _UNSUPPORTED = {
     SelfSupervisedLoss: "it compares two views of each image and does not use labels",
@@ -66,14 +66,14 @@ class UDMLSSLoss(nn.Module):
         self.metric_loss = metric_loss
         self.miner = miner
         self.rotation_weight = float(rotation_weight)
-        self._versions: dict[str, list[int]] = {}  # of the proxies of each loss at the start of the round
+        self._has_started = False  # a round, so that proxies may have been trained
 
     def forward(
         self,
         embeddings: Float[Tensor, "b d"],
         labels: Labels,
         rotation_logits: Float[Tensor, "r 4"] | None = None,
-        rotations: Int64[Tensor, " r"] | None = None,
+        rotations: Labels | None = None,
     ) -> Float[Tensor, ""]:
         """Compute the total loss; `terms` also returns its two parts.
 
@@ -87,9 +87,10 @@ class UDMLSSLoss(nn.Module):
             The scalar loss.
 
         Raises:
-            TypeError: The labels are not integers, or the metric loss does not return a tensor.
-            ValueError: The labels are not one per embedding, only one of `rotation_logits` and `rotations` is passed,
-                the metric loss does not return a scalar, or it does not accept mined pairs.
+            TypeError: Labels or rotations are not integers, or the metric loss does not return a tensor.
+            ValueError: The labels are not one per embedding, a label exceeds the number of proxies, only one of
+                `rotation_logits` and `rotations` is passed, the metric loss does not return a scalar, or it does not
+                accept mined pairs.
         """
         return self.terms(embeddings, labels, rotation_logits, rotations).total
 
@@ -98,7 +99,7 @@ class UDMLSSLoss(nn.Module):
         embeddings: Float[Tensor, "b d"],
         labels: Labels,
         rotation_logits: Float[Tensor, "r 4"] | None = None,
-        rotations: Int64[Tensor, " r"] | None = None,
+        rotations: Labels | None = None,
     ) -> LossTerms:
         """Compute the total loss and its two parts. The arguments are those of `forward`."""
         if (rotation_logits is None) != (rotations is None):
@@ -112,7 +113,7 @@ class UDMLSSLoss(nn.Module):
             check_scalar("metric_loss", metric)
             rotation = metric.new_zeros(())
             if rotation_logits is not None and rotations is not None:
-                rotation = functional.cross_entropy(rotation_logits.float(), rotations)
+                rotation = _rotation_loss(rotation_logits.float(), rotations)
         return LossTerms(metric + self.rotation_weight * rotation, metric, rotation)
 
     def start_round(self, pseudo_labels: PseudoLabels, optimizer: Optimizer | None = None) -> None:
@@ -133,17 +134,15 @@ class UDMLSSLoss(nn.Module):
         """
         centers, n_clusters = pseudo_labels.centers, pseudo_labels.n_clusters
         self.check_fits(n_clusters, None if centers is None else centers.shape[1])
-        for name, module in self.named_modules():
+        for module in self.modules():
             if isinstance(module, CrossBatchMemory):
                 module.reset_queue()
-            if isinstance(module, UsesClusterCenters):
-                module.set_centers(centers)
-            # gradients do not tell whether proxies were trained, because `zero_grad` removes them
-            was_trained = name in self._versions and class_weight_versions(module) > self._versions[name]
-            resize_proxies(module, n_clusters, optimizer, was_trained=was_trained)
+            if callable(set_centers := getattr(module, "set_centers", None)):
+                set_centers(centers)
+            resize_proxies(module, n_clusters, optimizer, may_be_trained=self._has_started)
             if centers is not None:
                 move_proxies(module, centers)
-            self._versions[name] = class_weight_versions(module)
+        self._has_started = True
 
     def check_fits(self, n_clusters: int | None, dimension: int | None) -> None:
         """Raise ValueError if the loss has parameters for other clusters or other embeddings.
@@ -159,6 +158,7 @@ class UDMLSSLoss(nn.Module):
         """Load proxies of any number of clusters."""
         for path, module in self.named_modules(prefix=prefix.removesuffix(".")):
             resize_to_state(module, f"{path}." if path else "", state_dict)
+        self._has_started = True
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _metric_loss(self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -166,6 +166,8 @@ class UDMLSSLoss(nn.Module):
         if len(assigned) == 0:
             return embeddings.sum() * 0
         embeddings, labels = embeddings[assigned], labels[assigned]
+        for module in self.modules():
+            check_label(module, int(labels[-1]))
         if isinstance(self.metric_loss, ManifoldLoss):  # its parameter for mined pairs expects cluster labels
             loss: Tensor = self.metric_loss(embeddings, indices_tuple=labels)
             return loss
@@ -183,6 +185,15 @@ class UDMLSSLoss(nn.Module):
             raise value_error(
                 f"{name} does not accept mined pairs", f"`miner={type(self.miner).__name__}`", "Remove `miner`"
             ) from error
+
+
+def _rotation_loss(logits: Float[Tensor, "r 4"], rotations: Labels) -> Float[Tensor, ""]:
+    if logits.shape[1:] != (4,):  # one for each rotation
+        rule, found = "`rotation_logits` must be of shape (r, 4)", f"shape {tuple(logits.shape)}"
+        raise value_error(rule, found, "Pass the output of a RotationPretextHead")
+    if not len(logits):
+        return logits.sum() * 0
+    return functional.cross_entropy(logits, as_labels(rotations, len(logits), "rotations").to(logits.device))
 
 
 def _check_metric_loss(metric_loss: object) -> None:

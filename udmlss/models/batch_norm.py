@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udmlss._checks import value_error
+from udmlss.models.neck import BatchNormNeck
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
         model: Any module, compiled or not. Without batch normalization the block has no effect.
 
     Raises:
-        ValueError: All layers still have their initial statistics.
+        ValueError: All layers still have their initial statistics, and are not only those of a `BatchNormNeck`.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -35,7 +36,8 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     pretrained = [norm for norm in norms if not _has_initial_statistics(norm)]
-    if norms and not pretrained:
+    necks = {norm for module in model.modules() if isinstance(module, BatchNormNeck) for norm in module.modules()}
+    if not pretrained and not necks.issuperset(norms):
         raise value_error(
             "Frozen batch norm needs the running statistics of a trained model",
             f"initial statistics in all {len(norms)} layers",

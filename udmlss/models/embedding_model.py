@@ -116,7 +116,7 @@ class EmbeddingModel(nn.Module):
         embed_part = partial(embed, cls(trunk, nn.Identity()), output="features", precision=precision)
         if embedding_size is not None:
             check_integer("embedding_size", embedding_size, 1)
-            first = embed_part(Subset(IndexedImages(images), [0]))  # a larger size than f is an error before the work
+            first = embed_part(Subset(IndexedImages(images), [0]))  # so that a size above f is an error before the work
             check_integer("embedding_size", embedding_size, 1, first.shape[1])
         features = embed_part(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
         size = min(_EMBEDDING_SIZE, features.shape[1]) if embedding_size is None else embedding_size

@@ -30,11 +30,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
 
     folder = folder.resolve()  # a link is retained, and the folder that it points to is replaced
     _check_target(folder)
-    try:
-        text = json.dumps({"library": _LIBRARY, "format": FORMAT} | config, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        rule, remedy = "`recipe` must consist of values of JSON", "Convert them to numbers, strings, lists and dicts"
-        raise type_error(rule, str(error), remedy) from error
+    text = json.dumps({"library": _LIBRARY, "format": FORMAT} | _as_json(config), indent=2)
     with replace_folder(folder) as part:
         try:
             save_file(dict(weights), part / WEIGHTS)
@@ -42,6 +38,20 @@ def write_model_folder(folder: Path, config: dict[str, Any], weights: Mapping[st
             message = f"The model could not be written to {folder}: {error}"
             raise OSError(message) from error
         (part / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration, or raise TypeError with the name of an entry that JSON cannot hold."""
+    for name, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            rule, remedy = (
+                f"`{name}` must consist of values of JSON",
+                "Convert them to numbers, strings, lists and dicts",
+            )
+            raise type_error(rule, str(error), remedy) from error
+    return dict(config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from udmlss._chunks import ColumnRange, row_slices, with_float64
 class PCAEmbedder(nn.Linear):
     """A linear embedder that is fitted to features by principal component analysis, as `embedder_from_features` does.
 
-    It can be trained like any linear layer. `fit` fits it to the features of the trained trunk when training ends.
+    It can be trained like any linear layer. `udmlss.fit` recomputes it from the features of the trained trunk when
+    training ends.
 
     Args:
         in_features: Dimension f of the features.

@@ -63,7 +63,7 @@ class RotationPretextHead(nn.Module):
         in_features: Dimension f of the trunk's features.
         hidden: Width of the hidden layer. The default of 512 is the published one.
         max_images: Largest number of images of a batch that `predict_rotations` rotates. The default of 16 is the one
-            of the released code, whose batches have 80 images.
+            of the released code, whose batches have 80 images and which samples them with replacement.
 
     Raises:
         ValueError: A number is below 1.

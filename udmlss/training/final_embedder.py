@@ -3,6 +3,8 @@
 from copy import deepcopy
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from udmlss._torch import device_of
 from udmlss.distributed import run_on_rank_zero
@@ -18,28 +20,34 @@ def fit_final_embedder(run: Run) -> None:
 
     Of more than 20,000 images a random sample is used. If the user interrupts it, the embedder is not changed.
     """
-    embedder, rounds = run.model.embedder, run.rounds
+    embedder = run.model.embedder
     if not isinstance(embedder, PCAEmbedder) or not _is_trained(run):
         return
-    order = torch.randperm(len(rounds.cluster_images), generator=torch.Generator().manual_seed(rounds.seed))
+    order = torch.randperm(len(run.rounds.cluster_images), generator=torch.Generator().manual_seed(run.rounds.seed))
+    sample = order[:_LARGEST_SAMPLE].sort().values
     try:
-        features = embed_all(
-            run.model,
-            rounds.cluster_images,
-            rounds.options,
-            rounds.loader,
-            output="features",
-            seed=rounds.seed,
-            indices=order[:_LARGEST_SAMPLE].sort().values.tolist(),
-            folder=rounds.embeddings_folder,
-            progress=run.show_progress,
-            device=device_of(run.model),
-        )
-        state = run_on_rank_zero(lambda: deepcopy(embedder).fit(features).state_dict())
+        features, rows = (_embed(run, sample), slice(None)) if run.features is None else (run.features, sample)
+        state = run_on_rank_zero(lambda: deepcopy(embedder).fit(features[rows]).state_dict())
     except KeyboardInterrupt:
         run.stop_reason = "interrupt"
     else:
         embedder.load_state_dict(state)
+
+
+def _embed(run: Run, sample: Int64[Tensor, " m"]) -> Float[Tensor, "m f"]:
+    rounds = run.rounds
+    return embed_all(
+        run.model,
+        rounds.cluster_images,
+        rounds.options,
+        rounds.loader,
+        output="features",
+        seed=rounds.seed,
+        indices=sample.tolist(),
+        folder=rounds.embeddings_folder,
+        progress=run.show_progress,
+        device=device_of(run.model),
+    )
 
 
 def _is_trained(run: Run) -> bool:

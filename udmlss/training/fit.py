@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from functools import cache
 from os import PathLike
 
+from jaxtyping import Float
 from pytorch_metric_learning import losses, miners
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -23,11 +24,11 @@ from udmlss.results import FitResult, LabelFreeScores, StepReport, StopReason
 from udmlss.training.callbacks.dispatch import Callbacks
 from udmlss.training.final_embedder import fit_final_embedder
 from udmlss.training.identity import check_ranks, describe_rank, identify
-from udmlss.training.optim import build_optimizer
+from udmlss.training.optim import build_optimizer, check_optimizer
 from udmlss.training.rounds import MAX_STEPS, RELABEL_EVERY, ClusterOn, Rounds
 from udmlss.training.run import Run
 from udmlss.training.step import TrainingStep
-from udmlss.training.validation import check_auxiliary, check_images, check_optimizer, check_trainable
+from udmlss.training.validation import check_auxiliary, check_images, check_trainable
 from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
 _LOADING_TIME = 0.3  # fraction of the time of a round above which slow loading is reported
@@ -63,6 +64,7 @@ def fit(
     accumulate_grad_batches: int = 1,
     num_workers: int | None = None,
     embeddings_folder: str | PathLike[str] | None = None,
+    start_features: Float[Tensor, "n f"] | None = None,
     label_free: bool = False,
     callbacks: object = (),
     seed: int = 0,
@@ -107,8 +109,9 @@ def fit(
             `WeightAverage` in `callbacks` replaces it.
         refit_embedder: Whether to recompute the embedder when training ends, by a PCA of the features of the trained
             trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass, of at
-            most 20,000 images. Other embedders, those of a frozen trunk, and weights before training are not changed,
-            nor is the model after Ctrl-C. Clusters and label-free scores are those of the trained embedder.
+            most 20,000 images, unless label-free scores needed these features already. Other embedders, those of a
+            frozen trunk, and weights before training are not changed, nor is the model after Ctrl-C. Clusters and
+            label-free scores are those of the trained embedder.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large
@@ -120,6 +123,7 @@ def fit(
             own loss, which does not compare images of two batches; `chunk_size` saves memory without this limit.
         num_workers: Number of processes that load images. None chooses by the device; see `embed`.
         embeddings_folder: Folder for embeddings that exceed memory; see `Rounds`.
+        start_features: Features (n, f) of `cluster_images` before training, if they are known; see `Rounds`.
         label_free: Whether to compute label-free scores for the history, which takes a further pass over some images
             and a search. Callbacks that need them switch them on.
         callbacks: One or more callbacks: functions that are called with each `RoundReport` and end training by
@@ -180,6 +184,7 @@ def fit(
                 num_workers=num_workers,
                 precision=precision,
                 embeddings_folder=embeddings_folder,
+                start_features=start_features,
                 seed=seed,
             )
             modules = _modules(model, criterion, rotation_head, auxiliary, rounds.seed)

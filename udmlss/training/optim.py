@@ -1,11 +1,16 @@
-"""Parameter groups and the default optimizer."""
+"""Parameter groups, the default optimizer, and checks of optimizers."""
 
+import inspect
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from udmlss._checks import check_number, value_error
+from udmlss._checks import check_number, type_error, value_error
 from udmlss._torch import device_of, trunk_of
 
 _FUSED = ("cuda",)  # a CPU also has a fused AdamW, whose results differ by rounding from those of the default
@@ -103,3 +108,48 @@ def left_out_parameters(optimizer: Optimizer, modules: dict[str, nn.Module]) -> 
 
 def _trainable(*modules: nn.Module) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+
+def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, modules: dict[str, nn.Module]) -> None:
+    """Raise an error if the optimizer or scheduler cannot be used, and warn of parameters that are hardly trained."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        remedy = "Call its `step` in a callback"
+        raise type_error("`scheduler` must not need a score to step", "ReduceLROnPlateau", remedy)
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        remedy = "Pass the optimizer that the scheduler was built on"
+        raise value_error("`scheduler` must be built on `optimizer`", "one of another optimizer", remedy)
+    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()  # the first one is `self`
+    if any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters):
+        name = f"{type(optimizer).__name__}, whose `step` needs a closure"
+        raise type_error("`optimizer` must step without arguments", name, "Use AdamW or SGD")
+    names = left_out_parameters(optimizer, modules)
+    if names:
+        warnings.warn(
+            f"`optimizer` does not hold {_list_names(names)}, which will not be trained. Build it on "
+            "`parameter_groups(...)`, or call `.requires_grad_(False)` on parameters that must not change.",
+            stacklevel=3,
+        )
+    _check_half_precision(optimizer, modules)
+
+
+def _check_half_precision(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError if the optimizer trains float16 weights, and warn of bfloat16 weights."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names: dict[torch.dtype, list[str]] = {torch.float16: [], torch.bfloat16: []}
+    for part, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if id(parameter) in held and parameter.requires_grad and parameter.dtype in names:
+                names[parameter.dtype].append(f"{part}.{name}")
+    remedy = 'Call `.float()` on the module, and pass `precision="bfloat16"` for mixed precision'
+    if names[torch.float16]:
+        rule = "Trained weights must not be in float16, in which small gradients become zero"
+        raise value_error(rule, f"float16 in {_list_names(names[torch.float16])}", remedy)
+    # Optimizers of other libraries may round at random or hold a copy in float32
+    if names[torch.bfloat16] and type(optimizer).__module__.startswith("torch.optim"):
+        rule = "Trained weights should be in float32, because bfloat16 loses steps below about 1/256 of a weight"
+        found = f"bfloat16 in {_list_names(names[torch.bfloat16])}"
+        warnings.warn(str(value_error(rule, found, remedy)), stacklevel=4)
+
+
+def _list_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004

@@ -1,17 +1,15 @@
 """Rounds of training: embed all images, cluster them, and sample batches from the clusters."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from udmlss._checks import check_choice, check_integer, value_error
-from udmlss._chunks import Share, row_slices
+from udmlss._chunks import Share
 from udmlss._threads import one_training_per_process
 from udmlss._torch import device_of
 from udmlss.clustering.any_labeler import as_labeler, on_accepted_device
@@ -20,27 +18,27 @@ from udmlss.clustering.labeler import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import (
     SynchronizedErrors,
-    broadcast_buffers,
-    run_on_rank_zero,
+    is_rank_zero,
     run_with_helpers,
     world_size,
 )
-from udmlss.inference import InferenceOptions, embed_all, embed_features, image_loader
-from udmlss.model_selection import label_free_scores
+from udmlss.inference import InferenceOptions, image_loader
 from udmlss.neighbors.approximate import share_searches
 from udmlss.neighbors.backends import search_on
 from udmlss.results import LabelFreeScores
 from udmlss.training.identity import check_ranks, describe_loop
 from udmlss.training.round import Round
+from udmlss.training.snapshot import Snapshot, embed_as_features, score_snapshot, snapshot_of, take_snapshot
 from udmlss.training.validation import (
     check_embeddings_folder,
     check_model,
     check_model_and_images,
     check_same_length,
     check_sizes,
+    check_start_features,
     in_steps,
 )
-from udmlss.types import Epochs, Images, Output, Precision, PseudoLabels, UsesSeed
+from udmlss.types import Epochs, Images, Precision, PseudoLabels, UsesSeed
 
 if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
@@ -49,7 +47,6 @@ ClusterOn = Literal["features-first", "embeddings", "features"]
 MAX_STEPS, RELABEL_EVERY = Epochs(8, min_steps=250), Epochs(1, min_steps=10)
 _CLUSTERS_PER_BATCH = 8
 _LARGEST_SEED = 2**63 - 1  # generators of PyTorch take 64 bits, and views add 1
-_SCORED_VIEWS = 1000  # images of which an augmented view is embedded for the label-free scores
 
 
 class Rounds:
@@ -80,6 +77,9 @@ class Rounds:
         cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
             embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
             every round. Features are scaled to unit length.
+        start_features: Features (n, f) of `cluster_images` before training, if `embed(model, images,
+            output="features")` computed them already. The first round clusters them instead of embedding all images.
+            Under `torchrun` those of rank 0 are used.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
             that later changes of a dataset have no effect. 0 loads images in the main process. None is as in `embed`.
@@ -95,6 +95,8 @@ class Rounds:
         n_steps: `max_steps` as a number of optimizer steps.
         steps_per_round: `relabel_every` as a number of optimizer steps.
         start_scores: Label-free scores before training; None if `label_free` is False or before the first round.
+        features: Features (n, f) of `cluster_images` after the last step, once `score` has computed them; otherwise
+            None. Under `torchrun` only rank 0 holds rows.
 
     Raises:
         ValueError: Settings that contradict each other or the images. When the iteration starts: settings, images or
@@ -124,6 +126,7 @@ class Rounds:
         relabel_every: int | Epochs = RELABEL_EVERY,
         accumulate_grad_batches: int = 1,
         cluster_on: ClusterOn = "features-first",
+        start_features: Float[Tensor, "n f"] | None = None,
         label_free: bool = False,
         num_workers: int | None = None,
         precision: Precision = "float32",
@@ -150,6 +153,7 @@ class Rounds:
         self.n_steps = in_steps("max_steps", max_steps, len(self.images), self.images_per_step)
         self.steps_per_round = in_steps("relabel_every", relabel_every, len(self.images), self.images_per_step)
         self.cluster_on = cluster_on
+        self.start_features = check_start_features(start_features, len(self.images))
         self.label_free = label_free
         self.options = InferenceOptions(num_workers=num_workers, precision=precision)
         self.loader = image_loader([self.images, self.cluster_images], model, self.options)
@@ -157,12 +161,13 @@ class Rounds:
         self.seed = int(seed)
         self.are_images_checked = False
         self.start_scores: LabelFreeScores | None = None
+        self.features: Float[Tensor, "n f"] | None = None
         if isinstance(self.labeler, UsesSeed):
             self.labeler.set_default_seed(self.seed)
         self._number = 0
         self._steps_before = 0  # optimizer steps of the rounds before the present one
         self._round: Round | None = None
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: Snapshot | None = None
 
     @property
     def batch_size(self) -> int:
@@ -224,8 +229,12 @@ class Rounds:
         """
         if not self.label_free:
             return None
-        self._snapshot = self._embed_all()
-        return self._score(self._snapshot)
+        if self._is_finished() and self.cluster_on != "features":
+            self.features = embed_as_features(self)
+            self._snapshot = snapshot_of(self, self.features, with_features=False)
+        else:
+            self._snapshot = take_snapshot(self, with_features=self.cluster_on == "features")
+        return score_snapshot(self, self._snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: the round, its clusters, the number of its batches that were yielded, and the labeler's."""
@@ -241,7 +250,7 @@ class Rounds:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state: the iteration continues with the batch after the last one that was yielded."""
         self._number, self._steps_before = state["number"], state["steps_before"]
-        self._snapshot, self._round = None, None
+        self._snapshot, self._round, self.features = None, None, None
         if state["round"] is not None:
             pseudo_labels = PseudoLabels(**state["round"]["pseudo_labels"])
             self._round = Round(self._number, pseudo_labels, self, self._n_batches())
@@ -254,39 +263,32 @@ class Rounds:
     def _n_batches(self) -> int:
         return max(0, min(self.steps_per_round, self.n_steps - self._steps_before)) * self.accumulate_grad_batches
 
-    def _first_snapshot(self) -> "_Snapshot":
-        snapshot = self._embed_all()
+    def _first_snapshot(self) -> Snapshot:
+        """Return the embeddings for the first round of this iteration, which may be a later round if it is resumed."""
+        with_features = self._clusters_features()
+        if self.start_features is None or self._number > 0:
+            snapshot = take_snapshot(self, with_features=with_features)
+        else:
+            # only rank 0 holds rows of snapshots
+            features = self.start_features if is_rank_zero() else self.start_features[:0]
+            snapshot = snapshot_of(self, features, with_features=with_features)
         if self.label_free and self._number == 0:
-            self.start_scores = self._score(snapshot)
+            self.start_scores = score_snapshot(self, snapshot)
         return snapshot
 
     def _clusters_features(self) -> bool:
         return self.cluster_on == "features" or (self.cluster_on == "features-first" and self._number == 0)
 
-    def _embed_all(self) -> "_Snapshot":
-        """Embed all images, also as features at unit length if the next round clusters these."""
-        broadcast_buffers(self.model)
-        next_is_first = self._number == 0 and self._round is None
-        if self.cluster_on == "embeddings" or (self.cluster_on == "features-first" and not next_is_first):
-            return _Snapshot(self._embed("embeddings"), None)
-        features = self._embed("features")
-        with SynchronizedErrors():
-            embeddings = embed_features(self.model, features, self.embeddings_folder, device_of(self.model))
-        for rows in row_slices(features):
-            features[rows] = normalize(features[rows])
-        return _Snapshot(embeddings, features)
+    def _is_finished(self) -> bool:
+        """Return whether all optimizer steps were taken."""
+        steps = 0 if self._round is None else self._round.batches_done // self.accumulate_grad_batches
+        return self._steps_before + steps >= self.n_steps
 
-    def _embed(self, output: Output) -> Float[Tensor, "n c"]:
-        model, images, seed, folder = self.model, self.cluster_images, self.seed, self.embeddings_folder
-        return embed_all(
-            model, images, self.options, self.loader, output=output, seed=seed, folder=folder, device=device_of(model)
-        )
-
-    def _cluster(self, snapshot: "_Snapshot") -> PseudoLabels:
+    def _cluster(self, snapshot: Snapshot) -> PseudoLabels:
         with search_on(device_of(self.model)):
             return run_with_helpers(lambda share: self._label(snapshot, share), self.embeddings_folder)
 
-    def _label(self, snapshot: "_Snapshot", share: Share | None) -> PseudoLabels:
+    def _label(self, snapshot: Snapshot, share: Share | None) -> PseudoLabels:
         embeddings = snapshot.embeddings
         rows = embeddings if snapshot.features is None or not self._clusters_features() else snapshot.features
         with share_searches(share):
@@ -295,26 +297,3 @@ class Rounds:
             return pseudo
         # losses with parameters per cluster need centers in the space of the embeddings
         return replace(pseudo, centers=cluster_means(embeddings, pseudo.labels, pseudo.n_clusters).cpu())
-
-    def _score(self, snapshot: "_Snapshot") -> LabelFreeScores:
-        """Score against augmented views of some images, the same views in every round."""
-        output: Output = "features" if self.cluster_on == "features" else "embeddings"
-        rows = snapshot.embeddings if snapshot.features is None or output == "embeddings" else snapshot.features
-        indices = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed))[:_SCORED_VIEWS]
-        sampled, seed = indices.tolist(), self.seed + 1
-        embedded = embed_all(
-            self.model, self.images, self.options, self.loader, output=output, seed=seed, indices=sampled
-        )
-        with search_on(device_of(self.model)):
-            return run_on_rank_zero(lambda: label_free_scores(rows, normalize(embedded), indices))
-
-
-@dataclass(frozen=True, eq=False)
-class _Snapshot:
-    """The embeddings of all images at one moment, and the features at unit length if they are clustered.
-
-    Under `torchrun` only rank 0 holds rows.
-    """
-
-    embeddings: Float[Tensor, "n d"]
-    features: Float[Tensor, "n f"] | None

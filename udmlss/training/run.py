@@ -7,7 +7,8 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -95,6 +96,11 @@ class Run:
         """Wall time of the present round."""
         return self._seconds + time.perf_counter() - self._clock
 
+    @property
+    def features(self) -> Float[Tensor, "n f"] | None:
+        """Features of all images with the weights after training, or None if they were not computed."""
+        return self.rounds.features if self.weights_step in {None, self.step} else None
+
     def request_stop(self, reason: str) -> None:
         """Request that all ranks end training after this step; `stop_request` is set once all ranks know it."""
         self._requested = max(reason, self._requested or reason)  # "terminate" takes precedence over "callback"
@@ -141,6 +147,7 @@ class Run:
             stop_reason=self.stop_reason,
             start=self.rounds.start_scores,
             weights_step=self.step if self.weights_step is None else self.weights_step,
+            features=self.features,
         )
 
     def state_dict(self) -> dict[str, Any]:

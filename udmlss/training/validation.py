@@ -1,8 +1,6 @@
 """Checks of the arguments of `fit` and `Rounds`, made before any work starts."""
 
-import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from os import PathLike
@@ -13,19 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from udmlss._checks import as_features, check_integer, check_scalar, type_error, value_error
+from udmlss._checks import as_features, as_rows, check_embeddings, check_integer, check_scalar, type_error, value_error
 from udmlss._generators import fork_generators
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, to_dtype
 from udmlss.clustering import ClusterPseudoLabeler
 from udmlss.dataset import IndexedImages
+from udmlss.distributed import is_rank_zero
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
 from udmlss.models.embedding_model import EmbeddingModel
 from udmlss.models.rotation import RotationPretextHead, check_square
 from udmlss.sampler import check_views
-from udmlss.training.optim import left_out_parameters
 from udmlss.types import Epochs, Labeler
 
 if TYPE_CHECKING:
@@ -95,56 +91,23 @@ def in_steps(name: str, length: int | Epochs, n_images: int, batch_size: int) ->
     return int(steps)
 
 
-def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, modules: dict[str, nn.Module]) -> None:
-    """Raise an error if the optimizer or scheduler cannot be used, and warn of parameters that are hardly trained."""
-    if isinstance(scheduler, ReduceLROnPlateau):
-        remedy = "Call its `step` in a callback"
-        raise type_error("`scheduler` must not need a score to step", "ReduceLROnPlateau", remedy)
-    if scheduler is not None and scheduler.optimizer is not optimizer:
-        remedy = "Pass the optimizer that the scheduler was built on"
-        raise value_error("`scheduler` must be built on `optimizer`", "one of another optimizer", remedy)
-    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()  # the first one is `self`
-    if any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters):
-        name = f"{type(optimizer).__name__}, whose `step` needs a closure"
-        raise type_error("`optimizer` must step without arguments", name, "Use AdamW or SGD")
-    names = left_out_parameters(optimizer, modules)
-    if names:
-        warnings.warn(
-            f"`optimizer` does not hold {_list_names(names)}, which will not be trained. Build it on "
-            "`parameter_groups(...)`, or call `.requires_grad_(False)` on parameters that must not change.",
-            stacklevel=3,
-        )
-    _check_half_precision(optimizer, modules)
-
-
-def _check_half_precision(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError if the optimizer trains float16 weights, and warn of bfloat16 weights."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names: dict[torch.dtype, list[str]] = {torch.float16: [], torch.bfloat16: []}
-    for part, module in modules.items():
-        for name, parameter in module.named_parameters():
-            if id(parameter) in held and parameter.requires_grad and parameter.dtype in names:
-                names[parameter.dtype].append(f"{part}.{name}")
-    remedy = 'Call `.float()` on the module, and pass `precision="bfloat16"` for mixed precision'
-    if names[torch.float16]:
-        rule = "Trained weights must not be in float16, in which small gradients become zero"
-        raise value_error(rule, f"float16 in {_list_names(names[torch.float16])}", remedy)
-    # Optimizers of other libraries may round at random or hold a copy in float32
-    if names[torch.bfloat16] and type(optimizer).__module__.startswith("torch.optim"):
-        rule = "Trained weights should be in float32, because bfloat16 loses steps below about 1/256 of a weight"
-        found = f"bfloat16 in {_list_names(names[torch.bfloat16])}"
-        warnings.warn(str(value_error(rule, found, remedy)), stacklevel=4)
-
-
-def _list_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
-
-
 def check_same_length(images: IndexedImages, cluster_images: IndexedImages) -> None:
     """Raise ValueError unless both datasets have the same number of images."""
     if len(cluster_images) != len(images):
         found, remedy = f"{len(cluster_images)} and {len(images)} images", "Build both from the same files"
         raise value_error("`cluster_images` must be the same images as `images`", found, remedy)
+
+
+def check_start_features(features: Float[Tensor, "n f"] | None, n_images: int) -> Float[Tensor, "n f"] | None:
+    """Return the features, or raise an error unless they are None or have, on rank 0, a finite row for each image."""
+    if features is None or not is_rank_zero():
+        return features
+    features = as_rows(features, "start_features")
+    check_embeddings(features, "start_features")
+    if len(features) != n_images:
+        rule, found = "`start_features` must have a row for each image", f"{len(features)} rows for {n_images} images"
+        raise value_error(rule, found, 'Pass embed(model, images, output="features")')
+    return features
 
 
 def check_images(run: "Run") -> None:
@@ -160,6 +123,7 @@ def check_images(run: "Run") -> None:
     with _without_effects(rounds):
         copies = _copy_parts(run.model, run.criterion, run.auxiliary)
         features, embeddings = _embed_first(rounds, copies, first)
+        _check_start_width(rounds.start_features, features.shape[1])
         _check_in_features("rotation_head", run.rotation_head, features.shape[1])
         _check_in_features("auxiliary", run.auxiliary, features.shape[1])
         run.criterion.check_fits(fixed_n_clusters(rounds.labeler), embeddings.shape[1])
@@ -172,7 +136,8 @@ def check_model_and_images(rounds: "Rounds") -> None:
     """Raise an error if the model does not accept the first image of each dataset and one batch of images."""
     with _without_effects(rounds):
         copies = _copy_parts(rounds.model)
-        _embed_first(rounds, copies, _first_images(rounds))
+        features, _ = _embed_first(rounds, copies, _first_images(rounds))
+        _check_start_width(rounds.start_features, features.shape[1])
         if copies is not None:
             _check_batch(rounds, *copies)
     rounds.are_images_checked = True
@@ -200,6 +165,13 @@ def _check_in_features(name: str, part: nn.Module | None, f: int) -> None:
     if isinstance(part, RotationPretextHead | SelfSupervisedRanking) and part.in_features != f:
         found, remedy = f"a trunk that returns {f}", f"Build {type(part).__name__}({f})"
         raise value_error(f"`{name}` was built for {part.in_features} features", found, remedy)
+
+
+def _check_start_width(start_features: Float[Tensor, "n f"] | None, f: int) -> None:
+    if start_features is not None and start_features.shape[1] != f:
+        found = f"{start_features.shape[1]} columns for a trunk that returns {f} features"
+        remedy = 'Pass embed(model, images, output="features")'
+        raise value_error("`start_features` must be features of the trunk", found, remedy)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """UDMLSSLoss.start_round with every loss of pytorch-metric-learning."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -59,9 +60,10 @@ def test_loss_is_lowest_for_the_clusters_of_the_round(name):
 def test_proxies_follow_another_number_of_clusters(name):
     for wrap in WRAPPERS.values():
         criterion = UDMLSSLoss(wrap(make(name)) if name != "ManifoldLoss" else make(name))
+        optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
         for k in (7, 3):
             pseudo_labels = with_centers(k)
-            criterion.start_round(pseudo_labels)
+            criterion.start_round(pseudo_labels, optimizer)
             equal = UDMLSSLoss(wrap(make(name)) if name != "ManifoldLoss" else make(name))
             equal.load_state_dict(criterion.state_dict())
             rows = functional.normalize(torch.randn(2 * k, D))
@@ -72,21 +74,44 @@ def test_proxies_follow_another_number_of_clusters(name):
 
 @pytest.mark.parametrize("name", PROXY_LOSSES)
 def test_trained_proxies_need_the_optimizer_to_change_their_number(name):
-    criterion, pseudo_labels = UDMLSSLoss(make(name)), with_centers(7)
-    criterion.start_round(pseudo_labels)
-    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
-    criterion(functional.normalize(torch.randn(14, D)), pseudo_labels.labels).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    criterion = UDMLSSLoss(make(name))
     criterion.start_round(with_centers(7))
-    optimizer.step()  # does nothing, because there are no gradients
-    criterion.start_round(with_centers(8))
-    criterion(functional.normalize(torch.randn(16, D)), with_centers(8).labels).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    with pytest.raises(ValueError, match=rf"{name} needs `optimizer` to change from 8 to 5 clusters, got None"):
-        criterion.start_round(with_centers(5))
+    optimizer = torch.optim.AdamW(criterion.parameters(), fused=True)  # it does not count the changes of a tensor
+
+    def train(k):
+        criterion(functional.normalize(torch.randn(2 * k, D)), with_centers(k).labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train(7)
+    criterion.start_round(with_centers(7))
+    copied = deepcopy(criterion)
+    for each in (criterion, copied):
+        with pytest.raises(ValueError, match=rf"{name} needs `optimizer` to change from 7 to 5 clusters, got None"):
+            each.start_round(with_centers(5))
     criterion.start_round(with_centers(5), optimizer)
+    train(5)
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_the_state_of_an_optimizer_that_belongs_to_other_proxies_is_removed(name):
+    criterion, other = UDMLSSLoss(make(name)), UDMLSSLoss(make(name))
+    optimizer = torch.optim.Adam(criterion.parameters())
+    other.start_round(with_centers(8))
+    criterion(functional.normalize(torch.randn(2 * K, D)), with_centers(K).labels).backward()
+    optimizer.step()
+    criterion.load_state_dict(other.state_dict())
+    criterion.start_round(with_centers(9), optimizer)
+    criterion(functional.normalize(torch.randn(18, D)), with_centers(9).labels).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", PROXY_LOSSES)
+def test_a_label_without_a_proxy_is_an_error(name):
+    criterion = UDMLSSLoss(make(name))
+    message = rf"`labels` must lie in 0\.\.{K - 1}, one class of {name} for each, or be -1, got {K}\. Call `start_round"
+    with pytest.raises(ValueError, match=message):
+        criterion(torch.randn(2 * K + 2, D), torch.arange(K + 1).repeat(2))
 
 
 @pytest.mark.parametrize("name", PROXY_LOSSES)
@@ -146,19 +171,37 @@ def test_a_translation_of_all_centers_does_not_move_proxies(name):
         torch.testing.assert_close(parameter, old, rtol=1e-4, atol=1e-4)
 
 
-def test_does_not_change_parameters_of_a_custom_module():
-    class Custom(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.proxies = nn.Parameter(torch.randn(9, 3))
+class CustomModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(9, 3))
+        self.centers = None
 
-        def forward(self, embeddings, labels):
-            return embeddings.sum() + self.proxies.sum()
+    def forward(self, embeddings, labels):
+        return embeddings.sum() + self.proxies.sum()
 
-    criterion = UDMLSSLoss(Custom())
+    def set_centers(self, centers):
+        self.centers = centers
+
+
+class CustomLoss(losses.ContrastiveLoss):
+    def __init__(self):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(9, 3))
+
+
+@pytest.mark.parametrize("build", [CustomModule, CustomLoss])
+def test_does_not_change_parameters_of_a_custom_loss(build):
+    criterion = UDMLSSLoss(build())
     before = criterion.metric_loss.proxies.clone()
     criterion.start_round(with_centers(K))
     assert torch.equal(criterion.metric_loss.proxies, before)
+
+
+def test_a_custom_module_receives_the_centers():
+    criterion, pseudo_labels = UDMLSSLoss(CustomModule()), with_centers(K)
+    criterion.start_round(pseudo_labels)
+    assert criterion.metric_loss.centers is pseudo_labels.centers
 
 
 def test_a_new_round_does_not_change_a_callable():

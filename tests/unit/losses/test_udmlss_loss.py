@@ -282,6 +282,25 @@ def test_rotation_loss_is_computed_in_float32():
     assert terms.rotation.item() == pytest.approx(cross_entropy(logits, rotations), rel=1e-5)
 
 
+def test_rotations_may_be_a_list_and_empty():
+    batch, logits, loss = make_batch(), torch.randn(3, 4, requires_grad=True), UDMLSSLoss(pair_loss())
+    assert loss(*batch, logits, [0, 2, 1]) == loss(*batch, logits, torch.tensor([0, 2, 1]))
+    assert loss.terms(*batch, logits[:0], []).rotation == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "rotations", "error", "message"),
+    [
+        (torch.zeros(3, 5), [0, 1, 2], ValueError, r"`rotation_logits` must be of shape \(r, 4\), got shape \(3, 5\)"),
+        (torch.zeros(3, 4), [0, 1], ValueError, r"`rotations` must have shape \(3,\)"),
+        (torch.zeros(3, 4), torch.zeros(3), TypeError, r"`rotations` must "),
+    ],
+)
+def test_rejects_invalid_rotations(logits, rotations, error, message, unchecked_types):
+    with pytest.raises(error, match=message):
+        UDMLSSLoss(pair_loss())(*make_batch(), logits, rotations)
+
+
 @pytest.mark.parametrize("passed", [{"rotation_logits": torch.zeros(4, 4)}, {"rotations": torch.arange(4)}])
 def test_rejects_rotation_logits_or_rotations_alone(passed):
     [name] = passed

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from udmlss import frozen_batch_norm
+from udmlss.models import BatchNormNeck
 
 MODELS = {
     "2d": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten()),
@@ -112,6 +113,17 @@ def test_a_new_layer_on_a_pretrained_model_learns_its_statistics():
     after = statistics(model)
     assert all(map(torch.equal, before[:3], after[:3]))
     assert not any(map(torch.equal, before[3:], after[3:]))
+
+
+def test_a_new_neck_on_a_trunk_without_batch_normalization_learns_its_statistics():
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(108), BatchNormNeck(108))
+    before = model[2].running_mean.clone()
+    with frozen_batch_norm(model):
+        model.train()(IMAGES)
+    assert not torch.equal(model[2].running_mean, before)
+    untrained = nn.Sequential(nn.BatchNorm1d(4), BatchNormNeck(4))
+    with pytest.raises(ValueError, match="initial statistics in all 2 layers"), frozen_batch_norm(untrained):
+        pytest.fail("the block must not start")
 
 
 @pytest.mark.parametrize(("name", "value"), [("running_mean", 0.5), ("running_var", 2), ("num_batches_tracked", 1)])

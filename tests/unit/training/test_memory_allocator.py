@@ -18,12 +18,12 @@ libc.mallinfo2.restype = Memory
 libc.malloc.restype = ctypes.c_void_p
 before = libc.mallinfo2()
 libc.free(ctypes.c_void_p(libc.malloc(1 << 28)))
-print(libc.mallinfo2().arena - before.arena >> 27)
+print(libc.mallinfo2().arena - before.arena > 1 << 27)
 print(keep_freed_memory())
 pointer = libc.malloc(1 << 28)
 print(libc.mallinfo2().hblks - before.hblks)
 libc.free(ctypes.c_void_p(pointer))
-print(libc.mallinfo2().arena - before.arena >> 27)
+print(libc.mallinfo2().arena - before.arena > 1 << 27)
 """
 
 
@@ -33,4 +33,4 @@ def test_freed_memory_is_kept_by_the_allocator():
     found = subprocess.run(  # noqa: S603 (our own program)
         [sys.executable, "-c", MAPPED_BLOCKS], capture_output=True, text=True, env=environment, check=True
     )
-    assert found.stdout.split() == ["0", "True", "0", "1"]  # a large block is mapped and returned, then kept
+    assert found.stdout.split() == ["False", "True", "0", "True"]  # a large block is mapped and returned, then kept

@@ -17,9 +17,11 @@ from udmlss import (
     PseudoLabels,
     RotationPretextHead,
     Rounds,
+    embed,
     frozen_batch_norm,
     parameter_groups,
 )
+from udmlss.training import snapshot
 
 
 def model_without_batch_norm():
@@ -228,6 +230,22 @@ def test_scores_are_computed_on_request_and_their_embeddings_are_clustered():
     assert [rows.shape[1] for rows in seen] == [256, 16]
 
 
+@pytest.mark.parametrize("cluster_on", ["features-first", "embeddings", "features"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_features_replace_the_first_pass_and_are_not_changed(cluster_on, dtype, monkeypatch):
+    labels, calls = [], []
+    features = embed(make_model(), IMAGES, output="features").to(dtype)
+    given, embed_all = features.clone(), snapshot.embed_all
+    monkeypatch.setattr(snapshot, "embed_all", lambda *args, **options: calls.append(0) or embed_all(*args, **options))
+    for start_features in (None, given):
+        rounds = parts(cluster_on=cluster_on, start_features=start_features, cluster_images=IMAGES).rounds
+        labels.append([current.pseudo_labels.labels for current in rounds if list(current)])
+    torch.testing.assert_close(labels[1], labels[0])
+    assert len(labels[0]) == 2
+    assert len(calls) == 3
+    assert torch.equal(given, features)
+
+
 def test_part_without_a_seed_uses_the_seed_of_the_rounds():
     batches = {}
     for name, seed, labeler in (("default", 4, None), ("own", 0, 4), ("other", 0, None)):
@@ -260,6 +278,8 @@ def test_round_that_is_not_iterated_raises_an_error():
         (None, {"max_steps": 0}, ValueError, r"`max_steps` must be at least 1, got 0"),
         (None, {"seed": -1}, ValueError, r"`seed` must be at least 0, got -1"),
         (None, {"seed": 2**63}, ValueError, r"`seed` must be at most 9223372036854775807, got 9223372036854775808\."),
+        (None, {"start_features": IMAGES.flatten(1)[1:]}, ValueError, r"a row for each image, got 239 rows for 240 im"),
+        (None, {"start_features": IMAGES}, ValueError, r"`start_features` must be a non-empty 2-D tensor, got shape"),
         (None, {"num_workers": -1}, ValueError, r"`num_workers` must be at least 0, got -1"),
         (None, {"cluster_images": IMAGES[:-1]}, ValueError, r"same images as `images`, got 239 and 240 images"),
     ],
@@ -268,6 +288,12 @@ def test_invalid_arguments_raise_an_error_before_any_image_is_loaded(model, chan
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(error, match=message):
         Rounds(model or make_model(), Augmented(), ClusterPseudoLabeler(16), **changes)
+
+
+def test_features_of_another_trunk_raise_an_error():
+    rounds = parts(start_features=torch.rand(240, 255)).rounds
+    with pytest.raises(ValueError, match=r"got 255 columns for a trunk that returns 256 features"):
+        next(iter(rounds))
 
 
 def test_rounds_do_not_change_the_global_random_state():

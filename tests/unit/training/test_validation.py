@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, Epochs, RotationPretextHead, Rounds, UDMLSSLoss, fit
 from udmlss.losses import SelfSupervisedRanking
-from udmlss.training.validation import check_augmented, check_images, check_optimizer, check_sizes, in_steps
+from udmlss.training.optim import check_optimizer
+from udmlss.training.validation import check_augmented, check_images, check_sizes, in_steps
 
 IMAGES = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 

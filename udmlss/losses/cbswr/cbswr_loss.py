@@ -67,7 +67,9 @@ class CBSwRLoss(nn.Module):
     References:
         Deep Metric Learning Meets Deep Clustering: An Novel Unsupervised Approach for Feature Embedding. Nguyen et al.
         2020. https://arxiv.org/abs/2009.04091. The documentation of each part describes its differences from the paper
-        and the released code.
+        and the released code. In the released code both views of an image are anchors and form centers; here only the
+        first views do. The released code embeds the centers in evaluation mode; here `embed_maps` runs in the mode of
+        the model, so that batch normalization and dropout in the embedder apply to the centers, too.
     """
 
     def __init__(

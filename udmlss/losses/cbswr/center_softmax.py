@@ -111,6 +111,7 @@ def center_softmax(
 
 def _check_shapes(embeddings: Tensor, second_embeddings: Tensor, centers: Tensor) -> None:
     check_embeddings(embeddings)
+    check_embeddings(second_embeddings, "second_embeddings")
     if embeddings.shape != second_embeddings.shape or embeddings.shape[1:] != centers.shape[1:]:
         rule = "`embeddings` and `second_embeddings` must have the same shape (b, d), and `centers` the shape (k, d)"
         shapes = ", ".join(str(tuple(rows.shape)) for rows in (embeddings, second_embeddings, centers))

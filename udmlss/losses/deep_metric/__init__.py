@@ -8,9 +8,9 @@ In the equations, $S_{ij}$ is the cosine similarity of two embeddings. The posit
 embeddings of its cluster, and its negatives $N_i$ are the embeddings of other clusters. Losses of cosine similarities
 are sums over anchors, divided by the number n of embeddings. A term over an empty set is zero.
 
-The released code differs in two cases. It skips anchors without negatives and fails for anchors without positives,
-which a batch of two or more clusters with two or more images each does not contain. It also excludes every positive
-with a cosine similarity of 1, whereas these functions exclude only the anchor itself.
+The released code differs in two cases. It skips anchors without negatives and fails for anchors without positives. Both
+are absent from batches of two or more clusters with two or more images each. It also excludes every positive with a
+cosine similarity of 1, whereas these functions exclude only the anchor itself.
 
 References:
     Deep_Metric. Wang. 2018. https://github.com/bnu-wangxun/Deep_Metric

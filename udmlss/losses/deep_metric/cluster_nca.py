@@ -33,7 +33,7 @@ class ClusterNCALoss(nn.Module):
 
     Args:
         n_clusters: Number of groups for k-means, at least 1. If there are fewer distinct embeddings, their number is
-            used. The defaults are the released values, of which this one is for batches of 80 to 128 images.
+            used. All defaults are the released values; this one is meant for batches of 80 to 128 images.
         scale: Scale alpha of squared distances, above 0.
         label_weight: Length of the one-hot vectors, at least 0.
         seed: Seed of k-means, at least 0, which is the same in every batch. None uses the seed of `fit`, or 0.

@@ -10,7 +10,8 @@ from pytorch_metric_learning.utils.common_functions import indices_tuple_not_sup
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor, nn
 
-from udmlss._checks import check_integer
+from udmlss._checks import as_labels, check_integer
+from udmlss.types import Labels
 
 Indices = tuple[Tensor, ...]  # pairs: anchors, positives, anchors, negatives; triplets: anchors, positives, negatives
 Miner = Callable[[Tensor, Tensor], Indices]
@@ -30,10 +31,11 @@ class MinedLoss(nn.Module):
         self.miner = miner
 
     def forward(
-        self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], indices_tuple: Indices | None = None
+        self, embeddings: Float[Tensor, "b d"], labels: Labels, indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss; `indices_tuple` must be None, because the loss mines its own indices."""
         indices_tuple_not_supported(indices_tuple)
+        labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         indices = self.miner(embeddings, labels)
         if max(map(len, indices)) == 1:  # PML 2.9 treats a single pair of each kind as no pairs
             indices = tuple(index.repeat(2) for index in indices)
@@ -65,10 +67,11 @@ class AnchorLoss(nn.Module):
         self.distance = CosineSimilarity()
 
     def forward(
-        self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], indices_tuple: Indices | None = None
+        self, embeddings: Float[Tensor, "b d"], labels: Labels, indices_tuple: Indices | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss; `indices_tuple` must be None, because the loss mines its own indices."""
         indices_tuple_not_supported(indices_tuple)
+        labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         anchors, positives, negative_anchors, negatives = self.miner(embeddings, labels)
         positive = _pair_mask(anchors, positives, len(labels))
         negative = _pair_mask(negative_anchors, negatives, len(labels))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_features, check_integer, check_number, value_error
-from udmlss._torch import to_dtype
+from udmlss._torch import to_dtype, trunk_of
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
 _MIN_VIEWS, _MAX_VIEWS = 2, 4  # one view has no order, and each view costs a forward pass through the trunk
@@ -125,7 +125,7 @@ class SelfSupervisedRanking(nn.Module):
         batch = torch.cat([images, *views])
         if images.is_contiguous(memory_format=torch.channels_last):
             batch = batch.contiguous(memory_format=torch.channels_last)
-        features = as_features(model.get_submodule("trunk")(batch))
+        features = as_features(trunk_of(model)(batch))
         projections = self.layers(to_dtype(features, self)).unflatten(0, (-1, len(images)))
         projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
         return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
@@ -154,6 +154,13 @@ def distort(
     """
     for strength in strengths:
         check_number("strengths", strength, 0, 1)
+    with torch.autocast(images.device.type, enabled=False):  # half precision would move the pixels
+        return _distort(images, strengths, generator)
+
+
+def _distort(
+    images: Float[Tensor, "b c h w"], strengths: Sequence[float], generator: torch.Generator
+) -> Float[Tensor, "n b c h w"]:
     positions, colors = (_uniform((len(images), 2), images, generator) for _ in range(2))
     deviation, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
     contrast, brightness = (color.view(-1, 1, 1, 1) for color in colors.unbind(1))

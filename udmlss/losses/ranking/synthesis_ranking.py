@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from udmlss._checks import as_labels, check_integer, check_number, value_error
+from udmlss._checks import as_labels, check_integer, check_number, type_error, value_error
 from udmlss.losses.proxies import check_dimension
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 from udmlss.types import Labels
@@ -49,6 +49,7 @@ class SynthesisRankingLoss(nn.Module):
 
     Raises:
         ValueError: A setting is out of its range, or `proxies` are of another dimension.
+        TypeError: `proxies` is not a parameter.
 
     Example:
         >>> from pytorch_metric_learning import losses
@@ -107,6 +108,9 @@ class SynthesisRankingLoss(nn.Module):
         nn.init.zeros_(self.layer.bias)
         self.seed, self.generator = seed, seeded_generator(seed)
         if proxies is not None:
+            if not isinstance(proxies, nn.Parameter):
+                rule, remedy = "`proxies` must be a parameter", "Pass nn.Parameter(proxies, requires_grad=False)"
+                raise type_error(rule, type(proxies).__name__, remedy)
             check_dimension(self, self.embedding_size, proxies.shape[-1])
             self.proxies = proxies
         else:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from udmlss._checks import as_labels, check_embeddings, check_integer, check_number
+from udmlss._checks import as_labels, check_embeddings, check_integer, check_number, value_error
 from udmlss.types import Labels
 
 
@@ -72,7 +72,7 @@ def relaxed_contrastive_loss(
         The loss. For a batch of one embedding it is zero and has a gradient.
 
     Raises:
-        ValueError: `delta` is not above 0, or the embeddings are not finite.
+        ValueError: `delta` is not above 0, the embeddings are not finite, or `similarity` is of another shape.
 
     Example:
         >>> from udmlss.losses.stml import relaxed_contrastive_loss
@@ -85,12 +85,15 @@ def relaxed_contrastive_loss(
         https://arxiv.org/abs/2103.14908
     """
     check_number("delta", delta, above=0)
+    if similarity.shape != (len(embeddings), len(embeddings)):
+        rule, found = "`similarity` must be of shape (b, b)", f"shape {tuple(similarity.shape)}"
+        raise value_error(rule, f"{found} for {len(embeddings)} embeddings", "Pass a value for each pair")
     return mean_pair_loss(relative_distances(embeddings), similarity, float(delta))
 
 
-def relative_distances(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
+def relative_distances(embeddings: Float[Tensor, "b d"], name: str = "embeddings") -> Float[Tensor, "b b"]:
     """Return the distance of each two rows, divided by the mean distance from the first of them."""
-    check_embeddings(embeddings)
+    check_embeddings(embeddings, name)
     rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     distances = torch.cdist(rows, rows)
     mean = distances.mean(dim=1, keepdim=True)

@@ -80,7 +80,7 @@ class STMLLoss(nn.Module):
             similarity = teacher_similarity(
                 teacher_embeddings, image_indices, sigma=self.sigma, neighbors=self.neighbors
             )
-            narrow, wide = relative_distances(embeddings), relative_distances(wide_embeddings)
+            narrow, wide = relative_distances(embeddings), relative_distances(wide_embeddings, "wide_embeddings")
             contrastive = mean_pair_loss(narrow, similarity, self.delta) + mean_pair_loss(wide, similarity, self.delta)
             log_p, target = functional.log_softmax(-narrow, dim=1), functional.log_softmax(-wide.detach(), dim=1)
             return contrastive / 2 + functional.kl_div(log_p, target, reduction="batchmean", log_target=True)

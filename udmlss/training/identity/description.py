@@ -192,6 +192,7 @@ def _describe_rounds(rounds: "Rounds") -> dict[str, Any]:
 def _describe_data(rounds: "Rounds") -> dict[str, Any]:
     """Return the length of the training, and checksums of the files or the images."""
     found: dict[str, Any] = {"max_steps": rounds.n_steps, "label_free": rounds.label_free}
+    found["start_features"] = "given" if rounds.start_features is not None else "none"
     datasets = {"images": rounds.images}
     if rounds.images is not rounds.cluster_images:
         datasets["cluster_images"] = rounds.cluster_images

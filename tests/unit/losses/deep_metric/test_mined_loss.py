@@ -43,6 +43,14 @@ def test_a_single_pair_or_triplet_counts_once_and_has_a_gradient(length):
     assert gradient.any()
 
 
+@pytest.mark.parametrize(
+    "loss", [MinedLoss(losses.ContrastiveLoss(), all_pairs), AnchorLoss(lambda rows, *_: rows.sum(1), all_pairs)]
+)
+def test_labels_may_be_a_list(loss):
+    rows = torch.randn(4, 3)
+    assert loss(rows, [0, 0, 1, 1]) == loss(rows, torch.tensor([0, 0, 1, 1]))
+
+
 def test_anchor_loss_receives_masks_of_positives_and_negatives():
     embeddings, labels = make_batch()[:5], torch.tensor([0, 1, 0, 2, 1])
     calls = []

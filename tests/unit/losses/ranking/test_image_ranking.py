@@ -168,6 +168,13 @@ def test_strength_zero_returns_the_image():
     torch.testing.assert_close(distort(images, (0.0,), seeded())[0], images, atol=1e-5, rtol=0)
 
 
+def test_views_do_not_depend_on_autocast():
+    images = torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        views = distort(images, (0.25, 1.0), seeded())
+    assert torch.equal(views, distort(images, (0.25, 1.0), seeded()))
+
+
 def test_distance_from_the_image_increases_with_strength():
     torch.manual_seed(0)
     images, strengths = make_images(256), (0.1, 0.3, 0.5, 0.7, 1.0)

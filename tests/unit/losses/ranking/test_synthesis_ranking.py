@@ -302,3 +302,8 @@ def test_rejects_embeddings_centers_and_proxies_of_another_dimension(unchecked_t
     ):
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_proxies_must_be_a_parameter(unchecked_types):
+    with pytest.raises(TypeError, match=r"`proxies` must be a parameter, got Tensor\. Pass nn\.Parameter"):
+        SynthesisRankingLoss(D, proxies=torch.randn(K, D))

@@ -157,6 +157,12 @@ def test_rejects_batches_that_do_not_match(unchecked_types):
         STMLLoss()(rows, rows, rows, indices[:5])
     with pytest.raises(ValueError, match="`embeddings` must be finite"):
         STMLLoss()(rows / 0, rows, rows, indices)
+    with pytest.raises(ValueError, match="`wide_embeddings` must be finite"):
+        STMLLoss()(rows, rows / 0, rows, indices)
+    with pytest.raises(
+        ValueError, match=r"`similarity` must be of shape \(b, b\), got shape \(6, 1\) for 6 embeddings"
+    ):
+        relaxed_contrastive_loss(rows, torch.ones(6, 1))
     with pytest.raises(ValueError, match="`teacher_embeddings` must be finite"):
         STMLLoss()(rows, rows, rows / 0, indices)
 
