@@ -169,6 +169,15 @@ def check_indices(indices: object, n: int | None = None, name: str = "indices") 
         raise value_error(rule, f"{low} to {high}", "Pass the position of each item")
 
 
+def check_distinct_items(indices: Int64[Tensor, "q k"], name: str) -> None:
+    """Raise ValueError if a row has an item twice; `name` begins the message."""
+    ordered = indices.sort(dim=1).values
+    is_repeated = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
+    if is_repeated.any():
+        found = f"an item twice in row {int(is_repeated.int().argmax())}"
+        raise value_error(f"{name} must have each item at most once", found, "Remove the repeated items")
+
+
 def _not_finite(embeddings: Float[Tensor, "n d"], name: str) -> ValueError:
     """Return the error for embeddings that have NaN, infinity, or numbers above the range of float32."""
     invalid = torch.cat([~embeddings[rows].isfinite().all(dim=1) for rows in row_slices(embeddings)])
@@ -209,12 +218,15 @@ def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[
         raise value_error(f"`{name}` must hold at least one label", "none", "Pass one label per item")
     if not (is_empty or _is_integer(found)):  # NumPy makes an empty list floating-point
         raise type_error(f"`{name}` must be integers", found.dtype, "Convert them to int64")
+    may_overflow = found.dtype in {np.dtype(np.uint64), torch.uint64}
     if isinstance(found, np.ndarray):
         found = torch.from_numpy(found.astype(np.int64))  # a copy, which has no negative strides and is writable
     if found.ndim != 1 or (n is not None and len(found) != n):
         shape = "(n,)" if n is None else f"({n},)"
         rule = f"`{name}` must have shape {shape}, one label per item"
         raise value_error(rule, f"shape {tuple(found.shape)}", "Pass one label per item, in order")
+    if may_overflow and (found.long() < 0).any():
+        raise value_error(f"`{name}` must be below 2**63", "a larger number", "Number the classes from 0")
     return found.long()
 
 

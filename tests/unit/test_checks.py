@@ -205,6 +205,11 @@ def test_as_labels_accepts_tensors_arrays_and_sequences_of_any_integer_type():
         (None, TypeError, r"`classes` must be integers, got object"),
         ([[0], [1, 2]], TypeError, r"`classes` must be integers, got list that is not an array"),
         ([0, 1], ValueError, r"`classes` must have shape \(3,\), one label per item, got shape \(2,\)\. Pass one"),
+        (
+            np.array([1, 2, 2**63], np.uint64),
+            ValueError,
+            r"`classes` must be below 2\*\*63, got a larger number\. Number",
+        ),
         (torch.zeros(3, 1).long(), ValueError, r"got shape \(3, 1\)\. Pass one label per item, in order\."),
     ],
 )

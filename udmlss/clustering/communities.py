@@ -24,10 +24,12 @@ class Communities:
     Args:
         n_neighbors: Length of the lists, at least 2 and below the number of images. None derives it from
             `images_per_cluster`, or chooses it from the embeddings.
-        images_per_cluster: About how many images there are of one thing, at least 2 and at most half of the number of
-            images. The lists get a third of this length plus 2, at most 64. None does not use it.
-        min_cluster_size: Images of communities with fewer images get the label -1: unassigned.
-        seed: Seed of the order in which images move between communities.
+        images_per_cluster: Typical number of images per class, at least 2 and at most half of the number of images. The
+            lists get a third of this number plus 2, at most 64. None does not use it.
+        min_cluster_size: Images of communities with fewer images get the label -1: unassigned. The other labels then
+            need not be consecutive.
+        seed: Seed of the order in which images move between communities, of the approximate search for neighbors, and
+            of the random points and the sample by which the length of the lists is chosen.
 
     Attributes:
         n_neighbors_: Length of the lists in the last `fit_predict`.
@@ -90,7 +92,7 @@ class Communities:
 
     def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
         """Return the labels of `fit_predict` for rows that have been checked; their neighbors are searched once."""
-        length, n = self._list_length(), len(rows)
+        length, n = self.list_length, len(rows)
         if length is None and n > LARGEST_SAMPLE:
             length = choose_list_length(rows, seed=self.seed)
         indices = find_lists(rows, length or min(LENGTHS[-1], n - 1), seed=self.seed).indices
@@ -109,12 +111,14 @@ class Communities:
         if self.images_per_cluster is not None and self.images_per_cluster > n // 2:
             rule = f"`images_per_cluster={self.images_per_cluster}` must be at most half of the number of images"
             raise value_error(rule, f"{n} images", "Lower it, or add images")
-        length = self._list_length() or LENGTHS[0]
+        length = self.list_length or LENGTHS[0]
         if length >= n:
             name = "The number of neighbors" if self.n_neighbors is None else "`n_neighbors`"
             raise value_error(f"{name}, {length}, must be below the number of images", n, "Lower it, or add images")
 
-    def _list_length(self) -> int | None:
+    @property
+    def list_length(self) -> int | None:
+        """Length of the lists by the settings, or None if it is chosen from the embeddings."""
         if self.images_per_cluster is not None:
             return list_length_for(self.images_per_cluster)
         return self.n_neighbors

@@ -37,11 +37,12 @@ class ClusterPseudoLabeler:
     Args:
         n_clusters: Number of clusters k of k-means, at least 2. Alternatively the clusterer itself, as in
             `ClusterPseudoLabeler(HDBSCAN())`. None finds `Communities`, whose number follows from the embeddings.
-        images_per_cluster: About how many images there are of one thing, for the communities. None chooses from the
-            embeddings of the first round how fine the communities are.
+        images_per_cluster: Typical number of images per class, for the communities. None chooses the length of their
+            lists of neighbors from the embeddings of the first round.
         clusterer: Clusterer that is used instead: an object with scikit-learn's `fit_predict`, of which a fresh copy
-            receives a NumPy array (n, d) in every round, or a function from a tensor (n, d) to labels (n,). Labels are
-            integers in any order; a negative label means that the image is unassigned.
+            receives a NumPy array (n, d) in every round, or a function from a tensor (n, d) to labels (n,), which must
+            not write to the tensor. Labels are integers in any order; a negative label means that the image is
+            unassigned.
         max_iter: Maximum number of iterations of k-means in a round.
         warm_start: Whether k-means starts from the clusters of the previous round. False starts from scratch.
         average_neighbors: Number of nearest neighbors that each embedding is averaged with before clustering, with
@@ -49,16 +50,16 @@ class ClusterPseudoLabeler:
             search the averages for neighbors, too. None clusters the embeddings themselves.
         reliability: Whether the reliability of each label is also computed for k-means and for a clusterer, which
             takes a search for neighbors. For communities it is always computed.
-        unassigned_fraction: Fraction, in 0..0.9, of the images that the clusterer assigned. They get the label -1,
-            because their labels are the least reliable. 0 does not change the labels.
+        unassigned_fraction: Fraction, in 0..0.9, of the assigned images, those with the least reliable labels, that
+            get the label -1. 0 does not change the labels.
         coarse: Whether to find coarse clusters, too, each of several clusters: batches then hold no negatives from the
             same coarse cluster. They are communities of the graph of clusters. If there is only one,
             `PseudoLabels.coarse_labels` is None.
         device: Device on which the embeddings are clustered, such as "cuda". They are moved to a GPU if they take at
             most an eighth of its memory, and otherwise in parts. None clusters them on their own device, and in `fit`
             on the model's.
-        seed: Seed of the initial centers of k-means; a clusterer has its own. None uses the seed of `fit`, and 0
-            outside of `fit`.
+        seed: Seed of the initial centers of k-means; a clusterer has a seed of its own. None uses the seed of `fit`,
+            and 0 outside of `fit`.
 
     Raises:
         ValueError: Several of `n_clusters`, `images_per_cluster` and `clusterer` are given, or a number is out of its
@@ -142,11 +143,11 @@ class ClusterPseudoLabeler:
         if previous is not None and len(previous.labels) != len(embeddings):
             previous = None
         with nullcontext() if self.device is None else search_on(self.device):
-            labels, graph = self._cluster(embeddings, column_range, previous)
+            labels, graph, n_neighbors = self._cluster(embeddings, column_range, previous)
         reliability = None if graph is None else label_margins(graph, labels)
         if reliability is not None and self.unassigned_fraction:
             labels = _without_least_reliable(labels, reliability, self.unassigned_fraction)
-        _check_clusters(labels)
+        self._check_clusters(labels)
         groups = coarse_communities(graph, labels) if self.coarse and graph is not None else None
         if previous is not None:
             labels = match_ids(labels, previous.labels)
@@ -159,6 +160,7 @@ class ClusterPseudoLabeler:
             reliability=reliability,
             coarse_labels=None if groups is None or groups.max() == 0 else groups,
         )
+        self._n_neighbors = n_neighbors
         self._round += 1
         return self._previous
 
@@ -173,7 +175,7 @@ class ClusterPseudoLabeler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._round, self._n_neighbors = state["round"], state.get("n_neighbors")
+        self._round, self._n_neighbors = state["round"], state["n_neighbors"]
         self._previous = None if state["previous"] is None else PseudoLabels(**state["previous"])
 
     def check_size(self, n: int) -> None:
@@ -187,8 +189,11 @@ class ClusterPseudoLabeler:
 
     def _cluster(
         self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
-    ) -> tuple[Int64[Tensor, " n"], csr_array | None]:
-        """Return the labels and the graph from which their reliability is computed, or None."""
+    ) -> tuple[Int64[Tensor, " n"], csr_array | None, int | None]:
+        """Return the labels, the graph from which their reliability is computed, and the number of neighbors.
+
+        The graph is None if it is not needed, and the number of neighbors is that of communities, or else None.
+        """
         length = self._graph_length(len(embeddings))
         longest = max(length, self.average_neighbors or 0)
         indices = find_lists(embeddings, longest).indices if longest else None
@@ -197,11 +202,11 @@ class ClusterPseudoLabeler:
             column_range = ColumnRange.of(embeddings)
             check_distinct(column_range, len(embeddings))
         if isinstance(self.clusterer, Communities):
-            return self._communities(self.clusterer, embeddings)
+            return self._communities(self.clusterer, embeddings, previous)
         graph = shared_neighbor_graph(indices[:, :length]) if length and indices is not None else None
         if self.n_clusters is None:
-            return labels_of_clusterer(self.clusterer, embeddings), graph
-        return self._k_means(self.n_clusters, embeddings, column_range, previous), graph
+            return labels_of_clusterer(self.clusterer, embeddings), graph, None
+        return self._k_means(self.n_clusters, embeddings, column_range, previous), graph, None
 
     def _graph_length(self, n: int) -> int:
         """Return the length of the lists of the graph, or 0 if there is none or if communities find their own."""
@@ -218,7 +223,9 @@ class ClusterPseudoLabeler:
         column_range: ColumnRange,
         previous: PseudoLabels | None,
     ) -> Int64[Tensor, " n"]:
-        start = self._start(embeddings, column_range, previous) if self.warm_start else None
+        start = None
+        if self.warm_start and previous is not None:
+            start = group_means(embeddings, previous.labels, previous.n_clusters, column_range.sum_dtype)[:n_clusters]
         return cluster_rows(
             embeddings,
             column_range if start is None else column_range.union(ColumnRange.of(start)),
@@ -228,29 +235,28 @@ class ClusterPseudoLabeler:
             seed=(self._default_seed if self.seed is None else self.seed) + self._round,
         )
 
+    def _check_clusters(self, labels: Int64[Tensor, " n"]) -> None:
+        sizes = labels[labels >= 0].bincount().tolist()
+        if len(sizes) >= 2:  # noqa: PLR2004 (a metric loss needs a positive and a negative)
+            return
+        remedy = "Let the clusterer make more and smaller clusters, or reduce the embeddings by PCA first"
+        if isinstance(self.clusterer, Communities):
+            remedy = "Pass a smaller `images_per_cluster`, or `Communities(n_neighbors)` with fewer neighbors"
+        if self.unassigned_fraction:
+            remedy = "Lower `unassigned_fraction`. " + remedy
+        found = f"sizes {sizes} with {int((labels < 0).sum())} of {len(labels)} images unassigned"
+        raise value_error("A round needs at least 2 clusters", found, remedy)
+
     def _communities(
-        self, settings: Communities, embeddings: Float[Tensor, "n d"]
-    ) -> tuple[Int64[Tensor, " n"], csr_array]:
+        self, settings: Communities, embeddings: Float[Tensor, "n d"], previous: PseudoLabels | None
+    ) -> tuple[Int64[Tensor, " n"], csr_array, int]:
         """Find communities, from lists whose length is chosen in the first round and then retained."""
         communities = copy(settings)
-        if self._n_neighbors is not None and self._n_neighbors < len(embeddings):
-            communities.n_neighbors, communities.images_per_cluster = self._n_neighbors, None
+        if communities.list_length is None and previous is not None:
+            communities.n_neighbors = self._n_neighbors
         found = communities.cluster(embeddings)
-        self._n_neighbors = communities.n_neighbors_
         # communities that are too small leave gaps in the labels, which `from_labels` closes
-        return PseudoLabels.from_labels(found).labels, communities.graph_
-
-    def _start(
-        self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
-    ) -> Float[Tensor, "j d"] | None:
-        """Return the initial centers of k-means, at most k, or None in the first round."""
-        if previous is not None:
-            means = group_means(embeddings, previous.labels, previous.n_clusters, column_range.sum_dtype)
-            return means[: self.n_clusters]
-        centers = None if self._previous is None else self._previous.centers
-        if centers is None or centers.shape[1] != embeddings.shape[1]:
-            return None
-        return centers[: self.n_clusters]
+        return PseudoLabels.from_labels(found).labels, communities.graph_, communities.n_neighbors_
 
 
 def _without_least_reliable(
@@ -260,13 +266,3 @@ def _without_least_reliable(
     n_unassigned = int(fraction * int((labels >= 0).sum()))
     labels[reliability.argsort(stable=True)[:n_unassigned]] = -1  # NaN is last
     return PseudoLabels.from_labels(labels).labels
-
-
-def _check_clusters(labels: Int64[Tensor, " n"]) -> None:
-    sizes = labels[labels >= 0].bincount().tolist()
-    if len(sizes) < 2:  # noqa: PLR2004 (a metric loss needs a positive and a negative)
-        raise value_error(
-            "A round needs at least 2 clusters",
-            f"sizes {sizes} with {int((labels < 0).sum())} of {len(labels)} images unassigned",
-            "Let the clusterer make more and smaller clusters, or reduce the embeddings by PCA first",
-        )

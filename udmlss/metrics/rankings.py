@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_indices, value_error
+from udmlss._checks import as_labels, check_distinct_items, check_indices, value_error
 from udmlss.metrics.retrieval import Retrieval, mean_scores, plan_retrieval, summed_scores
 from udmlss.types import Labels
 
@@ -38,13 +38,13 @@ def score_rankings(
     """
     n = len(as_labels(labels))
     check_indices(rankings, n, "rankings")
-    rankings = rankings.cpu()
+    rankings = rankings.cpu().long()
     n_queries = None if query_labels is None else len(rankings)
     plan = plan_retrieval(n, labels, ks, n_queries, query_labels)
     if query_labels is None and len(rankings) != n:
         remedy = "Rank the items for each of them, or pass `query_labels`"
         raise value_error("`rankings` must have one row per item", f"{len(rankings)} rows for {n} items", remedy)
-    _check_distinct_items(rankings)
+    check_distinct_items(rankings, "A ranking")
     rankings = rankings[plan.query_has_class]
     is_ignored = ~plan.has_class[rankings]
     if query_labels is None:
@@ -60,11 +60,3 @@ def score_rankings(
     all_labels = torch.full((n,), -1).masked_scatter(plan.has_class, plan.labels)
     hits = (all_labels[rankings] == plan.query_labels.unsqueeze(1)).gather(1, order)
     return mean_scores(summed_scores(hits, plan.n_relevant.unsqueeze(1), plan.ks), plan)
-
-
-def _check_distinct_items(rankings: Int64[Tensor, "q m"]) -> None:
-    ordered = rankings.sort(dim=1).values
-    is_repeated = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
-    if is_repeated.any():
-        found = f"an item twice in row {int(is_repeated.int().argmax())}"
-        raise value_error("A ranking must have each item at most once", found, "Remove the repeated items")

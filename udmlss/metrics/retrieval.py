@@ -44,8 +44,8 @@ def recall_at_k(
         embeddings: Embeddings of the items that are searched, of any length.
         labels: Class of each item; items with a negative label are ignored.
         ks: Numbers k of nearest items, one or several.
-        queries: Embeddings of the queries. None uses each item as a query that is searched among all other items; an
-            exact duplicate of an item is one of the others.
+        queries: Embeddings of the queries. None uses each item as a query that is searched among all other items.
+            Exact duplicates count as other items.
         query_labels: Class of each query, likewise; required with `queries`.
 
     Returns:
@@ -53,8 +53,8 @@ def recall_at_k(
 
     Raises:
         TypeError: Labels or `ks` are not integers.
-        ValueError: A k exceeds the number of items with a class, shapes do not match, embeddings are not finite, or
-            no query has an item of its class.
+        ValueError: A k exceeds the number of items with a class that a query is compared with, shapes do not match,
+            embeddings are not finite, or no query has an item of its class.
 
     Example:
         >>> metrics.recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), labels=[0, 0, 1], ks=1)

@@ -172,7 +172,7 @@ def _exact_part(embeddings: Float[Tensor, "n d"], part: int, n_parts: int, *, k:
 
 def _warn_of_recall(found: float, requested: float) -> None:
     warnings.warn(
-        f"The lists contain {found:.0%} of the nearest neighbors, not {requested:.0%}, because a search with "
+        f"The lists contain {found:.1%} of the nearest neighbors, not {requested:.0%}, because a search with "
         "that recall would take too long on a CPU. Reduce the dimension of the embeddings, or search on a GPU.",
         stacklevel=5,
     )
@@ -222,10 +222,10 @@ class _Cells:
         return cls(centers[keys % len(centers)], cells, order.split(counts.tolist()))
 
     def ranks(self, rows: Int64[Tensor, " q"], neighbors: Int64[Tensor, "q k"]) -> Int64[Tensor, "q k"]:
-        """Return how many cells are nearer to the cell of each row than the cell of each neighbor."""
-        distances = self._distances(self.labels[rows]).sort(dim=1).values
-        own = self._distances(self.labels[rows]).gather(1, self.labels[neighbors])
-        return torch.searchsorted(distances, own)
+        """Return how many other cells are as near to the cell of each row as the cell of each neighbor, or nearer."""
+        distances = self._distances(self.labels[rows])
+        own = distances.gather(1, self.labels[neighbors])
+        return torch.searchsorted(distances.sort(dim=1).values, own, right=True) - 1
 
     def _distances(self, cells: Int64[Tensor, " q"]) -> Float32[Tensor, "q c"]:
         distances = torch.cdist(self.centers[cells], self.centers)

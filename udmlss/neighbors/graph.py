@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, triu
 from torch import Tensor
 
-from udmlss._checks import check_indices, value_error
+from udmlss._checks import check_distinct_items, check_indices, value_error
 
 _EDGES = 2**18  # edges whose lists are compared at once
 
@@ -64,6 +64,7 @@ def check_lists(indices: Int64[Tensor, "n k"]) -> None:
         rule = "The list of an item must not include the item itself"
         found = f"item {int(is_self.int().argmax())} in its own list"
         raise value_error(rule, found, "Pass the indices of `nearest(embeddings, k)` without `queries`")
+    check_distinct_items(indices, "A list")
 
 
 def _n_shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -35,8 +35,8 @@ def nearest(embeddings: Float[Tensor, "n d"], k: int, *, queries: Float[Tensor, 
 
     Raises:
         TypeError: `k` is not an integer, or embeddings are not floating-point tensors.
-        ValueError: `k` is below 1 or above the number of items, the queries have another dimension than the items, or
-            embeddings are not finite.
+        ValueError: `k` is below 1 or above the number of items that a query is compared with, the queries have another
+            dimension than the items, or embeddings are not finite.
 
     Example:
         >>> similarities, indices = nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), k=1)

@@ -222,6 +222,25 @@ def test_a_round_that_failed_does_not_change_the_state():
     assert torch.equal(labeler.label(noise(seed=1)).labels, other.label(noise(seed=1)).labels)
 
 
+def test_a_length_of_lists_is_chosen_only_by_rounds_that_succeed_and_only_for_the_same_images():
+    labeler, rows = ClusterPseudoLabeler(), corners(20, 60, 24)[0]
+    before = labeler.state_dict()
+    with pytest.raises(ValueError, match=r"at least 2 clusters.* Pass a smaller `images_per_cluster`"):
+        labeler.label((torch.rand(300, 1) + 0.1) * torch.ones(1, 16))
+    assert labeler.state_dict() == before
+    for some in (rows, rows[::6]):
+        fresh = ClusterPseudoLabeler()
+        assert torch.equal(labeler.label(some).labels, fresh.label(some).labels)
+        assert labeler.state_dict()["n_neighbors"] == fresh.state_dict()["n_neighbors"]
+
+
+def test_the_length_that_a_user_sets_takes_precedence_over_that_of_earlier_rounds():
+    labeler, rows = ClusterPseudoLabeler(Communities(4)), noise()
+    labeler.label(rows)
+    labeler.clusterer = Communities(30)
+    assert same_clusters(labeler.label(rows).labels, torch.from_numpy(Communities(30).fit_predict(rows)))
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "sentence"),
     [

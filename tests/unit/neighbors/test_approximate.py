@@ -57,7 +57,7 @@ def test_of_rows_without_near_cells_that_are_too_many_a_limited_number_of_pairs_
     spy = lambda found, k, queries: n_pairs.append(len(found) * len(queries)) or search(found, k, queries)  # noqa: E731
     monkeypatch.setattr(approximate, "_AFFORDABLE", len(rows) ** 2 * (16 + 128) / 2)
     monkeypatch.setattr(approximate, "search", spy)
-    with pytest.warns(UserWarning, match=r"contain \d\d% of the nearest .*, not 95%"):
+    with pytest.warns(UserWarning, match=r"contain \d\d\.\d% of the nearest .*, not 95%"):
         lists = neighbor_lists(rows, 10)
     exact = nearest(rows, 10)[1]
     found = (lists.indices.unsqueeze(2) == exact.unsqueeze(1)).any(dim=2).double().mean()
@@ -65,6 +65,15 @@ def test_of_rows_without_near_cells_that_are_too_many_a_limited_number_of_pairs_
     assert sum(n_pairs[1:]) < 0.25 * len(rows) ** 2  # half of a quarter, and cells have different sizes
     monkeypatch.setattr(approximate, "search", search)
     assert torch.equal(neighbor_lists(rows, 10, recall=1).indices, exact)
+
+
+@pytest.mark.usefixtures("approximate_search")
+def test_rows_in_cells_of_equal_centers_reach_the_recall():
+    rows = photographs()
+    rows[::10] = rows[0] + 1e-5 * torch.randn(300, 16)
+    exact = nearest(rows, 10)[1]
+    found = (neighbor_lists(rows, 10).indices.unsqueeze(2) == exact.unsqueeze(1)).any(dim=2).double().mean()
+    assert found >= 0.95
 
 
 @pytest.mark.usefixtures("approximate_search")

@@ -29,6 +29,11 @@ def test_weights_are_the_jaccard_index_of_the_lists_of_neighbors(monkeypatch):
         (torch.tensor([1, 0]), ValueError, "`indices` must be a non-empty 2-D tensor, got shape (2,)."),
         (torch.tensor([[1], [2]]), ValueError, "Positions in `indices` must be from 0 to 1, got 1 to 2."),
         (torch.tensor([[1], [-1]]), ValueError, "Positions in `indices` must be from 0 to 1, got -1 to 1."),
+        (
+            torch.tensor([[1, 1], [0, 2], [0, 1]]),
+            ValueError,
+            "A list must have each item at most once, got an item twice",
+        ),
         (torch.tensor([[1], [1]]), ValueError, "must not include the item itself, got item 1 in its own list."),
     ],
 )
