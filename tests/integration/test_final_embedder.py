@@ -5,7 +5,8 @@ import torch
 from short_training import IMAGES, Augmented, make_model, short_fit, weights
 
 from udmlss import BestWeights, EmbeddingModel, embed, embedder_from_features
-from udmlss.training import final_embedder
+from udmlss.results import LabelFreeScores
+from udmlss.training import final_embedder, snapshot
 
 
 def model_with_pca():
@@ -35,10 +36,11 @@ def test_features_of_the_last_scores_are_used_and_returned(average_weights, monk
     assert torch.equal(result.features, embed(model, IMAGES, output="features"))
 
 
-def test_features_of_other_weights_are_not_used():
-    model = model_with_pca()
-    result = short_fit(model, Augmented(), cluster_images=IMAGES, lr=0.1, callbacks=BestWeights())
-    assert 0 < result.weights_step < 6
+def test_features_of_other_weights_are_not_used(monkeypatch):
+    model, scores = model_with_pca(), iter((0.0, 2.0, 1.0))  # before training, and after the two rounds
+    monkeypatch.setattr(snapshot, "label_free_scores", lambda *_: LabelFreeScores(1.0, next(scores), 1.0, 0.0))
+    result = short_fit(model, Augmented(), cluster_images=IMAGES, callbacks=BestWeights())
+    assert result.weights_step == 3
     assert result.features is None
     expected = embedder_from_features(embed(model, IMAGES, output="features"), 16)
     assert torch.equal(weights(model.embedder), weights(expected))
