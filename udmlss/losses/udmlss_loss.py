@@ -166,8 +166,9 @@ class UDMLSSLoss(nn.Module):
         if len(assigned) == 0:
             return embeddings.sum() * 0
         embeddings, labels = embeddings[assigned], labels[assigned]
+        largest = int(labels[-1])  # they are sorted
         for module in self.modules():
-            check_label(module, int(labels[-1]))
+            check_label(module, largest)
         if isinstance(self.metric_loss, ManifoldLoss):  # its parameter for mined pairs expects cluster labels
             loss: Tensor = self.metric_loss(embeddings, indices_tuple=labels)
             return loss

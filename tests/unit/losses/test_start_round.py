@@ -104,6 +104,8 @@ def test_the_state_of_an_optimizer_that_belongs_to_other_proxies_is_removed(name
     criterion.start_round(with_centers(9), optimizer)
     criterion(functional.normalize(torch.randn(18, D)), with_centers(9).labels).backward()
     optimizer.step()
+    for parameter in criterion.parameters():
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
 
 
 @pytest.mark.parametrize("name", PROXY_LOSSES)
