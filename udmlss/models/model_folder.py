@@ -46,11 +46,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            rule, remedy = (
-                f"`{name}` must consist of values of JSON",
-                "Convert them to numbers, strings, lists and dicts",
-            )
-            raise type_error(rule, str(error), remedy) from error
+            remedy = "Convert them to numbers, strings, lists and dicts"
+            raise type_error(f"`{name}` must consist of values of JSON", str(error), remedy) from error
     return dict(config)
 
 
