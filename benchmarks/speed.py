@@ -74,6 +74,7 @@ QUICK = Sizes(
     round_images=200,
     pixels=32,
     cpu_steps=1,
+    ranks=(2,),
     sampler_labels=2000,
     sampler_clusters=40,
     rows=300,

@@ -34,7 +34,8 @@ class Sizes:
         relabel_every: Number of optimizer steps in a round.
         round_images: Number of glyphs of the line "round".
         pixels: Side length of the images of the line "cpu".
-        cpu_steps: Number of steps of the line "cpu".
+        cpu_steps: Number of steps of the lines "cpu" and "ranks".
+        ranks: Numbers of processes of the line "ranks".
         sampler_labels: Number of labels of the line "sampler".
         sampler_clusters: Number of clusters of the line "sampler".
         rows: Number of embeddings of the line "evaluate"; SOP has 60,502.
@@ -72,6 +73,7 @@ class Sizes:
     relabel_every: int = 15
     round_images: int = 6000
     pixels: int = 112
+    ranks: tuple[int, ...] = (2, 4)
     cpu_steps: int = 5
     sampler_labels: int = 1_000_000
     sampler_clusters: int = 10_000

@@ -1,6 +1,6 @@
 """Time of a training step on several ranks. Run by torchrun, the program measures; speed.py starts it.
 
-torchrun --nproc-per-node 2 benchmarks/speed_ranks.py FILE      # the file receives the times of rank 0
+torchrun --nproc-per-node 2 benchmarks/speed_ranks.py FILE      # the times of rank 0
 """
 
 import json
@@ -31,29 +31,39 @@ SIZES_VARIABLE = "UDMLSS_SPEED_SIZES"
 
 
 def lines_of_ranks(sizes: Sizes) -> list[Row]:
-    """Compare steps of `fit` and of a bare loop on 2 ranks, and on 4 if there are so many cores."""
+    """Compare steps of `fit` on several ranks with those of a bare loop, and with one rank that does all the work."""
+    return [row for n_ranks in sizes.ranks for row in _rows(sizes, n_ranks)]
+
+
+def _rows(sizes: Sizes, n_ranks: int) -> list[Row]:
     n_cores = len(os.sched_getaffinity(0))
-    return [_row(sizes, n_ranks) for n_ranks in (2, 4) if n_ranks == 2 or n_ranks <= n_cores]  # noqa: PLR2004
+    ours, theirs = _times(sizes, n_ranks, n_images=P * K, n_threads=1)
+    alone, _ = _times(sizes, 1, n_images=P * K * n_ranks, n_threads=min(n_ranks, n_cores))
+    note = f"MobileNetV2, {P * K} images of {sizes.pixels} pixels and one thread per rank, gloo, {n_cores} cores"
+    measured, baseline = f"a step of `fit` on {n_ranks} ranks", "bare DDP and a bare all_gather of embeddings"
+    return [
+        Row("ranks", measured, baseline, ours, theirs, aim=1.05, note=note),
+        Row("ranks", measured, f"a step of `fit` on one rank, {P * K * n_ranks} images", ours, alone, note=note),
+    ]
 
 
-def _row(sizes: Sizes, n_ranks: int) -> Row:
+def _times(sizes: Sizes, n_ranks: int, *, n_images: int, n_threads: int) -> list[list[float]]:
+    """Return the times of the steps of `fit` and of those of a bare loop, measured by torchrun."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "times.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
-        changes = {"OMP_NUM_THREADS": "1", SIZES_VARIABLE: json.dumps(asdict(sizes)), "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run([*command, __file__, str(path)], env=os.environ | changes, check=True)  # noqa: S603 (this file)
-        ours, theirs = json.loads(path.read_text())
-    batch, pixels = P * K, sizes.pixels
-    note = f"MobileNetV2, {batch} images of {pixels} pixels on each rank, one thread per rank, gloo"
-    measured, baseline = f"a step of `fit` on {n_ranks} ranks", "bare DDP and a bare all_gather of embeddings"
-    return Row("ranks", measured, baseline, ours, theirs, aim=1.05, note=note)
+        threads = {"OMP_NUM_THREADS": str(n_threads)}
+        changes = threads | {SIZES_VARIABLE: json.dumps(asdict(sizes)), "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([*command, __file__, str(path), str(n_images)], env=os.environ | changes, check=True)  # noqa: S603 (this file)
+        times: list[list[float]] = json.loads(path.read_text())
+        return times
 
 
-def measure_steps(sizes: Sizes) -> list[list[float]]:
-    """Return the times of the steps of `fit` and of those of a bare loop, on this rank."""
+def measure_steps(sizes: Sizes, n_images: int) -> list[list[float]]:
+    """Return the times of the steps of `fit` and of those of a bare loop, with this number of images on each rank."""
     generator = torch.Generator().manual_seed(rank())
-    images = torch.rand(P * K, 3, sizes.pixels, sizes.pixels, generator=generator)
-    labels = torch.arange(P * K) // K
+    images = torch.rand(n_images, 3, sizes.pixels, sizes.pixels, generator=generator)
+    labels = torch.arange(n_images) // K
     steps = [prepare_step_of_fit(images, labels), prepare_bare_step(images, labels)]
     return measure_alternately(sizes.pairs, *(partial(_seconds_per_step, step, sizes.cpu_steps) for step in steps))
 
@@ -102,11 +112,10 @@ def _build_loss() -> nn.Module:
     return losses.MultiSimilarityLoss(2, 40, 0.5)
 
 
-def main(path: str) -> None:
+def main(path: str, n_images: str = str(P * K)) -> None:
     sizes = Sizes(**json.loads(os.environ[SIZES_VARIABLE])) if SIZES_VARIABLE in os.environ else Sizes()
-    torch.set_num_threads(1)
     with process_group():
-        times = measure_steps(sizes)
+        times = measure_steps(sizes, int(n_images))
         if is_rank_zero():
             Path(path).write_text(json.dumps(times))
 

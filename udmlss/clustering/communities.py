@@ -29,7 +29,8 @@ class Communities:
         min_cluster_size: Images of communities with fewer images get the label -1: unassigned. The other labels then
             need not be consecutive.
         seed: Seed of the order in which images move between communities, of the approximate search for neighbors, and
-            of the random points and the sample by which the length of the lists is chosen.
+            of the random points and the sample by which the length of the lists is chosen. None uses the seed of the
+            `ClusterPseudoLabeler`, and 0 outside of it.
 
     Attributes:
         n_neighbors_: Length of the lists in the last `fit_predict`.
@@ -61,7 +62,7 @@ class Communities:
         *,
         images_per_cluster: int | None = None,
         min_cluster_size: int = 2,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if n_neighbors is not None and images_per_cluster is not None:
             rule = "At most one of `n_neighbors` and `images_per_cluster` must be given"
@@ -71,11 +72,12 @@ class Communities:
         if images_per_cluster is not None:
             check_integer("images_per_cluster", images_per_cluster, 2)
         check_integer("min_cluster_size", min_cluster_size, 1)
-        check_integer("seed", seed, 0)
+        if seed is not None:
+            check_integer("seed", seed, 0)
         self.n_neighbors = None if n_neighbors is None else int(n_neighbors)
         self.images_per_cluster = None if images_per_cluster is None else int(images_per_cluster)
         self.min_cluster_size = int(min_cluster_size)
-        self.seed = int(seed)
+        self.seed = None if seed is None else int(seed)
 
     def __repr__(self) -> str:
         names = ("n_neighbors", "images_per_cluster", "min_cluster_size")
@@ -92,17 +94,17 @@ class Communities:
 
     def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
         """Return the labels of `fit_predict` for rows that have been checked; their neighbors are searched once."""
-        length, n = self.list_length, len(rows)
+        length, n, seed = self.list_length, len(rows), self.seed or 0
         if length is None and n > LARGEST_SAMPLE:
-            length = choose_list_length(rows, seed=self.seed)
-        indices = find_lists(rows, length or min(LENGTHS[-1], n - 1), seed=self.seed).indices
-        self.n_neighbors_ = length or choose_list_length(rows, indices=indices, seed=self.seed)
+            length = choose_list_length(rows, seed=seed)
+        indices = find_lists(rows, length or min(LENGTHS[-1], n - 1), seed=seed).indices
+        self.n_neighbors_ = length or choose_list_length(rows, indices=indices, seed=seed)
         return self.labels_from_neighbors(indices[:, : self.n_neighbors_])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
         """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""
         self.graph_ = shared_neighbor_graph(indices)
-        found = map_equation_communities(self.graph_, seed=self.seed)
+        found = map_equation_communities(self.graph_, seed=self.seed or 0)
         sizes = np.bincount(found)
         return np.where(sizes[found] >= self.min_cluster_size, found, -1)
 

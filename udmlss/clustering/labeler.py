@@ -58,8 +58,8 @@ class ClusterPseudoLabeler:
         device: Device on which the embeddings are clustered, such as "cuda". They are moved to a GPU if they take at
             most an eighth of its memory, and otherwise in parts. None clusters them on their own device, and in `fit`
             on the model's.
-        seed: Seed of the initial centers of k-means; a clusterer has a seed of its own. None uses the seed of `fit`,
-            and 0 outside of `fit`.
+        seed: Seed of the initial centers of k-means, of the communities, and of the approximate search for neighbors.
+            Any other clusterer has a seed of its own. None uses the seed of `fit`, and 0 outside of `fit`.
 
     Raises:
         ValueError: Several of `n_clusters`, `images_per_cluster` and `clusterer` are given, or a number is out of its
@@ -148,7 +148,7 @@ class ClusterPseudoLabeler:
         if reliability is not None and self.unassigned_fraction:
             labels = _without_least_reliable(labels, reliability, self.unassigned_fraction)
         self._check_clusters(labels)
-        groups = coarse_communities(graph, labels) if self.coarse and graph is not None else None
+        groups = coarse_communities(graph, labels, seed=self._used_seed) if self.coarse and graph is not None else None
         if previous is not None:
             labels = match_ids(labels, previous.labels)
         sizes = labels[labels >= 0].bincount()
@@ -187,6 +187,10 @@ class ClusterPseudoLabeler:
         if self.average_neighbors is not None:
             check_n_neighbors("average_neighbors", self.average_neighbors, n)
 
+    @property
+    def _used_seed(self) -> int:
+        return self._default_seed if self.seed is None else self.seed
+
     def _cluster(
         self, embeddings: Float[Tensor, "n d"], column_range: ColumnRange, previous: PseudoLabels | None
     ) -> tuple[Int64[Tensor, " n"], csr_array | None, int | None]:
@@ -196,7 +200,7 @@ class ClusterPseudoLabeler:
         """
         length = self._graph_length(len(embeddings))
         longest = max(length, self.average_neighbors or 0)
-        indices = find_lists(embeddings, longest).indices if longest else None
+        indices = find_lists(embeddings, longest, seed=self._used_seed).indices if longest else None
         if self.average_neighbors is not None and indices is not None:
             embeddings = averages_of_lists(embeddings, indices[:, : self.average_neighbors])
             column_range = ColumnRange.of(embeddings)
@@ -232,7 +236,7 @@ class ClusterPseudoLabeler:
             n_clusters,
             start=start,
             max_iter=self.max_iter,
-            seed=(self._default_seed if self.seed is None else self.seed) + self._round,
+            seed=self._used_seed + self._round,
         )
 
     def _check_clusters(self, labels: Int64[Tensor, " n"]) -> None:
@@ -254,6 +258,8 @@ class ClusterPseudoLabeler:
         communities = copy(settings)
         if communities.list_length is None and previous is not None:
             communities.n_neighbors = self._n_neighbors
+        if communities.seed is None:
+            communities.seed = self._used_seed
         found = communities.cluster(embeddings)
         # communities that are too small leave gaps in the labels, which `from_labels` closes
         return PseudoLabels.from_labels(found).labels, communities.graph_, communities.n_neighbors_

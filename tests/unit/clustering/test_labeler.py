@@ -234,6 +234,18 @@ def test_a_length_of_lists_is_chosen_only_by_rounds_that_succeed_and_only_for_th
         assert labeler.state_dict()["n_neighbors"] == fresh.state_dict()["n_neighbors"]
 
 
+def test_communities_without_a_seed_use_the_seed_of_the_labeler():
+    rows = noise()
+    expected = [torch.from_numpy(Communities(12, seed=seed).fit_predict(rows)) for seed in (0, 3)]
+    assert not same_clusters(*expected)
+    labeler = ClusterPseudoLabeler(Communities(12))
+    assert same_clusters(labeler.label(rows).labels, expected[0])
+    labeler.set_default_seed(3)
+    assert same_clusters(labeler.label(rows).labels, expected[1])
+    assert same_clusters(ClusterPseudoLabeler(Communities(12), seed=3).label(rows).labels, expected[1])
+    assert same_clusters(ClusterPseudoLabeler(Communities(12, seed=0), seed=3).label(rows).labels, expected[0])
+
+
 def test_the_length_that_a_user_sets_takes_precedence_over_that_of_earlier_rounds():
     labeler, rows = ClusterPseudoLabeler(Communities(4)), noise()
     labeler.label(rows)
