@@ -29,6 +29,15 @@ def _message(rule: str, found: object, remedy: str) -> str:
     return f"{rule}, got {found}. {remedy}."
 
 
+def as_device(device: torch.device | str) -> torch.device:
+    """Return the device, or raise ValueError if this machine does not have it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise value_error("`device` must be a device of this machine", device, 'Pass "cpu"') from error
+    return torch.device(device)
+
+
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
     """Raise an error unless `value` is an integer of Python or NumPy in least..most; None means no upper limit."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -49,6 +49,11 @@ def to_dtype(rows: Float[Tensor, "b f"], module: nn.Module) -> Float[Tensor, "b 
     return rows.to(dtype)
 
 
+def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Convert a tensor in half precision to float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def check_weights(model: nn.Module) -> None:
     """Raise ValueError if the model has parameters without values."""
     for name, parameter in model.named_parameters():

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from udmlss._checks import check_choice, check_integer, value_error
+from udmlss._checks import as_device, check_choice, check_integer
 from udmlss.cli.messages import count
 from udmlss.types import PRECISIONS, Precision
 
@@ -68,11 +68,7 @@ def choose_device(device: str | None) -> torch.device:
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise value_error("`device` must be a device of this machine", device, 'Pass "cpu"') from error
-    return torch.device(device)
+    return as_device(device)
 
 
 def check_workers(workers: int | None) -> None:

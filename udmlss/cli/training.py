@@ -81,7 +81,7 @@ def train(
         image_size: Height and width in pixels to which images are cropped. Larger images show finer details, and the
             time grows with the square. By default the size with which the weights were trained, or on a CPU at most
             160.
-        images_per_cluster: About how many images there are of one thing. By default it is chosen from the images.
+        images_per_cluster: Typical number of images per class. By default it is chosen from the images.
         clusters: Number of clusters of k-means, instead of clusters whose number follows from the images.
         epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that

@@ -62,11 +62,7 @@ class JaccardDBSCAN:
         """Return the cluster of each row (n,), or -1 for rows that are far from all clusters."""
         rows = as_rows(X, "X")
         column_range = check_embeddings(rows, "X")
-        for name, k in (("k1", self.k1), ("k2", self.k2)):
-            if k > len(rows):
-                raise value_error(
-                    f"`{name}={k}` must not exceed the number of rows", len(rows), "Lower it, or add images"
-                )
+        self.check_size(len(rows))
         check_distinct(column_range, len(rows))
         # thousands of equal rows would all be neighbors of each other
         copies = limit_copies(rows, max(self.k1, self.k2, self.min_samples))
@@ -75,6 +71,12 @@ class JaccardDBSCAN:
         retained, positions = copies
         labels = self._cluster(rows[retained].detach())
         return np.asarray(labels[positions.numpy(force=True)])
+
+    def check_size(self, n: int) -> None:
+        """Raise ValueError if n rows are too few for the settings."""
+        for name, k in (("k1", self.k1), ("k2", self.k2)):
+            if k > n:
+                raise value_error(f"`{name}={k}` must not exceed the number of rows", n, "Lower it, or add images")
 
     def _cluster(self, rows: Float[Tensor, "m d"]) -> NDArray[np.int64]:
         indices = find_lists(rows, max(self.k1, self.k2) - 1).indices

@@ -9,10 +9,11 @@ from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from udmlss._checks import check_distinct, check_embeddings, check_integer, check_number, value_error
+from udmlss._checks import as_device, check_distinct, check_embeddings, check_integer, check_number, value_error
 from udmlss._chunks import ColumnRange, group_means, storage_device
 from udmlss.clustering.clusterer import Clusterer, ClusterFunction, labels_of_clusterer, n_clusters_or_clusterer
 from udmlss.clustering.communities import Communities, coarse_communities
+from udmlss.clustering.jaccard_dbscan import JaccardDBSCAN
 from udmlss.clustering.kmeans import check_count, cluster_rows
 from udmlss.clustering.list_length import list_length_for
 from udmlss.clustering.matching import agreement, match_ids
@@ -62,8 +63,8 @@ class ClusterPseudoLabeler:
             Any other clusterer has a seed of its own. None uses the seed of `fit`, and 0 outside of `fit`.
 
     Raises:
-        ValueError: Several of `n_clusters`, `images_per_cluster` and `clusterer` are given, or a number is out of its
-            range.
+        ValueError: Several of `n_clusters`, `images_per_cluster` and `clusterer` are given, a number is out of its
+            range, or this machine does not have the device.
         TypeError: `clusterer` is neither a function nor an object with `fit_predict`.
 
     References:
@@ -107,7 +108,7 @@ class ClusterPseudoLabeler:
         self.average_neighbors = None if average_neighbors is None else int(average_neighbors)
         self.reliability, self.coarse = reliability, coarse
         self.unassigned_fraction = float(unassigned_fraction)
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else as_device(device)
         self.seed = None if seed is None else int(seed)
         self._default_seed = 0
         self._round = 0
@@ -182,7 +183,7 @@ class ClusterPseudoLabeler:
         """Raise ValueError if n images are too few for the settings."""
         if self.n_clusters is not None:
             check_count(self.n_clusters, n)
-        if isinstance(self.clusterer, Communities):
+        if isinstance(self.clusterer, Communities | JaccardDBSCAN):
             self.clusterer.check_size(n)
         if self.average_neighbors is not None:
             check_n_neighbors("average_neighbors", self.average_neighbors, n)

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
 from udmlss._checks import as_features, check_integer, check_module, type_error
-from udmlss._torch import device_of, to_dtype
+from udmlss._torch import at_least_float32, device_of, to_dtype
 from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
 from udmlss.inference import InferenceOptions, embed
@@ -71,7 +70,7 @@ class EmbeddingModel(nn.Module):
         if not isinstance(embeddings, Tensor):
             remedy = "Wrap it in an nn.Module whose `forward` returns one tensor"
             raise type_error("The embedder must return a tensor (b, d)", type(embeddings).__name__, remedy)
-        return functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+        return functional.normalize(at_least_float32(embeddings))
 
     @classmethod
     def from_trunk(

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udmlss._checks import check_integer, check_number, value_error
+from udmlss._checks import as_device, check_integer, check_number, value_error
 from udmlss._chunks import storage_device
 from udmlss.inference import embed
 from udmlss.neighbors.backends import Neighbors, import_faiss, search_on
@@ -54,8 +54,8 @@ class SearchIndex:
             again.
 
     Raises:
-        ValueError: `target_recall` is out of range, embeddings are not finite or empty, or ids are not unique or not
-            one per embedding.
+        ValueError: `target_recall` is out of range, this machine does not have the device, embeddings are not finite
+            or empty, or ids are not unique or not one per embedding.
         TypeError: Embeddings are not floating-point, or ids are neither all integers nor all strings.
 
     Example:
@@ -83,7 +83,7 @@ class SearchIndex:
     ) -> None:
         check_number("target_recall", target_recall, most=1, above=0)
         check_integer("seed", seed, 0)
-        self._target_recall, self._device, self._seed = float(target_recall), torch.device(device), int(seed)
+        self._target_recall, self._device, self._seed = float(target_recall), as_device(device), int(seed)
         self._store(as_unit_rows(embeddings))
         self._ids = as_ids(np.arange(len(self._rows)) if ids is None else ids, len(self._rows))
         self._build()
@@ -294,7 +294,7 @@ class SearchIndex:
         settings, arrays = read_index(Path(folder).expanduser())
         index = cls.__new__(cls)
         try:
-            index._restore(settings, arrays, torch.device(device))  # noqa: SLF001 (an object of this class)
+            index._restore(settings, arrays, as_device(device))  # noqa: SLF001 (an object of this class)
         except KeyError as error:
             rule = "`folder` must be a folder that `SearchIndex.save` wrote"
             remedy = "Build the index again and save it"

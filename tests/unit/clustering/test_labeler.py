@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from udmlss import ClusterPseudoLabeler, label_free_scores
 from udmlss._chunks import ColumnRange
-from udmlss.clustering import Communities, label_margins
+from udmlss.clustering import Communities, JaccardDBSCAN, label_margins
 from udmlss.clustering import labeler as labeler_module
 from udmlss.clustering.kmeans import cluster_means, cluster_rows, k_means
 from udmlss.neighbors import average_with_neighbors, nearest, shared_neighbor_graph
@@ -269,6 +269,7 @@ def test_the_length_that_a_user_sets_takes_precedence_over_that_of_earlier_round
         ({"n_clusters": 3, "max_iter": 0}, ValueError, r"`max_iter` must be at least 1, got 0\. Raise it\."),
         ({"n_clusters": 3, "average_neighbors": 0}, ValueError, r"`average_neighbors` must be at least 1, got 0\."),
         ({"unassigned_fraction": 1}, ValueError, r"`unassigned_fraction` must lie in 0\.\.0\.9, got 1\.0\."),
+        ({"device": "gpu"}, ValueError, r"`device` must be a device of this machine, got gpu\. Pass \"cpu\"\."),
         ({"n_clusters": 3, "seed": -1}, ValueError, r"`seed` must be at least 0, got -1\. Raise it\."),
         (
             {"clusterer": PCA()},
@@ -282,6 +283,11 @@ def test_the_length_that_a_user_sets_takes_precedence_over_that_of_earlier_round
 def test_rejects_invalid_settings(settings, kind, sentence):
     with pytest.raises(kind, match=sentence):
         ClusterPseudoLabeler(**settings)
+
+
+def test_the_number_of_images_is_checked_before_they_are_embedded():
+    with pytest.raises(ValueError, match=r"`k1=30` must not exceed the number of rows, got 29\."):
+        ClusterPseudoLabeler(JaccardDBSCAN()).check_size(29)
 
 
 def test_rejects_as_many_neighbors_as_images():

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from udmlss._checks import check_number, value_error
+from udmlss._torch import at_least_float32
 from udmlss.losses.cbswr.center_softmax import CenterSoftmaxLoss
 from udmlss.losses.cbswr.clustering_head import ClusteringHead, InformationLoss
 from udmlss.losses.cbswr.decoder import center_maps, reconstruction_loss
@@ -125,7 +126,7 @@ class CBSwRLoss(nn.Module):
             rule = f"A batch must have at least {self.head.n_clusters} images, one per cluster of the head"
             remedy = "Use larger batches, drop the last batch if it is smaller, or build the head with fewer clusters"
             raise value_error(rule, len(maps), remedy)
-        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        maps = at_least_float32(maps)
         embeddings = embed_maps(maps)
         logits = self.head(embeddings)
         clusters = logits.argmax(dim=1).unique(return_inverse=True)[1]  # clusters without images are skipped

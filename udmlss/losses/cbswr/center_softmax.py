@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_embeddings, check_number, value_error
+from udmlss._torch import at_least_float32
 from udmlss.types import Labels
 
 
@@ -77,7 +78,7 @@ class CenterSoftmaxLoss(nn.Module):
         used_centers = centers.masked_fill(~is_negative.any(dim=0).unsqueeze(1), 0)
         with torch.autocast(embeddings.device.type, enabled=False):
             images, views, negatives = (
-                functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+                functional.normalize(at_least_float32(rows))
                 for rows in (embeddings, second_embeddings.detach(), used_centers.detach())
             )
             positive_logits = (images * views).sum(dim=1) / self.temperature

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import check_integer, check_number, value_error
+from udmlss._torch import at_least_float32
 
 
 class ClusteringHead(nn.Module):
@@ -98,7 +99,7 @@ class InformationLoss(nn.Module):
             rule = "`logits` must have at least 2 columns, one per cluster"
             raise value_error(rule, logits.shape[1], "Raise `n_clusters` of the head")
         with torch.autocast(logits.device.type, enabled=False):
-            return -self.weight * mutual_information(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            return -self.weight * mutual_information(at_least_float32(logits))
 
 
 def mutual_information(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:

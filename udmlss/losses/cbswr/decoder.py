@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_integer, value_error
+from udmlss._torch import at_least_float32
 from udmlss.types import Labels
 
 _MAX_STAGES, _MIN_CHANNELS = 16, 16
@@ -36,7 +37,7 @@ def center_maps(maps: Float[Tensor, "b f y x"], clusters: Labels) -> Float[Tenso
     clusters = as_labels(clusters, len(maps), "clusters")
     ids, members, sizes = clusters.to(maps.device).unique(return_inverse=True, return_counts=True)
     with torch.autocast(maps.device.type, enabled=False):
-        rows = maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(1)
+        rows = at_least_float32(maps).flatten(1)
         weights = functional.one_hot(members, len(ids)).to(rows) / sizes
         means: Tensor = weights.T @ rows
     return means.reshape(-1, *maps.shape[1:]).to(maps.dtype)
@@ -126,8 +127,8 @@ def reconstruction_loss(
     if not ((clusters >= 0) & (clusters < len(decoded))).all():
         rule, found = f"`clusters` must lie in 0..{len(decoded) - 1}", f"{int(clusters.min())} to {int(clusters.max())}"
         raise value_error(rule, found, "Number them without gaps: `clusters.unique(return_inverse=True)[1]`")
-    dtype = torch.promote_types(decoded.dtype, torch.float32)
-    return functional.mse_loss(decoded.to(dtype)[clusters.to(decoded.device)], images.to(dtype))
+    decoded = at_least_float32(decoded)
+    return functional.mse_loss(decoded[clusters.to(decoded.device)], images.to(decoded.dtype))
 
 
 def _check_shape(name: str, shape: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_features, check_integer, check_number, value_error
-from udmlss._torch import to_dtype, trunk_of
+from udmlss._torch import at_least_float32, to_dtype, trunk_of
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 
 _MIN_VIEWS, _MAX_VIEWS = 2, 4  # one view has no order, and each view costs a forward pass through the trunk
@@ -127,7 +127,7 @@ class SelfSupervisedRanking(nn.Module):
             batch = batch.contiguous(memory_format=torch.channels_last)
         features = as_features(trunk_of(model)(batch))
         projections = self.layers(to_dtype(features, self)).unflatten(0, (-1, len(images)))
-        projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
+        projections = at_least_float32(projections)
         return functional.cosine_similarity(projections[1:], projections[:1], dim=2).T
 
 

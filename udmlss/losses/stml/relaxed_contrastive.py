@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_embeddings, check_integer, check_number, value_error
+from udmlss._torch import at_least_float32
 from udmlss.types import Labels
 
 
@@ -42,8 +43,7 @@ def teacher_similarity(
     check_integer("neighbors", neighbors, 1)
     check_embeddings(teacher_embeddings, "teacher_embeddings")
     indices = as_labels(image_indices, len(teacher_embeddings), "image_indices").to(teacher_embeddings.device)
-    dtype = torch.promote_types(teacher_embeddings.dtype, torch.float32)
-    rows = functional.normalize(teacher_embeddings.detach().to(dtype))
+    rows = functional.normalize(at_least_float32(teacher_embeddings.detach()))
     pairwise = torch.exp(-torch.cdist(rows, rows).square() / float(sigma))
     ranking = pairwise + (indices.unsqueeze(1) == indices)
     nearest = ranking.topk(min(int(neighbors), len(rows)), dim=1).indices
@@ -94,7 +94,7 @@ def relaxed_contrastive_loss(
 def relative_distances(embeddings: Float[Tensor, "b d"], name: str = "embeddings") -> Float[Tensor, "b b"]:
     """Return the distance of each two rows, divided by the mean distance from the first of them."""
     check_embeddings(embeddings, name)
-    rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    rows = at_least_float32(embeddings)
     distances = torch.cdist(rows, rows)
     mean = distances.mean(dim=1, keepdim=True)
     return distances / mean.clamp(min=torch.finfo(mean.dtype).tiny)
