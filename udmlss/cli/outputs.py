@@ -145,6 +145,7 @@ def report(run: str | os.PathLike[str]) -> Path:
         found.read_embeddings(),
         found.read_pseudo_labels(),
         history=summary.history,
+        start_scores=summary.start,
         start_embeddings=torch.from_numpy(np.load(found.start_embeddings)).float(),
         title=found.folder.absolute().name,
         summary=summary.describe(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from udmlss.results import RoundReport
+from udmlss.results import LabelFreeScores, RoundReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ class Curves:
         return f"{self.title}. " + " ".join(map(_in_words, self.lines, self.lines.values()))
 
 
-def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
+def curves_of(history: Sequence[RoundReport], start_scores: LabelFreeScores | None = None) -> list[Curves]:
     """Return the curves of a history, without those that have no value."""
     terms: dict[str, list[float | None]] = {
         "total": [report.loss for report in history],
@@ -58,7 +58,10 @@ def curves_of(history: Sequence[RoundReport]) -> list[Curves]:
         (
             "Label-free score",
             "Higher is better: images have the same neighbors in another view, and embeddings use many dimensions.",
-            {"score": [None if scores is None else scores.score for scores in label_free]},
+            {
+                "score": [None if scores is None else scores.score for scores in label_free],
+                "before training": [None if start_scores is None else start_scores.score] * len(history),
+            },
         ),
         (
             "Agreement",
@@ -96,7 +99,7 @@ def draw(axes: "Axes", curves: Curves, ink: str) -> None:
     for (name, line), color, style in zip(curves.lines.items(), COLORS, STYLES, strict=False):
         values = [float("nan") if value is None else value for value in line]
         axes.plot(curves.rounds, values, style, color=color, linewidth=_LINE_WIDTH, marker=marker, ms=3.5, label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     is_count = all(isinstance(value, int) for line in curves.lines.values() for value in _known(line))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=is_count))
     axes.set_xlabel("round", color=ink)
@@ -141,6 +144,8 @@ def _for_page(svg: str, name: str) -> str:
 
 def _in_words(name: str, line: Sequence[float | None]) -> str:
     values = _known(line)
+    if min(values) == max(values):
+        return f"{name[0].upper()}{name[1:]}: {values[0]:.4g}."
     figures = f"first {values[0]:.4g}, last {values[-1]:.4g}, lowest {min(values):.4g}, highest {max(values):.4g}"
     return f"{name[0].upper()}{name[1:]}: {figures}."
 

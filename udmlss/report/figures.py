@@ -15,7 +15,7 @@ from udmlss.report.curves import COLORS, curves_of, draw
 from udmlss.report.embedding_map import embedding_map, tiles
 from udmlss.report.neighbor_changes import compare_neighbors
 from udmlss.report.thumbnails import Thumbnails
-from udmlss.results import RoundReport
+from udmlss.results import LabelFreeScores, RoundReport
 from udmlss.types import Labels
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ _CURVES_PER_LINE = 3
 _MAP_COLUMNS, _MAP_LINES = 24, 16
 
 
-def plot_history(history: Sequence[RoundReport]) -> "Figure":
+def plot_history(history: Sequence[RoundReport], *, start_scores: LabelFreeScores | None = None) -> "Figure":
     """Plot the loss, the label-free score, the agreement, and the number and sizes of clusters over the rounds.
 
     Measurements without any value are omitted.
 
     Args:
         history: The reports of the rounds, such as `FitResult.history`.
+        start_scores: Label-free scores before training, such as `FitResult.start`. None shows only those of the rounds.
 
     Returns:
         The figure.
@@ -45,11 +46,11 @@ def plot_history(history: Sequence[RoundReport]) -> "Figure":
     Example:
         >>> from udmlss.report import plot_history
         >>> result = fit(model, images)  # doctest: +SKIP
-        >>> plot_history(result.history).savefig("history.png")  # doctest: +SKIP
+        >>> plot_history(result.history, start_scores=result.start).savefig("history.png")  # doctest: +SKIP
     """
     if not history:
         raise value_error("`history` must hold at least one round", "none", "Pass `FitResult.history`")
-    found = curves_of(history)
+    found = curves_of(history, start_scores)
     n_lines = ceil(len(found) / _CURVES_PER_LINE)
     figure = _new_figure(4 * _CURVES_PER_LINE, 2.8 * n_lines)
     for number, curves in enumerate(found, 1):

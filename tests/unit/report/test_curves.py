@@ -34,6 +34,13 @@ def test_the_alternative_text_states_the_values(run):
     )
 
 
+def test_the_score_before_training_is_a_line_of_its_own(run):
+    start = replace(run.history[0].label_free, shared_neighbors=0.25)
+    found = curves_of(run.history, start)[1]
+    assert found.lines["before training"] == [start.score] * len(run.history)
+    assert found.alternative.endswith(f"Before training: {start.score:.4g}.")
+
+
 def test_the_svg_is_well_formed_takes_its_colors_from_the_page_and_has_identifiers_of_its_own(run):
     first, second = (as_svg(curves_of(run.history)[4], name) for name in ("a", "b"))
     assert ET.fromstring(first).get("viewBox")  # noqa: S314 (our own text)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -86,6 +87,13 @@ def test_the_page_states_the_run_and_what_cannot_be_read(page):
     assert "54 <b>.jpg" in page.text  # the damaged file, escaped in the source
     assert "1 of them cannot be read" in page.text
     assert any("cannot be read" in picture["alt"] for picture in page.named("img"))
+
+
+def test_the_page_states_the_score_before_training_if_it_is_given(run, tmp_path):
+    start = replace(run.history[0].label_free, shared_neighbors=0.25)
+    settings = {"history": run.history, "start_scores": start, "n_queries": 0}
+    written = write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels, **settings)
+    assert f"Label-free score, before and after training {start.score:.3f} → 0.615" in Page(written).text
 
 
 def test_every_section_starts_with_a_sentence_and_changed_neighbors_have_a_word(page, written):
