@@ -52,7 +52,7 @@ class Sizes:
         growth: Numbers of embeddings of the line "growth".
         share: Number of images of the line "share", and their height and width in pixels.
         photos: Folder of pictures of the lines "command" and "gpu-loader". By default pictures are made.
-        pictures: Number of pictures that are made, of 500 x 375 pixels.
+        pictures: Number of pictures that are taken from the folder, or made, of 500 x 375 pixels.
         command_pixels: Height and width to which the line "command" crops them.
         command_epochs: Number of epochs of the line "command".
         command_pairs: Number of times that both sides of the lines "command" and "gpu-loader" are measured.

@@ -16,9 +16,10 @@ _NOISE = 12.0  # standard deviation of the pixels, so that files have about the 
 
 
 def find_or_make_pictures(sizes: Sizes, folder: Path) -> Sequence[Path]:
-    """Return the pictures of the folder that `sizes` names, or make some in another folder."""
+    """Return evenly spaced pictures of the folder that `sizes` names, or make some in another folder."""
     if sizes.photos:
-        return find_images(Path(sizes.photos).expanduser())
+        found = find_images(Path(sizes.photos).expanduser())
+        return found[:: max(1, len(found) // sizes.pictures)][: sizes.pictures]
     return make_pictures(folder, sizes.pictures)
 
 

@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udmlss.clustering.map_equation import compression, map_equation_communities
+from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.graph import shared_neighbor_graph
 from udmlss.neighbors.search import search, unit_length
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 LARGEST_SAMPLE = 5000  # rows that the length is chosen on at most, to bound the time
+_COPIES = 2  # of a row in the sample, which the copies of one image would otherwise fill
 _TOLERANCE = 0.02  # fraction of the largest gap; of lengths within it the longest is chosen
 _WEIGHTS = (0.25, 0.5, 0.25)  # of a length and the two next to it, since gaps of single lengths are noisy
 
@@ -61,7 +63,9 @@ def choose_list_length(
 
 
 def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
-    """Return unit-length rows on the CPU: all of them, or a random one and its nearest neighbors."""
+    """Return unit-length rows on the CPU: all of them, or a random one and its nearest neighbors without copies."""
+    if len(embeddings) > LARGEST_SAMPLE and (copies := limit_copies(embeddings, _COPIES)) is not None:
+        embeddings = embeddings[copies[0]]
     if len(embeddings) > LARGEST_SAMPLE:
         query = torch.randint(len(embeddings), (1,), generator=generator).to(embeddings.device)
         embeddings = embeddings[search(embeddings, LARGEST_SAMPLE, embeddings[query])[1][0]]
