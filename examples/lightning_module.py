@@ -1,6 +1,6 @@
 """Train with Lightning: every epoch is a round, whose dataloader embeds and clusters the images.
 
-pip install lightning
+pip install lightning "udmlss[demo]"
 python examples/lightning_module.py --devices 2
 python examples/lightning_module.py --folder run        # the same command resumes an interrupted training
 """
@@ -59,10 +59,11 @@ class UDMLSS(lightning.LightningModule):
 
     def train_dataloader(self) -> Sized:
         self.rounds.end_round()  # if all of its batches were sampled
-        for current in self.rounds:
-            self.criterion.start_round(current.pseudo_labels)
-            return Batches(current)
-        return []  # the last round has ended
+        current = next(iter(self.rounds), None)
+        if current is None:
+            return []  # the last round has ended
+        self.criterion.start_round(current.pseudo_labels)
+        return Batches(current)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _number: int) -> Tensor:
         images, labels = batch

@@ -1,4 +1,8 @@
-"""Train in a loop over `Rounds`, with the result of `fit` without averaged weights, bit for bit on a CPU."""
+"""Train in a loop over `Rounds`.
+
+On a CPU the result equals that of `fit(model, train, cluster_images=plain, max_steps=300, relabel_every=75,
+from_scratch=True, average_weights=False)`, bit for bit.
+"""
 
 import torch
 from pytorch_metric_learning import losses, miners

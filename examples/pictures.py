@@ -1,4 +1,7 @@
-"""The figures of the quickstart: nearest neighbors before and after training, and training curves."""
+"""The figures of the quickstart: nearest neighbors before and after training, and training curves.
+
+A module of quickstart.py, not a program.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

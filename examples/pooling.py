@@ -1,9 +1,13 @@
-"""Global pooling of the backbones of the examples: replace it, or read the feature maps that it pools."""
+"""Global pooling of the backbones of the examples: replace it, or read the feature maps that it pools.
+
+A module of reproduce.py, not a program.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# "4" is the `nn.Flatten` of the small network
 LAYERS = {"small": "4", "efficientnet-lite0": "_avg_pooling", "resnet50": "avgpool", "googlenet": "avgpool"}
 
 

@@ -1,4 +1,7 @@
-"""Published settings of the methods that reproduce.py trains; notes name what was not published or differs."""
+"""Published settings of the methods that reproduce.py trains; notes name what was not published or differs.
+
+A module of reproduce.py, not a program.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

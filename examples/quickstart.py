@@ -94,15 +94,16 @@ def main() -> None:
     keep_freed_memory()
 
     model, images, test = build_model(), glyphs("train"), glyphs("test")
-    untrained, start_embeddings, scores = embed(model, test), embed(model, images), RecallPerRound(test)
+    untrained, start_embeddings = embed(model, test), embed(model, images)
+    recall_per_round = RecallPerRound(test)
     result = fit(
         model,
         glyphs("train", transform=augment),
         cluster_images=images,
         max_steps=Epochs(args.epochs),
         from_scratch=True,
-        label_free=True,
-        callbacks=scores,
+        label_free=True,  # for the curves of the report
+        callbacks=recall_per_round,
     )
     embeddings = {"raw pixels": test.images.flatten(1), "untrained network": untrained, "trained": embed(model, test)}
     print("\nScores on scripts that training did not see:\n")
@@ -111,7 +112,7 @@ def main() -> None:
 
     before_and_after = {name: embeddings[name] for name in ("untrained network", "trained")}
     save_neighbors(args.out / "neighbors.png", test.images, test.labels, before_and_after)
-    save_curves(args.out / "curves.png", result.history, scores.recalls)
+    save_curves(args.out / "curves.png", result.history, recall_per_round.recalls)
     write_report(
         args.out / "report.html",
         images,

@@ -72,7 +72,7 @@ class Data:
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Published]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--data", required=True, help=f"{', '.join(OPENERS)}, glyphs, or a folder of images")
+    parser.add_argument("--data", required=True, help="cub200, cars196, sop, inshop, glyphs, or a folder of images")
     parser.add_argument("--root", type=Path, help="folder of the dataset; glyphs needs none")
     parser.add_argument("--max-steps", type=int, help="largest number of optimizer steps")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, P
     args = parser.parse_args(arguments)
     if args.data not in {*OPENERS, "glyphs"}:
         if not Path(args.data).is_dir():
-            parser.error(f"--data must be one of {', '.join(OPENERS)}, glyphs, or an existing folder, got {args.data}")
+            parser.error(f"--data must be cub200, cars196, sop, inshop, glyphs, or an existing folder, got {args.data}")
         args.data, args.root = "folder", Path(args.data)
     if args.root is None and args.data != "glyphs":
         parser.error(f"--data {args.data} needs --root, the folder of the dataset")

@@ -1,4 +1,7 @@
-"""A labeler that unassigns images whose cluster depends on the granularity of the clustering, as SpCL does."""
+"""A labeler that unassigns images whose cluster depends on the granularity of the clustering, as SpCL does.
+
+A module of published.py, not a program.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from udmlss import ClusterPseudoLabeler, PseudoLabels
 
-INDEPENDENT = 0.9  # fraction of the clusters of the first round that are independent
+QUANTILE = 0.9  # of the loose distances of the first round; clusters above it are unreliable
 
 
 class SelfPacedLabeler:
@@ -48,13 +51,15 @@ class SelfPacedLabeler:
         rows = embeddings.to("cpu", torch.float32).numpy()
         found = [torch.as_tensor(each.fit_predict(rows)) for each in (self.tight, self.middle, self.loose)]
         tight, labels, loose = map(separate, found)
-        compactness, independence = jaccard_distances(labels, tight), smallest(jaccard_distances(labels, loose), labels)
-        distances = independence[labels.bincount() > 1].sort().values
+        tight_distances = jaccard_distances(labels, tight)
+        loose_distances = smallest(jaccard_distances(labels, loose), labels)
+        distances = loose_distances[labels.bincount() > 1].sort().values
         if self.threshold is None and len(distances):
-            self.threshold = float(distances[min(len(distances) - 1, round(INDEPENDENT * len(distances)))])
+            self.threshold = float(distances[min(len(distances) - 1, round(QUANTILE * len(distances)))])
         limit = torch.inf if self.threshold is None else self.threshold
-        is_reliable = (compactness <= smallest(compactness, labels)[labels]) & (independence[labels] <= limit)
-        reliable = torch.where(is_reliable & (found[1] >= 0), labels, -1)
+        is_tight = tight_distances <= smallest(tight_distances, labels)[labels]
+        is_separate = loose_distances[labels] <= limit
+        reliable = torch.where(is_tight & is_separate & (found[1] >= 0), labels, -1)
         return separate(reliable) if self.own_classes else reliable
 
 

@@ -1,4 +1,7 @@
-"""A labeler that returns the true labels, for the upper bound of a comparison."""
+"""A labeler that returns the true labels, for the upper bound of a comparison.
+
+A module of reproduce.py, not a program.
+"""
 
 from torch import Tensor
 
@@ -14,7 +17,6 @@ class TrueLabels:
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = PseudoLabels.from_labels(labels).labels
-        self.n_clusters = int(self.labels.max()) + 1
 
     def label(self, embeddings: Tensor) -> PseudoLabels:
         return PseudoLabels.from_labels(self.labels, embeddings)

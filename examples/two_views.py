@@ -1,4 +1,7 @@
-"""Training loops of methods that need no k-means, because they compare two views of each image."""
+"""Training loops of methods that need no k-means, because they compare two views of each image.
+
+A module of reproduce.py, not a program.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -176,6 +179,7 @@ class _PairBatches:
 
 def _order(n_images: int, seed: int, epoch: int) -> Tensor:
     """Return the random order of the images in an epoch."""
+    # the generator passes the orders of all earlier epochs, so that the order of any epoch can be computed alone
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n_images, generator=generator) for _ in range(epoch + 1)][-1]
 

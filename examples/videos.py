@@ -1,4 +1,4 @@
-"""Videos as images: saves one frame every few seconds, and checks the frames for near-duplicates.
+"""Save one frame of each video every few seconds, and check the frames for damage and near-duplicates.
 
     python examples/videos.py VIDEO... --every 2 --out frames
 

@@ -1,6 +1,6 @@
 """Train with Accelerate: a loop over rounds with the devices, processes and checkpoints of Accelerate.
 
-pip install accelerate
+pip install accelerate "udmlss[demo]"
 accelerate launch examples/with_accelerate.py
 accelerate launch examples/with_accelerate.py --folder run        # the same command resumes an interrupted training
 """

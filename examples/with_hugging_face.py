@@ -1,4 +1,4 @@
-"""Train a model of Hugging Face on images of Hugging Face: from `transformers` and `datasets` to embeddings.
+"""Train a model of `transformers` on a dataset of `datasets`, and store the embeddings as a column.
 
 pip install transformers datasets
 python examples/with_hugging_face.py photos/                                  # a folder of images
@@ -6,18 +6,20 @@ python examples/with_hugging_face.py photos/ --model google/vit-base-patch16-224
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from datasets import load_dataset
-from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModel
 
 from udmlss import BestWeights, EmbeddingModel, embed, fit
+from udmlss.backbones import Backbone
+from udmlss.models import save_model
 
 
-def apply(transform: v2.Transform, batch: dict[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
+def apply(transform: Callable[[Any], torch.Tensor], batch: dict[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
     return {"image": [transform(image.convert("RGB")) for image in batch["image"]]}
 
 
@@ -34,18 +36,13 @@ def main() -> None:
 
     photos = load_dataset("imagefolder", data_dir=args.folder, split="train")  # or load_dataset("user/name", ...)
     processor = AutoImageProcessor.from_pretrained(args.model)
-    size = args.image_size
-    to_tensor = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(processor.image_mean, processor.image_std),  # those of the pretrained weights
-    ]
-    augment = v2.Compose([v2.RandomResizedCrop(size, (0.2, 1)), v2.RandomHorizontalFlip(), *to_tensor])
-    resize = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), *to_tensor])
-    train, plain = (photos.with_transform(partial(apply, transform)) for transform in (augment, resize))
-
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)  # those of the pretrained weights
     torch.manual_seed(0)
     trunk = AutoModel.from_pretrained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = Backbone(args.model, trunk, args.image_size, mean, std)
+    transforms = backbone.train_transform(), backbone.test_transform()
+    train, plain = (photos.with_transform(partial(apply, transform)) for transform in transforms)
+
     model = EmbeddingModel.from_trunk(trunk, plain, num_workers=args.num_workers)
     result = fit(
         model,
@@ -59,8 +56,8 @@ def main() -> None:
     print(f"label-free score: {result.start.score:.3f} before training, {result.label_free.score:.3f} after")
 
     embeddings = embed(model, plain, num_workers=args.num_workers)
-    photos.add_column("embedding", list(embeddings.cpu().numpy())).save_to_disk(f"{args.out}/images")
-    torch.save(model.state_dict(), f"{args.out}/model.pt")
+    photos.add_column("embedding", list(embeddings.numpy())).save_to_disk(f"{args.out}/images")
+    save_model(model, f"{args.out}/model", backbone=backbone)  # load_model(folder, trunk=...) loads it
     print(f"saved {len(photos)} images with embeddings of {embeddings.shape[1]} dimensions in {args.out}")
 
 

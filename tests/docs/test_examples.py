@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import udmlss
 import udmlss.data
+from udmlss.models import load_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # the examples import each other
 sys.path.insert(0, str(Path(__file__).parent))
@@ -175,10 +176,13 @@ def test_a_model_of_hugging_face_trains_on_its_datasets(run, birds, tmp_path, mo
     printed = run("with_hugging_face.py", birds / "images", *model, "--steps", 4, "--relabel-every", 2)
     assert [line.split(":")[0].split(" ")[0] for line in printed] == ["label-free", "saved"]
     images = datasets.load_from_disk(tmp_path / "run" / "images").with_format("torch")
-    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    saved, backbone = load_model(tmp_path / "run" / "model", trunk=transformers.Dinov2Model(network.config))
     assert len(images) == 64
     torch.testing.assert_close(images["embedding"][:].norm(dim=1), torch.ones(64))
-    assert any(not torch.equal(saved[f"trunk.{name}"], value) for name, value in network.state_dict().items())
+    trained = saved.trunk.state_dict()
+    assert any(not torch.equal(trained[name], value) for name, value in network.state_dict().items())
+    assert backbone is not None
+    assert backbone.image_size == 28
 
 
 def test_two_processes_print_once_and_resume(tmp_path, birds, monkeypatch, capfd):

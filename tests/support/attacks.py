@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-HEADER = "| attack | what was done | tried | held | command |\n|---|---|---|---|---|\n"
+HEADER = "| attack | what is done, and what must hold | tried | held | command |\n|---|---|---|---|---|\n"
 ATTACKS = {
     "kills": "A training is killed by SIGKILL at a random moment, half of them while it saves. No completed checkpoint "
     "is lost, and the resumed run ends with the weights of the uninterrupted run, bit for bit.",
-    "sigterm": "A training receives SIGTERM at a random moment. It saves its step and ends with exit code 143, "
-    "or before its first step ends by the signal. The resumed run ends with the weights of the uninterrupted run, bit "
-    "for bit.",
+    "sigterm": "A training receives SIGTERM at a random moment. It saves a checkpoint and ends with exit "
+    "code 143. Before the first step, the signal ends it without a checkpoint. The resumed run ends with the weights "
+    "of the uninterrupted run, bit for bit.",
     "disk": "A file cannot grow beyond a random size while a checkpoint is saved. `fit` raises OSError, earlier "
     "checkpoints are unchanged, and the run can be resumed.",
     "interrupts": "Ctrl-C arrives at a random function call of `fit`, or at a random time. `fit` returns a result or "
-    "raises KeyboardInterrupt, leaves modes, random states and signal handlers as they were and no process, open file "
-    "or lock, and the run can be resumed.",
+    "raises KeyboardInterrupt, restores modes, random states and signal handlers, and leaves no process, open file or "
+    "lock behind. The run can be resumed.",
     "checkpoints": "Bytes of a checkpoint or of its checksum are changed, removed or appended. The resumed run ends "
     "with the weights of the uninterrupted run, bit for bit, or an error says that all checkpoints are damaged.",
     "ranks": "One of two ranks is killed at a random moment. The other one ends within 30 seconds, and both can "
@@ -24,7 +24,7 @@ ATTACKS = {
     "errors": "One of two ranks raises an error at a random function call. Both ranks end within 30 seconds, and both "
     "can resume, bit for bit.",
     "images": "Bytes of an image file, of one of twelve formats, are changed or removed. Loading it raises an error "
-    "that names the file, or returns pixels. A PNG file never has other pixels.",
+    "that names the file, or returns pixels. A damaged PNG file never returns wrong pixels.",
     "archives": "Bytes of a .zip, .tar or .tgz archive are changed or removed. It is unpacked completely or not at "
     "all, and an archive with checksums (.zip, .tgz) never to other content.",
     "annotations": "Bytes of the lists and .mat files of the published datasets are changed or removed. They are "
