@@ -1,5 +1,6 @@
 """Settings of all tests and of the examples in docstrings."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent / "tests" / "support"))
 install_import_hook("udmlss", "shape_checker.check")  # tests check the shapes in signatures
 pytest_plugins = ["attacks"]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what was imported from further collections of garbage, which tests of processes call often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

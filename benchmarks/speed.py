@@ -92,13 +92,13 @@ QUICK = Sizes(
     command_pixels=32,
     command_epochs=4,
     command_pairs=1,
-    communities=(600, 16),
-    many_communities=(800, 8),
+    communities=(240, 16),
+    many_communities=(260, 8),
     search=(900, 8),
     large_search=(1000, 9),
     queries=40,
     exact_up_to=0,
-    gpu_rows=(600, 16),
+    gpu_rows=(240, 16),
 )
 
 

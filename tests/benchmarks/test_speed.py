@@ -13,6 +13,7 @@ import speed_clustering
 import speed_command
 import speed_communities
 import speed_evaluation
+import speed_fit
 import speed_gpu
 import speed_measurements
 import speed_pictures
@@ -35,6 +36,11 @@ pytestmark = pytest.mark.xdist_group("speed")  # so that all lines are measured 
 NAMES = [name for name in speed.LINES if not name.startswith("gpu") or not torch.cuda.is_available()]
 
 
+def measure_once(_pairs, *measures):
+    """Measure without the warm-up, which has a test of its own."""
+    return [[measure()] for measure in measures]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_process():
     """Measure in this process, because starting processes takes seconds; one test below starts one."""
@@ -43,6 +49,8 @@ def _one_process():
         for module in modules:
             patch.setattr(module, "cost_in_process", cost_of)
         patch.setattr(speed_command, "keep_freed_memory", lambda: None)
+        for module in (speed_clustering, speed_evaluation, speed_fit, speed_gpu, speed_training):
+            patch.setattr(module, "measure_alternately", measure_once)
         for module in (approximate, index):
             patch.setattr(module, "_EXACT", module._EXACT)  # is restored after the lines have changed it
         yield
@@ -140,7 +148,10 @@ def test_lines_of_a_gpu_are_measured_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(speed_gpu, "PIXELS", 32)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch.compile cannot trace the type checks
-    found = {name: speed.LINES[name](QUICK, "cpu") for name in ("gpu", "gpu-clustering", "gpu-loader", "gpu-compiled")}
+    found = {
+        name: speed.LINES[name](replace(QUICK, pictures=12), "cpu")
+        for name in ("gpu", "gpu-clustering", "gpu-loader", "gpu-compiled")
+    }
     counts = {"gpu": 1, "gpu-clustering": 3, "gpu-loader": 1, "gpu-compiled": 2}
     assert {name: len(rows) for name, rows in found.items()} == counts
     for name, rows in found.items():

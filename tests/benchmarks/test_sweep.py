@@ -5,6 +5,8 @@ import quality
 import sweep
 from settings import preset
 
+pytestmark = pytest.mark.xdist_group("sweep")  # so that the runs of `out` are made once
+
 
 @pytest.mark.parametrize(
     ("n_classes", "n_images", "possible", "impossible"),
@@ -24,7 +26,7 @@ def test_numbers_of_clusters_fit_the_images_and_the_batch(n_classes, n_images, p
 def out(flowers, options, tmp_path_factory):
     """A folder with runs of the frozen model, the upper bound and one method."""
     folder = tmp_path_factory.mktemp("results") / "flowers"
-    given = ["--methods", "supervised,udml-ss", "--seeds", "2", "--out", str(folder)]
+    given = ["--methods", "supervised,udml-ss", "--seeds", "2", "--no-searches", "--out", str(folder)]
     quality.main(["--data", str(flowers), *given, *options])
     return folder
 

@@ -14,6 +14,7 @@ from udmlss import cli
 from udmlss.cli import training
 from udmlss.training import CSVLogger
 
+pytestmark = pytest.mark.xdist_group("backbones")  # which one process then imports
 TRAIN = ["train", "photos", "--epochs", 2, "--image-size", 32, "--images-per-cluster", 10, "--workers", 0]
 
 

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import jaxtyping
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -214,14 +213,11 @@ CHANGES = {
         "running statistics of a trained model, got initial statistics in all 1 layers. Pass `from_scratch=True`",
     ),
 }
-NUMBERS = {
-    **dict.fromkeys(("max_steps", "relabel_every"), (0, -3, 2.5, True, np.nan)),
-    **dict.fromkeys(("seed", "num_workers"), (-1, 0.5, "2")),
-    **dict.fromkeys(("lr", "trunk_lr"), (-0.1, np.nan, np.inf, "1e-3")),
-    "clip_norm": (0, -1.0, np.nan, "1"),
-    "accumulate_grad_batches": (0, -1, 2.0, "2", None),
-    "clusters_per_batch": (2.0, "2"),
-    **dict.fromkeys(("samples_per_cluster", "views"), (2.0, "2", None)),
+NUMBERS = {  # besides those of test_numeric_settings.py
+    **dict.fromkeys(("max_steps", "relabel_every", "clip_norm"), (0,)),
+    "accumulate_grad_batches": (0, 2.0, None),
+    "clusters_per_batch": (2.0,),
+    **dict.fromkeys(("samples_per_cluster", "views"), (2.0, None)),
 }
 CHANGES |= {
     f"{name}={given!r}": (value(**{name: given}), (ValueError, TypeError), f"`{name}` must be ")

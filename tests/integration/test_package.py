@@ -10,6 +10,7 @@ import pytest
 
 import udmlss
 
+pytestmark = pytest.mark.xdist_group("package")  # which is then built once
 ROOT = Path(__file__).parents[2]
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from udmlss.backbones import load_backbone
 
+pytestmark = pytest.mark.xdist_group("backbones")  # which one process then imports
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 
 

@@ -1,9 +1,7 @@
 """The folder of a run: whose it is, and that its files are complete."""
 
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -55,24 +53,28 @@ def test_files_that_a_killed_process_left_are_removed(tmp_path):
     assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "run.json"]
 
 
+def send_claim(sender, folder):
+    try:
+        claim(folder)
+        sender.send("claimed")
+    except ValueError as error:
+        sender.send(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, with threads
 def test_another_process_cannot_use_the_folder_at_the_same_time(tmp_path):
-    program = f"""
-from udmlss.cli.run_folder import RunFolder
-try:
-    with RunFolder({str(tmp_path / "run")!r}).claim({SETTINGS!r}):
-        print("claimed")
-except ValueError as error:
-    print(error)
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = multiprocessing.get_context("fork")
 
     def other_process():
-        command = [sys.executable, "-c", program]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout  # noqa: S603
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=send_claim, args=(sender, tmp_path / "run"))
+        process.start()
+        process.join()
+        return receiver.recv()
 
     with RunFolder(tmp_path / "run").claim(SETTINGS):
         assert "which another process uses" in other_process()
-    assert other_process() == "claimed\n"
+    assert other_process() == "claimed"
 
 
 def test_a_run_that_is_not_finished_or_not_there_is_an_error(tmp_path):

@@ -223,7 +223,7 @@ def test_a_round_that_failed_does_not_change_the_state():
 
 
 def test_a_length_of_lists_is_chosen_only_by_rounds_that_succeed_and_only_for_the_same_images():
-    labeler, rows = ClusterPseudoLabeler(), corners(20, 60, 24)[0]
+    labeler, rows = ClusterPseudoLabeler(), corners(10, 36, 24)[0]
     before = labeler.state_dict()
     with pytest.raises(ValueError, match=r"at least 2 clusters.* Pass a smaller `images_per_cluster`"):
         labeler.label((torch.rand(300, 1) + 0.1) * torch.ones(1, 16))

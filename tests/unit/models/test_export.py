@@ -9,6 +9,7 @@ from udmlss import EmbeddingModel, embedder_from_features
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.models import export, export_onnx, export_torch, save_model
 
+pytestmark = pytest.mark.xdist_group("backbones")  # which one process then imports
 NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
 FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
 

@@ -18,7 +18,10 @@ from udmlss.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "link", "br"}
-pytestmark = pytest.mark.filterwarnings("ignore:.* in the report cannot be read:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* in the report cannot be read:UserWarning"),
+    pytest.mark.xdist_group("report"),  # whose page is then written once
+]
 TITLE = "Birds & <script>alert(1)</script>"
 
 

@@ -83,9 +83,9 @@ def save_until_killed(folder, first):
         save_checkpoint(folder, step, state, keep_last=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, with threads
 def test_a_killed_process_leaves_an_undamaged_checkpoint(tmp_path):
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["torch", "udmlss"])
+    processes = multiprocessing.get_context("fork")
     random, newest = np.random.default_rng(0), 0
     warnings.simplefilter("error")  # a damaged file would give a warning
     for _ in range(15):
