@@ -102,7 +102,7 @@ def udml(
         labeler = ClusterPseudoLabeler(n_clusters, average_neighbors=average_neighbors)
     if true_labels:
         labeler = TrueLabels(data.labels)
-        n_clusters = labeler.n_clusters
+        n_clusters = len(data.labels.unique())
     if embedder is not None:
         initialize_embedder(model, data, settings, embedder)
         settings = replace(settings, lr=settings.trunk_lr)
