@@ -103,19 +103,23 @@ def train(rows: int, dimensions: int, clusters: int, iterations: int, rounds: in
 
 
 class AnonymousMemory:
-    """The peak of this process's anonymous memory, in KiB, sampled every 20 ms."""
+    """The peak of this process's anonymous memory in the `with` block, in KiB, sampled every 20 ms."""
 
     def __init__(self) -> None:
         self.peak = 0
+        self._ended = threading.Event()
 
-    def start(self) -> None:
+    def __enter__(self) -> None:
+        self._ended.clear()
         threading.Thread(target=self._sample, daemon=True).start()
 
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
     def _sample(self) -> None:
-        while True:
+        while not self._ended.wait(0.02):
             lines = Path("/proc/self/status").read_text().splitlines()
             self.peak = max(self.peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
-            time.sleep(0.02)
 
 
 ANONYMOUS_MEMORY = AnonymousMemory()
@@ -149,17 +153,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.fit is not None:
-        ANONYMOUS_MEMORY.start()
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        with ANONYMOUS_MEMORY, tempfile.TemporaryDirectory(dir=args.folder) as folder:
             embeddings_folder = Path(folder) if args.fit == "disk" else None
             train(args.rows, args.dimensions, args.clusters, args.iterations, args.rounds, folder=embeddings_folder)
         return
     if args.file is not None:
-        ANONYMOUS_MEMORY.start()
-        if args.neighbors is None:
-            cluster(args.file, args.clusters, args.iterations, args.rounds, label_free=args.label_free)
-        else:
-            search(args.file, args.neighbors, args.recall)
+        with ANONYMOUS_MEMORY:
+            if args.neighbors is None:
+                cluster(args.file, args.clusters, args.iterations, args.rounds, label_free=args.label_free)
+            else:
+                search(args.file, args.neighbors, args.recall)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "embeddings.npy"

@@ -32,8 +32,14 @@ def test_program_prints_time_and_memory_and_removes_its_file(tmp_path, monkeypat
 
 
 def test_the_search_for_neighbors_prints_time_memory_and_recall(tmp_path, monkeypatch, capfd):
+    def run_here(command, check):
+        assert check
+        monkeypatch.setattr(sys, "argv", command[1:])
+        memory.main()
+
     options = "--rows 2000 --dimensions 8 --neighbors 5 --folder"
     monkeypatch.setattr(sys, "argv", ["memory.py", *options.split(), str(tmp_path)])
+    monkeypatch.setattr(memory.subprocess, "run", run_here)  # the test above starts the process
     memory.main()
     lines = capfd.readouterr().out.splitlines()
     assert lines[-1].startswith("after lists of 5, recall 1.000")
