@@ -29,7 +29,7 @@ def test_a_notebook_runs_and_shows_pictures(name, tmp_path, monkeypatch):
     plt.close("all")
     cells = json.loads(NOTEBOOKS[name].read_text())["cells"]
     install, *programs = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    assert install == '%pip install "udmlss[demo,faiss-cpu]"'
+    assert install == '%pip install "udmlss[demo]"'
     text = "\0".join(programs)
     for long, short in SHORTER[name].items():
         assert long in text

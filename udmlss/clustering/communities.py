@@ -8,10 +8,14 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from udmlss._checks import as_rows, check_distinct, check_embeddings, check_integer, value_error
+from udmlss._chunks import row_slices
 from udmlss.clustering.list_length import LARGEST_SAMPLE, LENGTHS, choose_list_length, list_length_for
 from udmlss.clustering.map_equation import map_equation_communities
 from udmlss.neighbors.approximate import find_lists
 from udmlss.neighbors.graph import shared_neighbor_graph
+from udmlss.neighbors.search import unit_length
+
+_ROUNDING = 2**-20  # difference between components of unit vectors in float32 that are equal up to rounding
 
 
 class Communities:
@@ -94,6 +98,7 @@ class Communities:
 
     def cluster(self, rows: Float[Tensor, "n d"]) -> NDArray[np.int64]:
         """Return the labels of `fit_predict` for rows that have been checked; their neighbors are searched once."""
+        _check_directions(rows)
         length, n, seed = self.list_length, len(rows), self.seed or 0
         if length is None and n > LARGEST_SAMPLE:
             length = choose_list_length(rows, seed=seed)
@@ -124,6 +129,19 @@ class Communities:
         if self.images_per_cluster is not None:
             return list_length_for(self.images_per_cluster)
         return self.n_neighbors
+
+
+def _check_directions(rows: Float[Tensor, "n d"]) -> None:
+    """Raise ValueError if the directions of all rows differ at most by rounding, so that their neighbors are random."""
+    first = unit_length(rows[:1])
+    for part in row_slices(rows):
+        if float((unit_length(rows[part]) - first).abs().max()) > _ROUNDING:
+            return
+    raise value_error(
+        "Embeddings must differ",
+        f"{len(rows)} rows with the same direction up to rounding: the model has collapsed",
+        "Lower the learning rate, or check that the images themselves differ",
+    )
 
 
 def coarse_communities(graph: csr_array, labels: Int64[Tensor, " n"], *, seed: int = 0) -> Int64[Tensor, " n"]:

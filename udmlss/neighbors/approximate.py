@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
 from udmlss._chunks import Share, Work, group_means, row_slices, with_float64
-from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, import_faiss, search_device
+from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, search_device
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, search_in_chunks, unit_length, without_self
@@ -197,7 +197,7 @@ class _Cells:
         """Divide rows by k-means of a sample; cells that are much larger than the mean are cut."""
         n = len(embeddings)
         n_cells = int(_CELLS * n**0.5)
-        device, nearest_centers = euclidean_search(import_faiss(), embeddings.device)
+        device, nearest_centers = euclidean_search(embeddings.device)
         sampled = torch.randperm(n, generator=generator)[: _ROWS_PER_CELL * n_cells].to(embeddings.device)
         rows = unit_length(embeddings[sampled]).to(device)
         origin = rows.mean(dim=0)  # float32 would round differences away far from the origin

@@ -1,4 +1,8 @@
-"""Nearest-neighbor search by faiss, PyTorch or scikit-learn."""
+"""Nearest-neighbor search by PyTorch, and by faiss on a GPU.
+
+On a CPU, PyTorch multiplies matrices at least as fast as the package of faiss, and up to four times as fast on
+processors that the BLAS in that package does not know (`python benchmarks/speed.py --only k-means`).
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +16,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from udmlss._chunks import CPU, PAIRS, storage_device
@@ -37,7 +40,7 @@ def import_faiss() -> ModuleType | None:
     try:
         import faiss  # noqa: PLC0415 (optional)
 
-        faiss.get_num_gpus(), faiss.knn, faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT  # they must exist
+        faiss.get_num_gpus(), faiss.index_factory  # they must exist
     except Exception as error:  # noqa: BLE001 (a library that does not load raises errors of any type)
         if not (isinstance(error, ModuleNotFoundError) and error.name == "faiss"):
             _stop_using_faiss(error)
@@ -48,8 +51,8 @@ def import_faiss() -> ModuleType | None:
 def _stop_using_faiss(error: Exception) -> None:
     faiss_errors.append(f"{type(error).__name__}: {error}")
     warnings.warn(
-        f"Search and k-means run without faiss, which is slower: faiss is installed, but does not load "
-        f"({faiss_errors[0]}). Reinstall it, or uninstall it.",
+        f"Searches run without faiss, which is slower: faiss is installed, but does not load ({faiss_errors[0]}). "
+        "Reinstall it, or uninstall it.",
         stacklevel=3,
     )
 
@@ -82,17 +85,13 @@ def search_device(rows_on: torch.device) -> torch.device:
 
 def most_similar(queries: Float32[Tensor, "q d"], gallery: Float32[Tensor, "g d"], k: int) -> Neighbors:
     """Return the k highest inner products of each query, in descending order, and the rows of the gallery."""
-    faiss, device = import_faiss(), search_device(gallery.device)
-    if faiss is None or device.type != "cpu":
-        rows = gallery.to(device)
-        values, indices = _torch_inner_product(queries.to(device), rows, rows.new_zeros(len(rows)), k)
-        return values.to(gallery.device), indices.to(gallery.device)
-    return _faiss_knn(faiss, faiss.METRIC_INNER_PRODUCT, queries, gallery, k)
+    device = search_device(gallery.device)
+    rows = gallery.to(device)
+    values, indices = _inner_product(queries.to(device), rows, rows.new_zeros(len(rows)), k)
+    return values.to(gallery.device), indices.to(gallery.device)
 
 
-def euclidean_search(
-    faiss: ModuleType | None, device: torch.device, dtype: torch.dtype = torch.float32
-) -> tuple[torch.device, Search]:
+def euclidean_search(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[torch.device, Search]:
     """Choose the backend for points on a device; points in float64 are compared exactly, in PyTorch.
 
     Returns:
@@ -102,11 +101,10 @@ def euclidean_search(
     if dtype == torch.float64:
         return device, exact_euclidean
     device = search_device(device)
-    if device.type == "cuda" and faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
+    faiss = import_faiss() if device.type == "cuda" else None
+    if faiss is not None and has_gpu(faiss) and _can_exchange_tensors():
         return device, partial(_faiss_gpu_knn, faiss, faiss.StandardGpuResources())
-    if device.type != "cpu":
-        return device, _torch_euclidean
-    return device, _sklearn_euclidean if faiss is None else partial(_faiss_knn, faiss, faiss.METRIC_L2)
+    return device, _euclidean
 
 
 def _can_exchange_tensors() -> bool:
@@ -163,25 +161,14 @@ def _faiss_gpu_knn(faiss: ModuleType, resources: object, queries: Tensor, galler
     return found
 
 
-def _faiss_knn(faiss: ModuleType, metric: int, queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
-    values, indices = faiss.knn(queries.numpy(force=True), gallery.numpy(force=True), k, metric=metric)
-    return torch.from_numpy(values), torch.from_numpy(indices)
-
-
-def _torch_euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
-    products, indices = _torch_inner_product(queries, gallery, -gallery.square().sum(dim=1) / 2, k)
+def _euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
+    products, indices = _inner_product(queries, gallery, -gallery.square().sum(dim=1) / 2, k)
     return (queries.norm(dim=1, keepdim=True).square() - 2 * products).clamp(min=0), indices
 
 
-def _torch_inner_product(queries: Tensor, gallery: Tensor, bias: Tensor, k: int) -> Neighbors:
+def _inner_product(queries: Tensor, gallery: Tensor, bias: Tensor, k: int) -> Neighbors:
     """Return the k highest values of inner product + bias of each query; `bias` has one number per gallery row."""
     parts = queries.split(max(1, PAIRS // len(gallery)))
     with full_precision(gallery.device):
         found = [torch.addmm(bias, part, gallery.T).topk(k) for part in parts]
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
-
-
-def _sklearn_euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(gallery.numpy())
-    distances, indices = search.kneighbors(queries.numpy())
-    return torch.from_numpy(distances).float().square(), torch.from_numpy(indices)

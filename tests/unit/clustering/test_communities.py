@@ -66,6 +66,15 @@ def test_unusable_rows_are_an_error(rows, message):
         Communities(n_neighbors=8).fit_predict(np.asarray(rows))
 
 
+def test_rows_that_differ_by_rounding_alone_are_an_error():
+    rows = torch.nn.functional.normalize(torch.randn(1, 16)).repeat(200, 1)
+    for collapsed in (rows + 6e-8 * torch.randn(200, 16), rows * torch.rand(200, 1)):
+        for labeler in (ClusterPseudoLabeler(), ClusterPseudoLabeler(Communities(6))):
+            with pytest.raises(ValueError, match="200 rows with the same direction up to rounding"):
+                labeler.label(collapsed)
+    assert len(Communities(6).fit_predict(rows + 1e-5 * torch.randn(200, 16))) == 200
+
+
 @pytest.mark.parametrize("clusterer", [Communities(n_neighbors=3), JaccardDBSCAN(k1=6, k2=2)])
 def test_arrays_that_are_read_only_or_reversed_are_clustered_without_a_warning(clusterer, monkeypatch):
     rows = (torch.eye(3).repeat_interleave(6, dim=0) + 0.1 * torch.rand(18, 3)).numpy()

@@ -225,13 +225,18 @@ def test_a_round_that_failed_does_not_change_the_state():
 def test_a_length_of_lists_is_chosen_only_by_rounds_that_succeed_and_only_for_the_same_images():
     labeler, rows = ClusterPseudoLabeler(), corners(10, 36, 24)[0]
     before = labeler.state_dict()
-    with pytest.raises(ValueError, match=r"at least 2 clusters.* Pass a smaller `images_per_cluster`"):
+    with pytest.raises(ValueError, match="same direction up to rounding"):
         labeler.label((torch.rand(300, 1) + 0.1) * torch.ones(1, 16))
     assert labeler.state_dict() == before
     for some in (rows, rows[::6]):
         fresh = ClusterPseudoLabeler()
         assert torch.equal(labeler.label(some).labels, fresh.label(some).labels)
         assert labeler.state_dict()["n_neighbors"] == fresh.state_dict()["n_neighbors"]
+
+
+def test_a_single_community_is_an_error_that_names_the_setting_to_change():
+    with pytest.raises(ValueError, match=r"at least 2 clusters.* Pass a smaller `images_per_cluster`"):
+        ClusterPseudoLabeler(Communities(19)).label(noise(20))
 
 
 def test_communities_without_a_seed_use_the_seed_of_the_labeler():

@@ -7,8 +7,8 @@ import torch
 from points import blobs, same_clusters
 
 from udmlss.clustering import k_means
-from udmlss.clustering.kmeans import clusters
 from udmlss.neighbors import backends, nearest
+from udmlss.search import SearchIndex
 
 
 class BrokenFaiss:
@@ -26,7 +26,6 @@ class BrokenFaiss:
 def _fresh(monkeypatch):
     """Import faiss anew, and warn anew."""
     monkeypatch.setattr(backends, "faiss_errors", [])
-    monkeypatch.setattr(clusters, "faiss_errors", backends.faiss_errors)
     for name in [name for name in sys.modules if name.split(".")[0] == "faiss"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -43,11 +42,12 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_faiss_that_does_not_load_gives_one_warning_and_the_results_without_it(monkeypatch, error):
     monkeypatch.setattr(sys, "meta_path", [BrokenFaiss(error), *sys.meta_path])
-    points, groups = blobs()
+    rows = torch.randn(50, 4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert same_clusters(k_means(points, 12), groups)
-        assert torch.equal(groups[nearest(points - points.mean(dim=0), 1)[1][:, 0]], groups)
+        found = [SearchIndex(rows).search(rows, 3)[0] for _ in range(2)]
+    assert all((ids == found[0]).all() for ids in found)
+    assert (found[0][:, 0] == range(50)).all()
     (message,) = [str(each.message) for each in caught]
     assert f"faiss is installed, but does not load ({type(error).__name__}: {error}). Reinstall it" in message
 
@@ -56,7 +56,9 @@ def test_a_faiss_without_a_function_that_is_used_counts_as_broken(monkeypatch):
     old = ModuleType("faiss")
     old.get_num_gpus = lambda: 0
     monkeypatch.setitem(sys.modules, "faiss", old)
-    with pytest.warns(UserWarning, match=r"does not load \(AttributeError: module 'faiss' has no attribute 'knn'\)"):
+    with pytest.warns(
+        UserWarning, match=r"does not load \(AttributeError: module 'faiss' has no attribute 'index_factory'\)"
+    ):
         assert backends.import_faiss() is None
     assert backends.import_faiss() is None
 
@@ -67,12 +69,21 @@ def test_a_faiss_that_is_not_installed_gives_no_warning_of_a_broken_one(monkeypa
     assert not backends.faiss_errors
 
 
+def test_k_means_and_searches_on_a_cpu_do_not_import_faiss(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [BrokenFaiss(RuntimeError("imported")), *sys.meta_path])
+    points, groups = blobs()
+    assert same_clusters(k_means(points, 12), groups)
+    assert torch.equal(groups[nearest(points - points.mean(dim=0), 1)[1][:, 0]], groups)
+    assert not backends.faiss_errors
+
+
 def test_a_faiss_that_cannot_exchange_tensors_is_not_used_on_a_gpu(monkeypatch):
     faiss = ModuleType("faiss")
     faiss.get_num_gpus = lambda: 1
+    monkeypatch.setattr(backends, "import_faiss", lambda: faiss)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sys, "meta_path", [BrokenFaiss(ImportError("no torch_utils")), *sys.meta_path])
     with pytest.warns(UserWarning, match="no torch_utils"):
-        device, search = backends.euclidean_search(faiss, torch.device("cuda"))
+        device, search = backends.euclidean_search(torch.device("cuda"))
     assert device.type == "cuda"
-    assert search is backends._torch_euclidean
+    assert search is backends._euclidean

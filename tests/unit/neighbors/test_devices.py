@@ -1,7 +1,5 @@
 """Clustering, search and scores of embeddings on a GPU, and on one without float64."""
 
-import sys
-
 import points
 import pretended_gpu as support
 import pytest
@@ -23,7 +21,7 @@ from udmlss import (
     pair_with_neighbors,
 )
 from udmlss.clustering import Communities, cluster_means, k_means, label_margins
-from udmlss.clustering.kmeans import clusters, initial_centers
+from udmlss.clustering.kmeans import initial_centers
 from udmlss.model_selection import effective_rank
 from udmlss.neighbors import (
     approximate,
@@ -75,8 +73,6 @@ def test_results_on_a_gpu_are_those_on_the_cpu(monkeypatch, data, has_float64):
     monkeypatch.setattr(approximate, "_EXACT", 0)
     rows, _ = data_set(data)
     labels = torch.arange(len(rows)) % 9 - 1
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
     if not has_float64:
         monkeypatch.setattr(_chunks, "_WITHOUT_FLOAT64", ("lazy",))
         monkeypatch.setattr(OnGPU, "__init__", check_type)
@@ -122,15 +118,11 @@ def test_rows_on_a_gpu_are_not_copied_to_the_cpu(monkeypatch, name):
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in {"means", "embedder", "effective rank"}])
 def test_rows_on_the_cpu_are_searched_on_a_gpu_in_parts_with_the_same_results(monkeypatch, name):
     monkeypatch.setattr(approximate, "_EXACT", 0)
-    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
-    monkeypatch.setitem(sys.modules, "faiss", None)
     rows, _ = data_set("overlapping blobs")
     labels, devices = torch.arange(len(rows)) % 9 - 1, []
     expected = FUNCTIONS[name](rows, labels)
-    product = backends._torch_inner_product
-    monkeypatch.setattr(
-        backends, "_torch_inner_product", lambda *args: devices.append(args[1].device.type) or product(*args)
-    )
+    product = backends._inner_product
+    monkeypatch.setattr(backends, "_inner_product", lambda *args: devices.append(args[1].device.type) or product(*args))
     with pretended_gpu(monkeypatch, memory=100) as device, backends.search_on(device):
         found = FUNCTIONS[name](rows, labels)
     assert_equal(name, found, expected)

@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,6 @@ from hypothesis import strategies as st
 
 from udmlss import ClusterPseudoLabeler, evaluate_embeddings, label_free_scores, metrics
 from udmlss.clustering import cluster_means, k_means
-from udmlss.clustering.kmeans import clusters
 from udmlss.neighbors import exact, nearest, search
 from udmlss.neighbors.backends import full_precision
 
@@ -56,16 +53,7 @@ def squared_distances(rows, others):
     return np.stack([np.square(directions[1] - row).sum(axis=1) for row in directions[0]])
 
 
-@pytest.fixture(params=["faiss", "PyTorch"])
-def _backend(request, monkeypatch):
-    if request.param == "faiss":
-        pytest.importorskip("faiss")
-    else:
-        monkeypatch.setitem(sys.modules, "faiss", None)
-
-
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.usefixtures("_backend")
 def test_neighbors_are_exact_wherever_rows_differ(name):
     rows = ROWS[name]()
     for queries in (None, rows[::7] * 1.5):
@@ -80,7 +68,6 @@ def test_neighbors_are_exact_wherever_rows_differ(name):
         assert (similarities.diff(dim=1) <= 0).all()
 
 
-@pytest.mark.usefixtures("_backend")
 def test_rows_of_zeros_are_similar_to_no_row():
     rows = torch.cat([cones(1, 50, 8, 1e-6), torch.zeros(3, 8), -cones(1, 50, 8, 1e-6)])
     similarities, indices = nearest(rows, 49)
@@ -90,7 +77,6 @@ def test_rows_of_zeros_are_similar_to_no_row():
     assert torch.equal(nearest(rows, 102)[1][0, 49:52].sort().values, torch.tensor([50, 51, 52]))
 
 
-@pytest.mark.usefixtures("_backend")
 def test_recall_in_a_narrow_cone_is_that_of_its_shape():
     labels = torch.arange(300) % 30
     shape = torch.randn(30, 64)[labels] + 0.8 * torch.randn(300, 64)
@@ -170,8 +156,6 @@ def test_unit_vectors_have_length_1_and_keep_small_differences():
 @pytest.mark.parametrize("name", ["noise", "narrow cone", "two cones of a few units in the last place"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_have_full_precision_under_autocast_and_with_low_matmul_precision(monkeypatch, name, dtype):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
     rows, labels = ROWS[name](), torch.arange(len(ROWS[name]())) % 5
     functions = {
         "nearest": lambda: torch.cat(nearest(rows, 5), dim=1),

@@ -1,8 +1,7 @@
 """k-means without empty clusters."""
 
 import warnings
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from udmlss._chunks import IN_MEMORY, ColumnRange, group_means, row_slices, with
 from udmlss.clustering.kmeans.initial_centers import Seed, initial_centers
 from udmlss.clustering.kmeans.lloyd import lloyd
 from udmlss.clustering.kmeans.points import Points, ScaledPoints, differ_from_first, first_members, read
-from udmlss.neighbors.backends import faiss_errors, full_precision, import_faiss, search_device
+from udmlss.neighbors.backends import full_precision
 from udmlss.types import Labels
 
 _SMALLEST_INERTIA = 2.0**-14  # mean squared distance to the centers, as a fraction of the largest squared norm
@@ -32,10 +31,10 @@ def k_means(
 ) -> Int64[Tensor, " n"]:
     """Cluster embeddings by Lloyd's k-means, with all embeddings and without empty clusters.
 
-    The search for the nearest centers runs in faiss, on the device of the embeddings. Without faiss it runs in PyTorch
-    for embeddings on a GPU, and in scikit-learn for other embeddings, except those of a model on a GPU in `fit`.
-    Embeddings are read one slice at a time, so that they may be mapped from a file. Iterations end when no
-    embedding changes its cluster. A cluster that is empty at the end gets the embedding farthest from its center.
+    The search for the nearest centers runs on the device of the embeddings, in PyTorch, or in faiss if the device is a
+    GPU and faiss-gpu is installed. Embeddings are read one slice at a time, so that they may be mapped from a file.
+    Iterations end when no embedding changes its cluster. A cluster that is empty at the end gets the embedding farthest
+    from its center.
 
     Distances are computed in float32. If rounding errors could decide the result, for example because of an outlier,
     of distant groups or of very large or small numbers, k-means runs in float64 in PyTorch, from four starts. This
@@ -108,13 +107,12 @@ def _cluster(
     points: Points, *, n_clusters: int, start: Tensor | None, max_iter: int, seed: Seed
 ) -> tuple[Int64[Tensor, " n"], float]:
     """Choose initial centers and run Lloyd's iterations; return the labels and the inertia."""
-    faiss = _import_faiss(search_device(points.device))
     with full_precision(points.device):
         if start is None:
-            centers, assignment = initial_centers(points, n_clusters, max_iter, seed, faiss)
+            centers, assignment = initial_centers(points, n_clusters, max_iter, seed)
         else:
             centers, assignment = _add_random_rows(start, points, n_clusters, seed), None
-        labels, _, inertia = lloyd(points, centers, max_iter, faiss, assignment)
+        labels, _, inertia = lloyd(points, centers, max_iter, assignment)
     return labels, inertia
 
 
@@ -151,21 +149,6 @@ def cluster_means(embeddings: Float[Tensor, "n d"], labels: Labels, n_clusters: 
     if int(labels.max()) >= n_clusters:
         raise value_error(f"`labels` must be below `n_clusters={n_clusters}`", int(labels.max()), "Raise `n_clusters`")
     return group_means(embeddings.detach(), labels, int(n_clusters), column_range.sum_dtype)
-
-
-def _import_faiss(device: torch.device) -> ModuleType | None:
-    faiss = import_faiss()
-    if faiss is None and device.type == "cpu" and not faiss_errors:
-        _warn_of_missing_faiss()
-    return faiss
-
-
-@cache  # Python's own filter warns again after any use of `warnings.catch_warnings`
-def _warn_of_missing_faiss() -> None:
-    warnings.warn(
-        'k-means runs in scikit-learn, which is slower: faiss is not installed. `pip install "udmlss[faiss-cpu]"`',
-        stacklevel=6,
-    )
 
 
 def _check_start(start: Tensor, n_clusters: int, d: int) -> ColumnRange:

@@ -1,7 +1,5 @@
 """Initial centers of k-means by k-means++, with few searches of all points."""
 
-from types import ModuleType
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -22,7 +20,7 @@ _ROUNDING = 1e-6  # fraction of the largest squared distance to the first center
 
 
 def initial_centers(
-    points: Points, n_clusters: int, max_iter: int, seed: Seed, faiss: ModuleType | None
+    points: Points, n_clusters: int, max_iter: int, seed: Seed
 ) -> tuple[Float[Tensor, "k d"], Assignment | None]:
     """Compute initial centers, and the assignment of all points to them if it is known.
 
@@ -31,16 +29,16 @@ def initial_centers(
     """
     n, d = points.shape
     if points.numel() <= IN_MEMORY:
-        return kmeans_plusplus(read(points, slice(None)), n_clusters, seed, faiss)
+        return kmeans_plusplus(read(points, slice(None)), n_clusters, seed)
     size = max(n_clusters, min(_SAMPLE_PER_CLUSTER * n_clusters, IN_MEMORY // d))
     rows = np.sort(np.random.default_rng(seed).choice(n, size, replace=False, shuffle=False))
     sample = read(points, torch.from_numpy(rows).to(points.device))
-    centers, assignment = kmeans_plusplus(sample, n_clusters, seed, faiss)
-    return lloyd(sample, centers, max_iter, faiss, assignment)[1], None
+    centers, assignment = kmeans_plusplus(sample, n_clusters, seed)
+    return lloyd(sample, centers, max_iter, assignment)[1], None
 
 
 def kmeans_plusplus(
-    points: Float[Tensor, "n d"], n_clusters: int, seed: Seed, faiss: ModuleType | None
+    points: Float[Tensor, "n d"], n_clusters: int, seed: Seed
 ) -> tuple[Float[Tensor, "k d"], Assignment]:
     """Choose points as centers by k-means++, and assign all points to them.
 
@@ -57,7 +55,7 @@ def kmeans_plusplus(
         k-means++: The Advantages of Careful Seeding. Arthur, Vassilvitskii. 2007, with its greedy variant.
         https://dl.acm.org/doi/10.5555/1283383.1283494
     """
-    device, search = euclidean_search(faiss, points.device, points.dtype)
+    device, search = euclidean_search(points.device, points.dtype)
     points = points.to(device).contiguous()
     rng = np.random.default_rng(seed)
     n_trials = 2 + int(np.log(n_clusters)) if n_clusters <= _MAX_GREEDY_CLUSTERS else 1

@@ -1,7 +1,6 @@
 """Lloyd's iterations of k-means, for points in memory, on a GPU or mapped from a file."""
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -62,7 +61,6 @@ def lloyd(
     points: Points,
     centers: Float[Tensor, "k d"],
     max_iter: int,
-    faiss: ModuleType | None,
     assignment: Assignment | None = None,
 ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "k d"], float]:
     """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
@@ -80,15 +78,13 @@ def lloyd(
             compared exactly in float64.
         centers: Initial centers, at least two, in float64 for `ScaledPoints` and in float32 for other points.
         max_iter: Maximum number of iterations.
-        faiss: The faiss module, which then searches for the nearest centers, on a GPU if it has one. None searches in
-            PyTorch for points on a GPU and in scikit-learn for other points.
         assignment: Assignment of the points to the initial centers, which is changed in place. None computes it.
 
     Returns:
         The cluster of each point (n,), on the CPU; the means of the clusters (k, d); and the inertia, which is the sum
         of the squared distances to the nearest center.
     """
-    device, search = euclidean_search(faiss, points.device, centers.dtype)
+    device, search = euclidean_search(points.device, centers.dtype)
     centers = centers.to(device)
     moved = torch.full((len(centers),), assignment is None, device=device)
     assignment = unassigned(len(points), device, centers.dtype) if assignment is None else assignment

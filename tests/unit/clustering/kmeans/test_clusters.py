@@ -1,6 +1,3 @@
-import sys
-import warnings
-
 import jaxtyping
 import numpy as np
 import pytest
@@ -12,18 +9,6 @@ from sklearn.cluster import KMeans
 
 from udmlss import _chunks
 from udmlss.clustering.kmeans import cluster_means, clusters, k_means
-
-
-@pytest.fixture(params=["faiss", "scikit-learn"])
-def cluster(request, monkeypatch):
-    """`k_means` with each backend."""
-    if request.param == "faiss":
-        pytest.importorskip("faiss")
-        return k_means
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
-    return k_means
-
 
 INPUTS = {
     "blobs": (blobs(6, 15)[0], 6),
@@ -42,70 +27,70 @@ INPUTS = {
 }
 
 
-def test_each_row_has_a_cluster_and_each_cluster_a_row(cluster, capfd):
+def test_each_row_has_a_cluster_and_each_cluster_a_row(capfd):
     for name, (points, k) in INPUTS.items():
-        labels = cluster(points, k)
+        labels = k_means(points, k)
         assert labels.dtype == torch.int64, name
         assert labels.shape == (len(points),), name
         assert labels.unique().tolist() == list(range(k)), name
     assert capfd.readouterr() == ("", "")
 
 
-def test_separate_groups_become_the_clusters_with_any_seed(cluster):
+def test_separate_groups_become_the_clusters_with_any_seed():
     points, groups = blobs(6, 15)
     for seed in range(8):
-        assert same_clusters(cluster(points, 6, seed=seed), groups)
+        assert same_clusters(k_means(points, 6, seed=seed), groups)
 
 
-def test_separate_groups_have_the_order_of_the_initial_centers(cluster):
+def test_separate_groups_have_the_order_of_the_initial_centers():
     points, groups = blobs(6, 15)
     start = torch.stack([points[groups == group][0] for group in range(6)])
-    assert torch.equal(cluster(points, 6, start=start), groups)
+    assert torch.equal(k_means(points, 6, start=start), groups)
 
 
-def test_each_row_ends_nearest_to_the_mean_of_its_own_cluster(cluster):
+def test_each_row_ends_nearest_to_the_mean_of_its_own_cluster():
     points = noise(120, 3)
-    labels = cluster(points, 5, max_iter=300)
+    labels = k_means(points, 5, max_iter=300)
     means = torch.stack([points[labels == label].mean(dim=0) for label in range(5)])
     distances = torch.cdist(points, means)
     own = distances.gather(1, labels.unsqueeze(1)).squeeze(1)
     assert (own <= distances.amin(dim=1) + 1e-5).all()
 
 
-def test_the_objective_equals_that_of_scikit_learn(cluster):
+def test_the_objective_equals_that_of_scikit_learn():
     points = noise(400, 8)
     start = points[:12]
     theirs = KMeans(12, init=start.numpy(), n_init=1, max_iter=25).fit(points.numpy())
-    assert objective(points, cluster(points, 12, start=start)) == pytest.approx(theirs.inertia_, rel=0.01)
+    assert objective(points, k_means(points, 12, start=start)) == pytest.approx(theirs.inertia_, rel=0.01)
     best = KMeans(12, n_init=5, random_state=0).fit(points.numpy()).inertia_
-    assert objective(points, cluster(points, 12)) < 1.08 * best
+    assert objective(points, k_means(points, 12)) < 1.08 * best
 
 
-def test_all_rows_are_used(cluster):
+def test_all_rows_are_used():
     points = torch.cat([noise(6000, 2), torch.tensor([[1000.0, 1000.0]])])  # faiss.Kmeans samples 256 per cluster
     start = torch.stack([points[0], points[-1]])
-    assert cluster(points, 2, start=start).bincount().tolist() == [6000, 1]
+    assert k_means(points, 2, start=start).bincount().tolist() == [6000, 1]
 
 
-def test_too_few_different_rows_give_fewer_clusters_and_a_warning(cluster):
+def test_too_few_different_rows_give_fewer_clusters_and_a_warning():
     distinct = noise(30, 8)
     sentence = r"`n_clusters=50` needs 50 embeddings that differ, got 30\. There are 30 clusters\."
     with pytest.warns(UserWarning, match=sentence):
-        labels = cluster(distinct.repeat_interleave(20, dim=0), 50)
+        labels = k_means(distinct.repeat_interleave(20, dim=0), 50)
     assert labels.unique().tolist() == list(range(30))
     assert same_clusters(labels, torch.arange(30).repeat_interleave(20))
 
 
-def test_initial_centers_far_from_all_rows_leave_no_cluster_empty(cluster):
-    labels = cluster(noise(), 10, start=torch.full((10, 8), 1e3))
+def test_initial_centers_far_from_all_rows_leave_no_cluster_empty():
+    labels = k_means(noise(), 10, start=torch.full((10, 8), 1e3))
     assert (labels.bincount(minlength=10) > 0).all()
 
 
-def test_fewer_initial_centers_than_clusters_are_accepted(cluster):
+def test_fewer_initial_centers_than_clusters_are_accepted():
     points, groups = blobs(6, 15)
     for rows in (1, 3, 6):
         start = torch.stack([points[groups == group].mean(dim=0) for group in range(rows)])
-        labels = cluster(points, 6, start=start)
+        labels = k_means(points, 6, start=start)
         assert labels.unique().tolist() == list(range(6))
         for group in range(rows):
             assert (labels[groups == group] == group).any()
@@ -138,46 +123,35 @@ def test_an_empty_cluster_is_filled(monkeypatch):
     assert k_means(points, 3).tolist() == [0, 0, 1, 2]
 
 
-def test_equal_seeds_give_equal_labels_and_others_give_other_labels(cluster):
+def test_equal_seeds_give_equal_labels_and_others_give_other_labels():
     points = noise()
-    assert torch.equal(cluster(points, 10, seed=5), cluster(points, 10, seed=5))
-    assert not same_clusters(cluster(points, 10, seed=5), cluster(points, 10, seed=6))
+    assert torch.equal(k_means(points, 10, seed=5), k_means(points, 10, seed=5))
+    assert not same_clusters(k_means(points, 10, seed=5), k_means(points, 10, seed=6))
 
 
-def test_does_not_use_global_random_state(cluster):
+def test_does_not_use_global_random_state():
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 (the global one)
-    before = cluster(noise(), 10)
+    before = k_means(noise(), 10)
     assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
     assert torch.equal(torch_state, torch.get_rng_state())
     torch.rand(1)
     np.random.random()  # noqa: NPY002
-    assert torch.equal(before, cluster(noise(), 10))
+    assert torch.equal(before, k_means(noise(), 10))
 
 
-def test_does_not_change_its_arguments(cluster):
+def test_does_not_change_its_arguments():
     points, start = noise(), noise()[:10].clone()
-    cluster(points, 10, start=start)
+    k_means(points, 10, start=start)
     assert torch.equal(points, noise())
     assert torch.equal(start, noise()[:10])
 
 
-def test_accepts_gradients_transposed_memory_and_numpy_integers(cluster):
+def test_accepts_gradients_transposed_memory_and_numpy_integers():
     points = noise()
-    expected = cluster(points, 10)
-    assert torch.equal(expected, cluster(points.clone().requires_grad_(), 10))
-    assert torch.equal(expected, cluster(points.T.contiguous().T, 10))
-    assert torch.equal(expected, cluster(points, np.int64(10), max_iter=np.int32(25), seed=np.uint8(0)))
-
-
-def test_warns_once_if_faiss_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    clusters._warn_of_missing_faiss.cache_clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for seed in range(3):
-            k_means(noise(20, 2), 4, seed=seed)
-    (message,) = [str(each.message) for each in caught]
-    assert message.endswith('faiss is not installed. `pip install "udmlss[faiss-cpu]"`')
+    expected = k_means(points, 10)
+    assert torch.equal(expected, k_means(points.clone().requires_grad_(), 10))
+    assert torch.equal(expected, k_means(points.T.contiguous().T, 10))
+    assert torch.equal(expected, k_means(points, np.int64(10), max_iter=np.int32(25), seed=np.uint8(0)))
 
 
 @pytest.mark.parametrize(
@@ -201,11 +175,11 @@ def test_rejects_invalid_arguments(points, settings, kind, sentence):
         k_means(points, **{"n_clusters": 2} | settings)
 
 
-def test_rows_that_differ_by_little_are_clustered(cluster):
+def test_rows_that_differ_by_little_are_clustered():
     row = torch.nn.functional.normalize(noise(1, 64))
     points = row.repeat(50, 1)
     points[7, 3] = torch.nextafter(points[7, 3], torch.tensor(torch.inf))
-    labels = cluster(points, 2)
+    labels = k_means(points, 2)
     assert sorted(labels.bincount().tolist()) == [1, 49]
     assert labels.bincount()[labels[7]] == 1
 

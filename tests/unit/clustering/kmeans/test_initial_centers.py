@@ -6,25 +6,17 @@ import pytest
 import torch
 from points import blobs, noise, same_clusters
 
-from udmlss.clustering.kmeans import clusters, initial_centers, k_means, lloyd
+from udmlss.clustering.kmeans import initial_centers, k_means, lloyd
 from udmlss.neighbors.backends import euclidean_search
-
-faiss = pytest.importorskip("faiss")
-
-
-@pytest.fixture(params=["faiss", "scikit-learn"])
-def backend(request):
-    return faiss if request.param == "faiss" else None
 
 
 def rows_of(points):
     return set(map(tuple, points.tolist()))
 
 
-def test_separate_groups_are_found_from_a_sample(backend, monkeypatch):
+def test_separate_groups_are_found_from_a_sample(monkeypatch):
     monkeypatch.setattr(initial_centers, "IN_MEMORY", 2000)
     monkeypatch.setattr(initial_centers, "_SAMPLE_PER_CLUSTER", 20)
-    monkeypatch.setattr(clusters, "_import_faiss", lambda _: backend)
     points, groups = blobs()
     for seed in range(4):
         assert same_clusters(k_means(points, 12, seed=seed), groups)
@@ -39,7 +31,7 @@ def test_the_centers_come_from_all_points_or_from_k_means_on_a_sample(monkeypatc
     monkeypatch.setattr(initial_centers, "_SAMPLE_PER_CLUSTER", per_cluster)
     monkeypatch.setattr(initial_centers, "kmeans_plusplus", lambda *args: samples.append(args[0]) or choose(*args))
     points = noise()
-    centers, assignment = initial_centers.initial_centers(points, 10, 5, 0, faiss)
+    centers, assignment = initial_centers.initial_centers(points, 10, 5, 0)
     assert centers.shape == (10, 8)
     assert len(samples[0]) == size
     assert rows_of(samples[0]) <= rows_of(points)
@@ -66,7 +58,7 @@ def sequential_kmeans_plusplus(points, k, seed, n_trials):
 @pytest.mark.parametrize(("k", "scale"), [(8, 2), (60, 10 / 3), (100, 2.5)])
 def test_the_centers_are_nearly_as_good_as_those_of_sequential_greedy_kmeans_plusplus(k, scale):
     points, seeds = blobs(k, 2000 // k, 16, scale)[0], range(6)
-    ours = fmean(potential(points, initial_centers.kmeans_plusplus(points, k, seed, faiss)[0]) for seed in seeds)
+    ours = fmean(potential(points, initial_centers.kmeans_plusplus(points, k, seed)[0]) for seed in seeds)
     n_trials = 2 + int(np.log(k))
     greedy = fmean(potential(points, sequential_kmeans_plusplus(points, k, seed, n_trials)) for seed in seeds)
     plain = fmean(potential(points, sequential_kmeans_plusplus(points, k, seed, 1)) for seed in seeds)
@@ -78,7 +70,7 @@ def test_the_centers_are_nearly_as_good_as_those_of_sequential_greedy_kmeans_plu
 def test_the_centers_of_many_clusters_are_as_good_as_those_of_sequential_kmeans_plusplus(monkeypatch, k):
     monkeypatch.setattr(initial_centers, "_MAX_GREEDY_CLUSTERS", 1)
     points, seeds = blobs(k, 1500 // k, 16, scale=2)[0], range(10)
-    ours = [potential(points, initial_centers.kmeans_plusplus(points, k, seed, faiss)[0]) for seed in seeds]
+    ours = [potential(points, initial_centers.kmeans_plusplus(points, k, seed)[0]) for seed in seeds]
     theirs = [potential(points, sequential_kmeans_plusplus(points, k, seed, 1)) for seed in seeds]
     assert fmean(ours) == pytest.approx(fmean(theirs), rel=0.05)
 
@@ -91,18 +83,18 @@ def test_the_remaining_weights_do_not_depend_on_the_origin():
     torch.testing.assert_close(near, expected.clamp(max=1).float())
 
 
-def test_the_centers_are_in_nearly_all_groups(backend):
+def test_the_centers_are_in_nearly_all_groups():
     points, groups = blobs(k=200, each=5, scale=200)
     group_of = dict(zip(map(tuple, points.tolist()), groups.tolist(), strict=True))
     for seed in range(3):
-        centers, _ = initial_centers.kmeans_plusplus(points, 200, seed, backend)
+        centers, _ = initial_centers.kmeans_plusplus(points, 200, seed)
         assert len({group_of[row] for row in rows_of(centers)}) >= 199
 
 
-def test_the_centers_are_k_different_points_and_the_assignment_is_to_the_nearest(backend):
+def test_the_centers_are_k_different_points_and_the_assignment_is_to_the_nearest():
     points = noise()
     for k in (2, 17, 100, 300):
-        centers, assignment = initial_centers.kmeans_plusplus(points, k, 0, backend)
+        centers, assignment = initial_centers.kmeans_plusplus(points, k, 0)
         assert len(rows_of(centers)) == len(centers) == k
         distances, labels = torch.cdist(points, centers).square().min(dim=1)
         assert torch.equal(assignment.labels, labels)
@@ -111,31 +103,31 @@ def test_the_centers_are_k_different_points_and_the_assignment_is_to_the_nearest
 
 
 @pytest.mark.parametrize("k", [40, 60])
-def test_if_few_points_differ_all_of_them_are_centers_before_equal_ones_are(backend, k):
+def test_if_few_points_differ_all_of_them_are_centers_before_equal_ones_are(k):
     points = noise(20).repeat(3, 1)
-    centers, _ = initial_centers.kmeans_plusplus(points, k, 0, backend)
+    centers, _ = initial_centers.kmeans_plusplus(points, k, 0)
     counts = Counter(map(tuple, centers.tolist()))
     assert len(centers) == k
     assert counts.keys() == rows_of(points)
     assert max(counts.values()) <= 3
 
 
-def test_the_assignment_of_kmeans_plusplus_does_not_change_the_result_of_lloyd(backend):
+def test_the_assignment_of_kmeans_plusplus_does_not_change_the_result_of_lloyd():
     points = noise()
     for k in (2, 3, 4, 20, 100):
         for max_iter in (0, 1, 20):
-            centers, assignment = initial_centers.kmeans_plusplus(points, k, 0, backend)
-            with_assignment, means, _ = lloyd.lloyd(points, centers, max_iter, backend, assignment)
-            without, expected, _ = lloyd.lloyd(points, centers, max_iter, backend)
+            centers, assignment = initial_centers.kmeans_plusplus(points, k, 0)
+            with_assignment, means, _ = lloyd.lloyd(points, centers, max_iter, assignment)
+            without, expected, _ = lloyd.lloyd(points, centers, max_iter)
             assert torch.equal(with_assignment, without)
             torch.testing.assert_close(means, expected)
 
 
 @pytest.fixture
-def searches(backend, monkeypatch):
+def searches(monkeypatch):
     """The numbers of points and of centers that each search compares."""
     sizes = []
-    device, search = euclidean_search(backend, torch.device("cpu"))
+    device, search = euclidean_search(torch.device("cpu"))
     spy = lambda points, centers, k: sizes.append((len(points), len(centers))) or search(points, centers, k)  # noqa: E731
     for module in (initial_centers, lloyd):
         monkeypatch.setattr(module, "euclidean_search", lambda *_: (device, spy))
@@ -143,8 +135,8 @@ def searches(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("n_different", [5000, 100, 10])
-def test_few_searches_of_all_points_choose_many_centers(backend, searches, n_different):
-    initial_centers.kmeans_plusplus(noise(n_different).repeat(5000 // n_different, 1), 2000, 0, backend)
+def test_few_searches_of_all_points_choose_many_centers(searches, n_different):
+    initial_centers.kmeans_plusplus(noise(n_different).repeat(5000 // n_different, 1), 2000, 0)
     assert sum(n_centers for _, n_centers in searches) == 2000
     assert len(searches) < 30
 
@@ -152,27 +144,26 @@ def test_few_searches_of_all_points_choose_many_centers(backend, searches, n_dif
 @pytest.mark.parametrize(
     ("in_memory", "expected"), [(2**28, 600 * 20 + 600 * 2), (2400, 300 * 20 + 300 * 2 + 600 * 20)]
 )
-def test_k_means_does_not_repeat_the_searches_of_kmeans_plusplus(backend, searches, monkeypatch, in_memory, expected):
-    monkeypatch.setattr(clusters, "_import_faiss", lambda _: backend)
+def test_k_means_does_not_repeat_the_searches_of_kmeans_plusplus(searches, monkeypatch, in_memory, expected):
     monkeypatch.setattr(initial_centers, "IN_MEMORY", in_memory)
     k_means(noise(600), 20, max_iter=0)
     assert sum(n_points * n_centers for n_points, n_centers in searches) == expected
 
 
-def test_the_default_dtype_does_not_change_the_result(backend):
+def test_the_default_dtype_does_not_change_the_result():
     points = noise()
     for k in (3, 40):
-        expected = lloyd.lloyd(points, initial_centers.initial_centers(points, k, 5, 0, backend)[0], 5, backend)[0]
+        expected = lloyd.lloyd(points, initial_centers.initial_centers(points, k, 5, 0)[0], 5)[0]
         torch.set_default_dtype(torch.float64)
         try:
-            centers, assignment = initial_centers.initial_centers(points, k, 5, 0, backend)
-            found = lloyd.lloyd(points, centers, 5, backend, assignment)[0]
+            centers, assignment = initial_centers.initial_centers(points, k, 5, 0)
+            found = lloyd.lloyd(points, centers, 5, assignment)[0]
         finally:
             torch.set_default_dtype(torch.float32)
         assert torch.equal(found, expected)
 
 
-def test_the_centers_depend_on_the_seed_alone(backend):
-    first, again, other = (initial_centers.initial_centers(noise(), 10, 5, seed, backend)[0] for seed in (0, 0, 1))
+def test_the_centers_depend_on_the_seed_alone():
+    first, again, other = (initial_centers.initial_centers(noise(), 10, 5, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,6 +1,5 @@
 """k-means on ordinary data sets, and on ones where rounding, overflow or outliers decide."""
 
-import sys
 from statistics import median
 
 import pytest
@@ -11,18 +10,8 @@ from sklearn.cluster import KMeans
 
 from udmlss import ClusterPseudoLabeler
 from udmlss.clustering import cluster_means, k_means
-from udmlss.clustering.kmeans import clusters
 
 LIMIT = 1.2  # times the objective of the best of ten runs of scikit-learn
-
-
-@pytest.fixture(params=["faiss", "scikit-learn"])
-def _backend(request, monkeypatch):
-    if request.param == "faiss":
-        pytest.importorskip("faiss")
-    else:
-        monkeypatch.setitem(sys.modules, "faiss", None)
-        monkeypatch.setattr(clusters, "_warn_of_missing_faiss", lambda: None)
 
 
 def scaled(points):
@@ -41,7 +30,6 @@ def relative_objective(name, seeds):
 
 
 @pytest.mark.parametrize("name", ["outlier at 1e4", "two groups, 1e5 apart", "offset 1e6", "scale 1e-30"])
-@pytest.mark.usefixtures("_backend")
 def test_the_objective_is_near_the_best_of_ten_of_scikit_learn(name):
     assert relative_objective(name, range(2)) < LIMIT
 
@@ -77,7 +65,6 @@ def test_a_scale_by_a_power_of_two_changes_nothing():
         assert torch.equal(k_means(points * 2.0**exponent, 12), expected)
 
 
-@pytest.mark.usefixtures("_backend")
 def test_each_different_row_can_have_a_cluster_of_its_own():
     row = torch.rand(4)
     steps = torch.arange(6).unsqueeze(1) * torch.eye(4)[1] * 2**-22

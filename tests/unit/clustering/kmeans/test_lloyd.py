@@ -9,15 +9,11 @@ from points import blobs, noise, objective, same_clusters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from udmlss import ClusterPseudoLabeler, _chunks, label_free_scores, model_selection
-from udmlss.clustering.kmeans import cluster_means, clusters, initial_centers, k_means, lloyd
+from udmlss.clustering.kmeans import cluster_means, initial_centers, k_means, lloyd
+from udmlss.neighbors import backends
 from udmlss.neighbors.backends import euclidean_search, has_gpu
 
 faiss = pytest.importorskip("faiss")
-
-
-@pytest.fixture(params=["faiss", "scikit-learn"])
-def backend(request):
-    return faiss if request.param == "faiss" else None
 
 
 @pytest.fixture
@@ -38,39 +34,39 @@ def lloyd_by_hand(points, centers, max_iter):
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 7, 40])
-def test_the_clusters_are_those_of_lloyd_by_hand(backend, k):
+def test_the_clusters_are_those_of_lloyd_by_hand(k):
     points = noise(150, 4)
     for max_iter in (0, 1, 4, 20):
-        labels, _, _ = lloyd.lloyd(points, points[:k], max_iter, backend)
+        labels, _, _ = lloyd.lloyd(points, points[:k], max_iter)
         assert labels.tolist() == lloyd_by_hand(points, points[:k], max_iter)
 
 
 @pytest.mark.parametrize(("k", "d"), [(30, 2), (100, 6), (300, 16)])
-def test_comparing_only_with_moved_centers_saves_distances_and_changes_no_cluster(backend, monkeypatch, k, d):
+def test_comparing_only_with_moved_centers_saves_distances_and_changes_no_cluster(monkeypatch, k, d):
     n_distances = []
-    search = euclidean_search(backend, torch.device("cpu"))[1]
+    search = euclidean_search(torch.device("cpu"))[1]
 
     def spy(points, centers, n_nearest):
         n_distances.append(len(points) * len(centers))
         return search(points, centers, n_nearest)
 
-    monkeypatch.setattr(lloyd, "euclidean_search", lambda _, device, dtype: (device, spy))
+    monkeypatch.setattr(lloyd, "euclidean_search", lambda device, dtype: (device, spy))
     for seed in range(3):
         points = noise(900, d, seed)
-        found, centers, _ = lloyd.lloyd(points, points[:k], 40, backend)
+        found, centers, _ = lloyd.lloyd(points, points[:k], 40)
         saved = sum(n_distances)
         n_distances.clear()
         with monkeypatch.context() as patch:
             search_all = lambda points, centers, *_: lloyd._assign_to_all(points, centers, 1, spy)  # noqa: E731
             patch.setattr(lloyd, "_assign_to_candidates", search_all)
-            expected, means, _ = lloyd.lloyd(points, points[:k], 40, backend)
+            expected, means, _ = lloyd.lloyd(points, points[:k], 40)
         assert torch.equal(found, expected)
         torch.testing.assert_close(centers, means)
         assert saved < 0.75 * sum(n_distances)
         n_distances.clear()
 
 
-def test_the_assignment_and_the_sums_are_true_after_each_iteration(backend, monkeypatch):
+def test_the_assignment_and_the_sums_are_true_after_each_iteration(monkeypatch):
     assign, few_moved = lloyd._assign, []
 
     def checked(points, centers, moved, assignment, sums, **keywords):
@@ -90,7 +86,7 @@ def test_the_assignment_and_the_sums_are_true_after_each_iteration(backend, monk
     monkeypatch.setattr(lloyd, "_assign", checked)
     for seed in range(3):
         points = noise(400, 3, seed)
-        lloyd.lloyd(points, points[:60], 30, backend)
+        lloyd.lloyd(points, points[:60], 30)
     assert any(few_moved)
     assert not all(few_moved)
 
@@ -108,12 +104,12 @@ def test_the_objective_is_that_of_faiss(dtype):
         assert objective(points, found) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_size_of_the_slices_changes_nothing(backend, monkeypatch):
+def test_the_size_of_the_slices_changes_nothing(monkeypatch):
     points = noise(70)
-    expected, means, _ = lloyd.lloyd(points, points[:9], 6, backend)
+    expected, means, _ = lloyd.lloyd(points, points[:9], 6)
     for rows in (1, 7, 64):
         monkeypatch.setattr(_chunks, "_ROWS", rows)
-        labels, centers, _ = lloyd.lloyd(points, points[:9], 6, backend)
+        labels, centers, _ = lloyd.lloyd(points, points[:9], 6)
         assert torch.equal(labels, expected)
         torch.testing.assert_close(centers, means, rtol=0, atol=1e-6)
 
@@ -131,12 +127,12 @@ def test_a_mapped_file_gives_the_clusters_of_a_tensor_in_memory(tmp_path, dtype)
     assert np.array_equal(np.load(tmp_path / "rows.npy"), array)
 
 
-def test_iterations_end_when_no_point_changes_its_cluster(backend, monkeypatch):
+def test_iterations_end_when_no_point_changes_its_cluster(monkeypatch):
     n_changed, assign = [], lloyd._assign
     monkeypatch.setattr(lloyd, "_assign", lambda *args, **kw: n_changed.append(assign(*args, **kw)) or n_changed[-1])
     points, groups = blobs()
     means = cluster_means(points, groups, 12)
-    labels, centers, _ = lloyd.lloyd(points, means, 100, backend)
+    labels, centers, _ = lloyd.lloyd(points, means, 100)
     assert torch.equal(labels, groups)
     assert n_changed == [len(points), 0]
     torch.testing.assert_close(centers, means)
@@ -160,10 +156,10 @@ def test_a_warm_start_needs_at_most_half_the_iterations(monkeypatch, in_memory):
 
 
 @pytest.mark.usefixtures("_slices")
-def test_an_empty_cluster_takes_half_of_a_largest_cluster(backend):
+def test_an_empty_cluster_takes_half_of_a_largest_cluster():
     points = torch.cat([noise(200, 2), noise(20, 2) + 50])
     start = torch.tensor([[0.0, 0], [50, 50], [900, 900]])
-    labels, _, _ = lloyd.lloyd(points, start, 10, backend)
+    labels, _, _ = lloyd.lloyd(points, start, 10)
     assert labels.bincount()[1] == 20
     assert 60 < labels.bincount()[0] < 140
     assert objective(points, labels) < 0.8 * objective(points, (points[:, 0] > 25).long())
@@ -240,14 +236,14 @@ def gpu_faiss(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(clusters, "_import_faiss", lambda _: fake)
+    monkeypatch.setattr(backends, "import_faiss", lambda: fake)
     return fake
 
 
 def test_faiss_searches_on_the_gpu_that_has_the_rows(gpu_faiss, monkeypatch):
     assert has_gpu(gpu_faiss)
-    assert euclidean_search(gpu_faiss, torch.device("cpu"))[0].type == "cpu"
-    device, search = euclidean_search(gpu_faiss, torch.device("cuda:1"))
+    assert euclidean_search(torch.device("cpu"))[0].type == "cpu"
+    device, search = euclidean_search(torch.device("cuda:1"))
     assert device == torch.device("cuda:1")
     _, found = search(noise(), noise(9), 1)
     assert torch.equal(found.flatten(), torch.cdist(noise(), noise(9)).argmin(dim=1))
@@ -261,7 +257,7 @@ def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
         monkeypatch.setattr(
             module,
             "euclidean_search",
-            lambda faiss, device, dtype: (device, euclidean_search(faiss, torch.device("cuda:1"), dtype)[1]),
+            lambda device, dtype: (device, euclidean_search(torch.device("cuda:1"), dtype)[1]),
         )
     points, groups = blobs()
     assert same_clusters(k_means(points, 12), groups)
@@ -272,7 +268,7 @@ def test_all_searches_of_k_means_run_on_the_gpu(gpu_faiss, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_real_gpu_gives_the_clusters_of_the_cpu(device):
     points = noise(5000, 32)
-    expected, _, _ = lloyd.lloyd(points, points[:20], 10, None)
+    expected, _, _ = lloyd.lloyd(points, points[:20], 10)
     found = k_means(points.to(device), 20, start=points[:20], max_iter=10)
     assert objective(points, found) == pytest.approx(objective(points, expected), rel=1e-5)
     pseudo = ClusterPseudoLabeler(20).label(points.to(device))
