@@ -176,6 +176,9 @@ def calibrated_trunk(images: Dataset[Tensor]) -> nn.Module:
     """Return MobileNetV2 whose batch normalization has the statistics of the images, as if it were pretrained."""
     torch.manual_seed(0)
     trunk = nn.Sequential(mobilenet_v2().features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics are the mean over all batches, without the initial ones
     with torch.no_grad():
         for start in range(0, 320, 32):
             trunk.train()(torch.stack([images[(start + number) % len(images)] for number in range(32)]))

@@ -61,6 +61,7 @@ COUNT = "the number of images, which the library counts"
 NOT_CHECKED = {
     "ClusterPseudoLabeler.check_size": COUNT,
     "clustering.Communities.check_size": COUNT,
+    "clustering.JaccardDBSCAN.check_size": COUNT,
     "ClusterPseudoLabeler.set_default_seed": PROTOCOL,
     "UDMLSSLoss.check_fits": PROTOCOL,
     "losses.ClusterNCALoss.set_default_seed": PROTOCOL,
