@@ -87,7 +87,7 @@ class RecallPerRound:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=float, default=8, help="length of the training (default: 8)")
+    parser.add_argument("--epochs", type=float, default=7, help="length of the training (default: 7)")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
