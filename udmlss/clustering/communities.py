@@ -42,7 +42,8 @@ class Communities:
 
     Raises:
         ValueError: A number is out of its range, or both `n_neighbors` and `images_per_cluster` are given. In
-            `fit_predict`: embeddings are not finite, are all equal, or are not more than `n_neighbors`.
+            `fit_predict`: embeddings are not finite, all have the same direction up to rounding, or are not more than
+            `n_neighbors`.
 
     Example:
         >>> rows = torch.eye(3).repeat_interleave(6, dim=0) + 0.1 * torch.rand(18, 3)

@@ -1,7 +1,7 @@
 """Nearest-neighbor search by PyTorch, and by faiss on a GPU.
 
-On a CPU, PyTorch multiplies matrices at least as fast as the package of faiss, and up to four times as fast on
-processors that the BLAS in that package does not know (`python benchmarks/speed.py --only k-means`).
+On a CPU, the search of faiss takes up to four times as long where the BLAS in its package does not know the processor
+(`python benchmarks/speed.py --only k-means`).
 """
 
 import warnings
