@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 from torch import nn
@@ -63,7 +63,7 @@ def udml(
     true_labels: bool = False,
     views: int = 1,
     weight_average: float | None = None,
-    cluster_on: str = "features-first",
+    cluster_on: Literal["embeddings", "features"] | None = None,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:

@@ -202,11 +202,13 @@ def _not_finite(embeddings: Float[Tensor, "n d"], name: str) -> ValueError:
 def check_distinct(column_range: ColumnRange, n: int) -> None:
     """Raise ValueError if all of n embeddings are equal, so that they cannot be clustered."""
     if column_range.is_single_row:
-        raise value_error(
-            "Embeddings must differ",
-            f"{n} equal rows: the model has collapsed",
-            "Lower the learning rate, or check that the images themselves differ",
-        )
+        raise collapse_error(f"{n} equal rows")
+
+
+def collapse_error(found: str) -> ValueError:
+    """Return the error for embeddings of a model that maps all images to one point."""
+    remedy = "Lower the learning rate, or check that the images themselves differ"
+    return value_error("Embeddings must differ", f"{found}: the model has collapsed", remedy)
 
 
 def as_labels(labels: Any, n: int | None = None, name: str = "labels") -> Int64[Tensor, " n"]:  # noqa: ANN401 (tensor, array or sequence)

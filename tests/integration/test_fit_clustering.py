@@ -10,7 +10,7 @@ from pytorch_metric_learning import losses
 from short_training import IMAGES, Augmented, criterion, figures, make_model, short_fit, weights
 from torch import nn
 
-from udmlss import ClusterPseudoLabeler, PseudoLabels, embed, parameter_groups
+from udmlss import ClusterPseudoLabeler, EmbeddingModel, PseudoLabels, embed, parameter_groups
 
 
 class Recording(ClusterPseudoLabeler):
@@ -23,7 +23,7 @@ class Recording(ClusterPseudoLabeler):
 
 @pytest.mark.parametrize(
     ("cluster_on", "widths"),
-    [("features-first", [256, 16, 16]), ("embeddings", [16, 16, 16]), ("features", [256, 256, 256])],
+    [(None, [256, 16, 16]), ("embeddings", [16, 16, 16]), ("features", [256, 256, 256])],
 )
 def test_each_round_clusters_features_or_embeddings_as_set(cluster_on, widths):
     model, labeler = make_model(), Recording(16)
@@ -35,11 +35,18 @@ def test_each_round_clusters_features_or_embeddings_as_set(cluster_on, widths):
     assert result.pseudo_labels.centers.shape == (16, 16)
 
 
+def test_embeddings_of_a_principal_component_analysis_are_clustered_from_the_first_round():
+    model, labeler = EmbeddingModel.from_trunk(make_model().trunk, IMAGES, 16, progress=False), Recording(16)
+    first = embed(model, IMAGES)
+    short_fit(model, labeler=labeler, max_steps=4)
+    assert torch.allclose(labeler.seen[0], first, atol=1e-5)
+
+
 def test_features_are_scored_if_all_rounds_cluster_them():
     settings = {"cluster_images": IMAGES, "label_free": True, "max_steps": 1}
     ranks = [
         short_fit(make_model(), Augmented(), cluster_on=cluster_on, **settings).start.effective_rank
-        for cluster_on in ("features", "features-first")
+        for cluster_on in ("features", None)
     ]
     assert ranks[0] > 16 > ranks[1]
 

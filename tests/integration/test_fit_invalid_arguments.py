@@ -199,7 +199,7 @@ CHANGES = {
     "cluster_on": (
         value(cluster_on="pixels"),
         ValueError,
-        "`cluster_on` must be one of 'features-first', 'embeddings', 'features', got 'pixels'. Pass one of these.",
+        "`cluster_on` must be one of 'embeddings', 'features', got 'pixels'. Pass one of these.",
     ),
     "callback class": (value(callbacks=BestWeights), TypeError, "Pass an instance, such as BestWeights()."),
     "callback that cannot be called": (

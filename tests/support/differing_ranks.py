@@ -97,7 +97,7 @@ SETTINGS = {
     "views 1 on rank 0 and 3 on": lambda: {"views": either(3, 1)},
     "max_steps 1 on rank 0 and 2 on": lambda: {"max_steps": either(2, 1)},
     "relabel_every 4 on rank 0 and 3 on": lambda: {"relabel_every": either(3, 4)},
-    "cluster_on features-first on rank 0 and features on": lambda: {"cluster_on": either("features", "features-first")},
+    "cluster_on embeddings on rank 0 and features on": lambda: {"cluster_on": either("features", "embeddings")},
     "precision float32 on rank 0 and bfloat16 on": lambda: {"precision": either("bfloat16", "float32")},
     "start_features none on rank 0 and given on": lambda: {"start_features": either(torch.rand(N, 144), None)},
     "label_free False on rank 0 and True on": lambda: {"label_free": is_different()},

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from udmlss._checks import as_rows, check_distinct, check_embeddings, check_integer, value_error
+from udmlss._checks import as_rows, check_distinct, check_embeddings, check_integer, collapse_error, value_error
 from udmlss._chunks import row_slices
 from udmlss.clustering.list_length import LARGEST_SAMPLE, LENGTHS, choose_list_length, list_length_for
 from udmlss.clustering.map_equation import map_equation_communities
@@ -138,11 +138,7 @@ def _check_directions(rows: Float[Tensor, "n d"]) -> None:
     for part in row_slices(rows):
         if float((unit_length(rows[part]) - first).abs().max()) > _ROUNDING:
             return
-    raise value_error(
-        "Embeddings must differ",
-        f"{len(rows)} rows with the same direction up to rounding: the model has collapsed",
-        "Lower the learning rate, or check that the images themselves differ",
-    )
+    raise collapse_error(f"{len(rows)} rows with the same direction up to rounding")
 
 
 def coarse_communities(graph: csr_array, labels: Int64[Tensor, " n"], *, seed: int = 0) -> Int64[Tensor, " n"]:

@@ -169,6 +169,10 @@ def _euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
 def _inner_product(queries: Tensor, gallery: Tensor, bias: Tensor, k: int) -> Neighbors:
     """Return the k highest values of inner product + bias of each query; `bias` has one number per gallery row."""
     parts = queries.split(max(1, PAIRS // len(gallery)))
-    with full_precision(gallery.device):
-        found = [torch.addmm(bias, part, gallery.T).topk(k) for part in parts]
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    products = queries.new_empty(len(parts[0]), len(gallery))  # for all parts, as new memory of this size takes time
+    found = []
+    with full_precision(gallery.device), torch.no_grad():
+        for part in parts:
+            scores = torch.addmm(bias, part, gallery.T, out=products[: len(part)])
+            found.append(scores.max(dim=1, keepdim=True) if k == 1 else scores.topk(k))
+    return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])

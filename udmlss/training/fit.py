@@ -53,7 +53,7 @@ def fit(
     views: int = 2,
     max_steps: int | Epochs = MAX_STEPS,
     relabel_every: int | Epochs = RELABEL_EVERY,
-    cluster_on: ClusterOn = "features-first",
+    cluster_on: ClusterOn | None = None,
     from_scratch: bool = False,
     freeze_batch_norm: bool | None = None,
     average_weights: bool = True,
@@ -100,7 +100,7 @@ def fit(
         max_steps: Number of optimizer steps, or `Epochs`. The default is eight epochs, but at least 250 steps.
         relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch, but at least 10
             steps.
-        cluster_on: Whether features or embeddings are clustered.
+        cluster_on: Whether "embeddings" or "features" are clustered; see `Rounds` for None.
         from_scratch: Whether the trunk is not pretrained. Statistics of batch normalization are then trained too, and
             the learning rates default to 1e-3.
         freeze_batch_norm: Whether the statistics of batch normalization are fixed. None fixes them unless the trunk is

@@ -23,6 +23,7 @@ from udmlss.distributed import (
     world_size,
 )
 from udmlss.inference import InferenceOptions, image_loader
+from udmlss.models.pca import PCAEmbedder
 from udmlss.neighbors.approximate import share_searches
 from udmlss.neighbors.backends import search_on
 from udmlss.results import LabelFreeScores
@@ -43,7 +44,7 @@ from udmlss.types import Epochs, Images, Precision, PseudoLabels, UsesSeed
 if TYPE_CHECKING:
     from udmlss.models.embedding_model import EmbeddingModel
 
-ClusterOn = Literal["features-first", "embeddings", "features"]
+ClusterOn = Literal["embeddings", "features"]
 MAX_STEPS, RELABEL_EVERY = Epochs(8, min_steps=250), Epochs(1, min_steps=10)
 _CLUSTERS_PER_BATCH = 8
 _LARGEST_SEED = 2**63 - 1  # generators of PyTorch take 64 bits, and views add 1
@@ -74,12 +75,12 @@ class Rounds:
         relabel_every: Number of optimizer steps in a round, or `Epochs`. The default is one epoch, but at least 10
             steps.
         accumulate_grad_batches: Number of batches per optimizer step. A loop of one's own accumulates their gradients.
-        cluster_on: What is clustered. "features-first" clusters the trunk's features in the first round, when a new
-            embedder is still random, and embeddings in later rounds. "embeddings" and "features" cluster these in
-            every round. Features are scaled to unit length.
+        cluster_on: What is clustered: "embeddings" or the trunk's "features", scaled to unit length. None clusters
+            embeddings, except in the first round with an embedder that may be random, which is any other than a
+            `PCAEmbedder`: then features are clustered.
         start_features: Features (n, f) of `cluster_images` before training, if `embed(model, images,
-            output="features")` computed them already. The first round clusters them instead of embedding all images.
-            Under `torchrun` those of rank 0 are used.
+            output="features")` computed them already. The first round uses them instead of embedding all images. Under
+            `torchrun` those of rank 0 are used.
         label_free: Whether `score` computes label-free scores.
         num_workers: Number of processes that load images. They are started once and hold a copy of the datasets, so
             that later changes of a dataset have no effect. 0 loads images in the main process. None is as in `embed`.
@@ -125,7 +126,7 @@ class Rounds:
         max_steps: int | Epochs = MAX_STEPS,
         relabel_every: int | Epochs = RELABEL_EVERY,
         accumulate_grad_batches: int = 1,
-        cluster_on: ClusterOn = "features-first",
+        cluster_on: ClusterOn | None = None,
         start_features: Float[Tensor, "n f"] | None = None,
         label_free: bool = False,
         num_workers: int | None = None,
@@ -138,7 +139,8 @@ class Rounds:
         self.images = IndexedImages(images)
         self.cluster_images = self.images if cluster_images is None else IndexedImages(cluster_images)
         self.labeler = ClusterPseudoLabeler() if labeler is None else as_labeler(labeler)
-        check_choice("cluster_on", cluster_on, ("features-first", "embeddings", "features"))
+        if cluster_on is not None:
+            check_choice("cluster_on", cluster_on, ("embeddings", "features"))
         check_integer("seed", seed, 0)
         if seed > _LARGEST_SEED:
             raise value_error(f"`seed` must be at most {_LARGEST_SEED}", seed, "Choose a smaller number")
@@ -277,7 +279,9 @@ class Rounds:
         return snapshot
 
     def _clusters_features(self) -> bool:
-        return self.cluster_on == "features" or (self.cluster_on == "features-first" and self._number == 0)
+        if self.cluster_on is None:
+            return self._number == 0 and not isinstance(self.model.embedder, PCAEmbedder)
+        return self.cluster_on == "features"
 
     def _is_finished(self) -> bool:
         """Return whether all optimizer steps were taken."""

@@ -230,7 +230,7 @@ def test_scores_are_computed_on_request_and_their_embeddings_are_clustered():
     assert [rows.shape[1] for rows in seen] == [256, 16]
 
 
-@pytest.mark.parametrize("cluster_on", ["features-first", "embeddings", "features"])
+@pytest.mark.parametrize("cluster_on", [None, "embeddings", "features"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_known_features_replace_the_first_pass_and_are_not_changed(cluster_on, dtype, monkeypatch):
     labels, calls = [], []
@@ -274,7 +274,7 @@ def test_round_that_is_not_iterated_raises_an_error():
     ("model", "changes", "error", "message"),
     [
         (nn.Flatten(), {}, TypeError, r"`model` must be an EmbeddingModel, got Flatten"),
-        (None, {"cluster_on": "pixels"}, ValueError, r"`cluster_on` must be one of 'features-first', 'emb.* 'pixels'"),
+        (None, {"cluster_on": "pixels"}, ValueError, r"`cluster_on` must be one of 'embeddings', 'features', got 'p"),
         (None, {"max_steps": 0}, ValueError, r"`max_steps` must be at least 1, got 0"),
         (None, {"seed": -1}, ValueError, r"`seed` must be at least 0, got -1"),
         (None, {"seed": 2**63}, ValueError, r"`seed` must be at most 9223372036854775807, got 9223372036854775808\."),
