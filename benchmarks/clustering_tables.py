@@ -31,7 +31,8 @@ the precision of the positive pairs that are sampled in training."""
 CLUSTERER_NOTES = """\
 Each cell has the values of both halves of the classes. clusters: those with at least two images, divided by the number
 of classes. seconds: processor time on one thread, with the search for neighbors. Leiden uses the graph of the chosen
-length, and its time does not include the choice. It is that of scikit-network, whose results vary from run to run."""
+length, and its time does not include the choice. Leiden is the implementation of scikit-network, whose results vary
+from run to run."""
 SUBSET_NOTES = """\
 Means over both halves. all: all images. 20, 10, 5: at most this number of images of each class. unequal: from 3 images
 of the first class up to 60 of the last. There is a subset where the median class is larger."""

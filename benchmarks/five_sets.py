@@ -26,7 +26,7 @@ from tables import NEIGHBORS, SCORED, Row
 
 SETS = (*PHOTO_SETS, "glyphs")
 FIRST = ("frozen", "frozen-from-features", "default", "recommended-true-k", "supervised-default")
-SECOND = ("default-trained-embedder", "udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
+SECOND = ("udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
 OWN = ("frozen", "frozen-from-features", "default", "recommended-true-k")
 START, UPPER = "frozen", "supervised-default"
 TITLES = {
@@ -39,7 +39,7 @@ TITLES = {
     "recommended-twice-k": "recommended, twice the true k",
     "default-trained-embedder": "default, no k, embedder as trained",
     "default": "default, no k",
-    "supervised-default": "default with true labels",
+    "supervised-default": "default with true labels, embedder as trained",
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared
     "embeddings": "features",
@@ -168,7 +168,7 @@ def save(
         "and the smallest in brackets; empty if a method did not run on all datasets. Scores with expansion or",
         "re-ranking are compared with the features without them. All scores are in the tables of the datasets.",
         "`default` trains for eight epochs, but at least 250 steps, with and without true labels. The other methods",
-        "train for four epochs.",
+        "train for 150 steps, and for 602 on glyphs.",
     ]
     text += ["\n".join(legend), f"```\n{command}\n```"]
     path.write_text("\n\n".join(text) + "\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,20 @@ class Case:
         data: Name of the dataset.
         half: Half of the classes, "train" or "test".
         subset: "all", "unequal", or the number of images per class.
-        rows: Features at unit length (n, d).
+        features: Features (n, d).
         classes: Class of each image (n,), from 0 without gaps.
     """
 
     data: str
     half: str
     subset: str
-    rows: Tensor
+    features: Tensor
     classes: NDArray[np.int64]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Features at unit length (n, d)."""
+        return normalize(self.features)
 
     @property
     def n_classes(self) -> int:
@@ -74,7 +80,7 @@ def _cases(data: str, half: str, features: Tensor, labels: Tensor) -> Iterator[C
     classes = np.unique(labels.numpy(), return_inverse=True)[1]
     for subset, indices in _subsets(classes, np.random.default_rng(0)):
         retained = np.unique(classes[indices], return_inverse=True)[1]
-        yield Case(data, half, subset, normalize(features[torch.from_numpy(indices)].float()), retained)
+        yield Case(data, half, subset, features[torch.from_numpy(indices)].float(), retained)
 
 
 def _subsets(classes: NDArray[np.int64], generator: np.random.Generator) -> Iterator[tuple[str, NDArray[np.int64]]]:

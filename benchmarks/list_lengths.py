@@ -1,6 +1,5 @@
 """Rules that choose the length of the lists of neighbors without labels, for comparison with the library's rule."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -41,23 +40,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Lengths:
-    """The communities of a case and of random rows, and the length that the library chooses in some seconds."""
+    """The communities of the images and of random rows for each length, and the length that the library chooses."""
 
     found: Curve
     random: Curve
     ami: Floats
     chosen: int
-    seconds: float
 
 
 def measure_lengths(case: Case) -> Lengths:
     """Find the communities of a case for all lengths, of which the library chooses one."""
-    started = time.process_time()
-    chosen = choose_list_length(case.rows)
-    seconds = time.process_time() - started
     found = _curve(case.rows)
     ami = np.array([score(case.classes, communities).ami for communities in found.communities])
-    return Lengths(found, _curve(_random_rows(case.rows)), ami, chosen, seconds)
+    return Lengths(found, _curve(_random_rows(case.rows)), ami, choose_list_length(case.rows))
 
 
 def _curve(rows: Tensor) -> Curve:

@@ -26,24 +26,24 @@ ROWS_PER_PART = 2**16
 STARTED = time.perf_counter()
 
 
-def write_clusters(path: Path, rows: int, dimensions: int, clusters: int, dtype: str) -> None:
+def write_clusters(path: Path, rows: int, dimensions: int, clusters: int) -> None:
     """Write unit vectors around random centers to a .npy file."""
     generator = np.random.default_rng(0)
     centers = generator.standard_normal((clusters, dimensions), dtype=np.float32)
     with path.open("wb") as file:  # a mapped file would count as resident memory of the process that reads it
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dimensions)}
+        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (rows, dimensions)}
         np.lib.format.write_array_header_1_0(file, header)
         for begin in range(0, rows, ROWS_PER_PART):
             labels = generator.integers(clusters, size=min(ROWS_PER_PART, rows - begin))
             part = centers[labels] + 0.5 * generator.standard_normal((len(labels), dimensions), dtype=np.float32)
-            file.write((part / np.linalg.norm(part, axis=1, keepdims=True)).astype(dtype).tobytes())
+            file.write((part / np.linalg.norm(part, axis=1, keepdims=True)).tobytes())
 
 
-def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, label_free: bool) -> None:
+def cluster(path: Path, clusters: int, iterations: int, rounds: int) -> None:
     """Cluster the embeddings in a file, and print time and memory after each round."""
     import torch  # noqa: PLC0415 (the process that writes the file does not need it)
 
-    from udmlss import ClusterPseudoLabeler, label_free_scores  # noqa: PLC0415
+    from udmlss import ClusterPseudoLabeler  # noqa: PLC0415
 
     embeddings = torch.from_numpy(np.load(path, mmap_mode="r+"))
     labeler = ClusterPseudoLabeler(clusters, max_iter=iterations)
@@ -51,13 +51,9 @@ def cluster(path: Path, clusters: int, iterations: int, rounds: int, *, label_fr
     for number in range(rounds):
         pseudo_labels = labeler.label(embeddings)
         report(f"round {number}, {pseudo_labels.n_clusters} clusters")
-    if label_free:
-        indices = torch.arange(0, len(embeddings), max(1, len(embeddings) // 1000))[:1000]
-        label_free_scores(embeddings, embeddings[indices].float(), indices)
-        report("label-free scores")
 
 
-def search(path: Path, neighbors: int, recall: float) -> None:
+def search(path: Path, neighbors: int) -> None:
     """Search the nearest neighbors of all embeddings in a file, and print time and memory."""
     import torch  # noqa: PLC0415 (as above)
 
@@ -65,7 +61,7 @@ def search(path: Path, neighbors: int, recall: float) -> None:
 
     embeddings = torch.from_numpy(np.load(path, mmap_mode="r+"))
     report("imports")
-    lists = neighbor_lists(embeddings, neighbors, recall=recall)
+    lists = neighbor_lists(embeddings, neighbors)
     report(f"lists of {neighbors}, recall {lists.recall:.3f}")
 
 
@@ -141,10 +137,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=1, help="k-means iterations per round over all embeddings")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--neighbors", type=int, help="search this number of neighbors, and do not cluster")
-    parser.add_argument("--recall", type=float, default=0.95, help="recall of the search for neighbors")
-    parser.add_argument("--label-free", action="store_true", help="compute label-free scores as well")
     parser.add_argument("--fit", choices=("disk", "memory"), help="train, with embeddings on disk or in memory")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--folder", type=Path, help="folder of the temporary file (default: the system's)")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -160,15 +153,15 @@ def main() -> None:
     if args.file is not None:
         with ANONYMOUS_MEMORY:
             if args.neighbors is None:
-                cluster(args.file, args.clusters, args.iterations, args.rounds, label_free=args.label_free)
+                cluster(args.file, args.clusters, args.iterations, args.rounds)
             else:
-                search(args.file, args.neighbors, args.recall)
+                search(args.file, args.neighbors)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "embeddings.npy"
-        write_clusters(path, args.rows, args.dimensions, args.clusters, args.dtype)
+        write_clusters(path, args.rows, args.dimensions, args.clusters)
         size = path.stat().st_size / 2**30
-        print(f"{args.rows:,} x {args.dimensions} {args.dtype}, a file of {size:.2f} GiB", flush=True)
+        print(f"{args.rows:,} x {args.dimensions} float32, a file of {size:.2f} GiB", flush=True)
         if args.neighbors is None:
             print(f"k = {args.clusters}, k-means with {args.iterations} iterations", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--file", str(path)]

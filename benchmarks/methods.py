@@ -1,4 +1,7 @@
-"""The compared methods. Each trains a model in place, with the same number of steps, images per step and optimizer.
+"""The compared methods. Each trains a model in place.
+
+All but `default`, its variants and `supervised-default`, which use the defaults of `fit`, train with the number of
+steps, the number of images per step and the optimizer of the settings.
 
 To compare another method, write a function as in training_functions.py and add it to `METHODS`. Methods that train by
 `fit` return its result.
@@ -77,5 +80,5 @@ METHODS: dict[str, Method] = {
 }
 COMPARED = (
     *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
-    *("recommended-true-k", "recommended-twice-k", "default", "default-trained-embedder", "supervised-default"),
+    *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
 )

@@ -5,14 +5,18 @@
     python benchmarks/quality.py --data groceries --protocol own
     python benchmarks/quality.py --data glyphs --no-searches        # without the scores of searches with neighbors
 
-Every method trains the same model on the same number of images, except `default`, its variants and `supervised-
-default`, which train for the default length of `fit`: eight epochs instead of four, and at least 250 steps. The methods
-are described in docs/guides/methods-side-by-side.md. Only the upper bounds train on labels: `supervised`, which is
-`udml` with true labels, and `supervised-default`, which is `default` with true labels. `frozen` is the model before
-training and is always included.
-`recommended` is `udml` with `two-views`, `averaged` weights, an embedder `from-features` and `average-neighbors`,
-which are also methods of their own; `recipe` has the first two. `default` has no number of clusters. The number of
-clusters is `--n-clusters`, with `true-k` the true number of training classes, and with `twice-k` twice this number.
+Every method trains the same model for the same number of steps, except `default`, its variants and
+`supervised-default`, which train for the default length of `fit`: eight epochs, but at least 250 steps. These are some
+of the methods; docs/guides/methods-side-by-side.md describes all of them:
+
+    frozen                the model before training, which is always included
+    udml, udml-ss         k-means with --n-clusters clusters, without and with the rotation loss
+    ...-true-k            as many clusters as training classes; -twice-k: twice as many
+    recipe                udml with two views and averaged weights
+    recommended           recipe with an embedder initialized by a PCA, and averages of 5 neighbors before k-means
+    default               the defaults of `fit`, which need no number of clusters
+    supervised            udml with true labels, as an upper bound
+    supervised-default    default with true labels and the embedder as it was trained, as an upper bound
 
 The first half of the classes, in the order of their numbers or folder names, is for training, and the second half is
 scored. With `--protocol own`, a model trains without labels on the images of all classes, and the same images are

@@ -31,7 +31,7 @@ from udmlss.training.run import Run as Training
 
 OUTPUTS = ("embeddings", "features")
 TITLES = ("start", "last", "highest", "best weights", "early stopping")
-LEGEND = """R@1 in percent on classes that training did not see. start: before training. last: after the last round.
+LEGEND = """R@1 in percent on the test images. start: before training. last: after the last round.
 highest: the highest of all rounds. best weights: after the round with the highest label-free score of embeddings, whose
 weights `BestWeights` restores. early stopping: the same among the rounds until `EarlyStopping("agreement")` ends
 training. The label-free score is that of embeddings, also in the columns of features."""

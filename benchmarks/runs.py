@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import isqrt
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 from methods import METHODS
-from settings import Settings, load_settings
+from settings import ROOT, Settings, load_settings
 from setups import Data, build_model
 from torch import Tensor
 from torch.nn import functional
@@ -69,15 +71,9 @@ def run(method: str, seed: int, settings: Settings, data: Data, *, searches: boo
     return describe(method, seed, settings, seconds) | {
         "n_classes": len(data.labels.unique()),
         "scores": score(test, data.test_labels, seed, searches=searches),
-        "label_free": {
-            name: score_without_labels(rows, views[name], indices, settings.n_clusters) for name, rows in train.items()
-        },
+        "label_free": {name: score_without_labels(rows, views[name], indices) for name, rows in train.items()},
         "references": {
-            name: {
-                "training_recall": metrics.recall_at_k(rows, data.labels, 1)[1],
-                "recall_of_halves": recall_of_halves(test[name], data.test_labels),
-            }
-            for name, rows in train.items()
+            name: {"training_recall": metrics.recall_at_k(rows, data.labels, 1)[1]} for name, rows in train.items()
         },
         "history": [] if result is None else [asdict(report) for report in result.history],
     }
@@ -133,8 +129,8 @@ def _differences(found: Settings | None, settings: Settings) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages, the device and the number of threads."""
-    found = {"Python": platform.python_version()}
+    """Return the commit of the library, the versions of the packages, the device and the number of threads."""
+    found = {"commit": _commit(), "Python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -142,6 +138,17 @@ def versions() -> dict[str, str]:
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return found | {"device": device, "threads": str(torch.get_num_threads())}
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of the checkout, followed by "+" if files were changed since, or "unknown" without git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 def embed_both(model: EmbeddingModel, images: Images) -> Rows:
@@ -173,15 +180,11 @@ def embed_views(model: EmbeddingModel, data: Data) -> tuple[Rows, Tensor]:
     return embed_both(model, Subset(data.train, indices.tolist())), indices
 
 
-def score_without_labels(rows: Tensor, views: Tensor, indices: Tensor, n_clusters: int) -> dict[str, float]:
-    """Return the label-free scores of the library, and the consistency of clusters.
-
-    The number of clusters is the square root of the number of images, or that of the training.
-    """
+def score_without_labels(rows: Tensor, views: Tensor, indices: Tensor) -> dict[str, float]:
+    """Return the label-free scores of the library, and the consistency of clusters, the square root of n in number."""
     rows, views = functional.normalize(rows), functional.normalize(views)
     return asdict(label_free_scores(rows, views, indices)) | {
         "consistency": fmean(consistency(rows, views, indices, isqrt(len(rows)), seed) for seed in range(3)),
-        "own_consistency": consistency(rows, views, indices, n_clusters, 0),
     }
 
 
@@ -190,10 +193,3 @@ def consistency(rows: Tensor, views: Tensor, indices: Tensor, n_clusters: int, s
     clusters = k_means(rows, n_clusters, seed=seed)
     nearest = torch.cdist(views, cluster_means(rows, clusters, int(clusters.max()) + 1)).argmin(dim=1)
     return float((nearest == clusters[indices]).float().mean())
-
-
-def recall_of_halves(rows: Tensor, labels: Tensor) -> list[float]:
-    """Return R@1 of the images with an even and with an odd index, each searched among all images."""
-    _, indices = metrics.nearest(rows, 1)
-    hits = (labels[indices[:, 0]] == labels).float()
-    return [float(hits[first::2].mean()) for first in (0, 1)]

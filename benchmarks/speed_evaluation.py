@@ -42,7 +42,7 @@ def lines_of_sampler(sizes: Sizes) -> list[Row]:
 
 def lines_of_evaluate(sizes: Sizes) -> list[Row]:
     """Compare evaluations in new processes, with the fastest settings of the baseline and with its defaults."""
-    rows = _evaluations(sizes, sizes.rows, FAST if sizes.with_peer else None)
+    rows = _evaluations(sizes, sizes.rows, FAST)
     rows += _evaluations(sizes, sizes.default_rows, DEFAULT) if sizes.default_rows else []
     return [*rows, _search_row(sizes)]
 
@@ -56,15 +56,14 @@ def _search_row(sizes: Sizes) -> Row:
     return Row("evaluate", measured, "its exact search alone", ours, searches, aim=1.25, note="k-means included")
 
 
-def _evaluations(sizes: Sizes, rows: int, baseline: str | None) -> list[Row]:
-    found = _costs(sizes, rows, *(EVALUATIONS[name] for name in (OURS, baseline) if name is not None))
-    ours, theirs = found[0], found[1] if baseline is not None else []
+def _evaluations(sizes: Sizes, rows: int, baseline: str) -> list[Row]:
+    ours, theirs = _costs(sizes, rows, EVALUATIONS[OURS], EVALUATIONS[baseline])
     measured = f"{OURS} of {rows:,} x {sizes.dimensions}"
     memory, limit = [cost.mebibytes for cost in ours], [2 * GIBIBYTE] * len(ours)
-    note = f"{baseline}: {fmean(cost.mebibytes for cost in theirs):.0f} MiB" if theirs else ""
+    note = f"{baseline}: {fmean(cost.mebibytes for cost in theirs):.0f} MiB"
     title = f"{measured}: memory beyond the embeddings"
     return [
-        _time_row(measured, ours, theirs, baseline or FAST),
+        _time_row(measured, ours, theirs, baseline),
         Row("evaluate", title, "2 GiB", memory, limit, aim=1, unit="MiB", note=note),
     ]
 
@@ -81,9 +80,6 @@ def _costs(sizes: Sizes, rows: int, *prepares: Callable[..., Callable[[], object
 
 def _time_row(measured: str, ours: list[Cost], theirs: list[Cost], baseline: str) -> Row:
     times = [cost.seconds for cost in ours]
-    if not theirs:
-        note, more = f"without the baseline: {fmean(times):.1f} s", {"ours": [vars(cost) for cost in ours]}
-        return Row("evaluate", measured, baseline, [], [], aim=1 / 3, note=note, more=more)
     mine, other = ours[0].found, theirs[0].found
     note = ", ".join(f"{name} {mine[name]:.3f} and {other[name]:.3f}" for name in MEASURES)
     return Row("evaluate", measured, baseline, times, [cost.seconds for cost in theirs], aim=1 / 3, note=note)

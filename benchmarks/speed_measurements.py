@@ -43,16 +43,15 @@ class Sizes:
         default_rows: Number of embeddings for the comparison with pytorch-metric-learning's defaults, whose memory
             grows with the square. 0 skips this comparison.
         evaluations: Number of evaluations of each kind.
-        with_peer: 0 evaluates without pytorch-metric-learning.
-        sop: Embeddings, dimensions, clusters and iterations of k-means on a dataset as large as SOP.
-        million: The same with a million embeddings.
-        cold: The same, with initial centers that each implementation chooses itself.
+        sop: Embeddings, dimensions, clusters and largest number of iterations of k-means on a dataset as large as SOP.
+        million: The same four numbers for a million embeddings.
+        cold: The same four numbers for k-means with initial centers that each implementation chooses itself.
         loss_batches: Batch sizes of the line "metric-loss".
         chunk_batch: Number of images per step of the line "chunks".
         growth: Numbers of embeddings of the line "growth".
         share: Number of images of the line "share", and their height and width in pixels.
         photos: Folder of pictures of the lines "command" and "gpu-loader". By default pictures are made.
-        pictures: Number of pictures that are taken from the folder, or made, of 500 x 375 pixels.
+        pictures: Number of pictures that are read from the folder. Without a folder, pictures of 500 x 375 pixels are made.
         command_pixels: Height and width to which the line "command" crops them.
         command_epochs: Number of epochs of the line "command".
         command_pairs: Number of times that both sides of the lines "command" and "gpu-loader" are measured.
@@ -61,8 +60,8 @@ class Sizes:
         search: Embeddings and dimensions of an index of the line "search".
         large_search: The same of a larger index.
         queries: Number of queries of the line "search".
-        exact_up_to: Multiplications up to which the line "clustering" searches exactly, and numbers in the embeddings
-            up to which the line "search" does. -1 is the library's value.
+        exact_up_to: Size up to which searches are exact: a number of multiplications in the line "clustering", and of
+            elements of the embeddings in the line "search". -1 is the library's value.
         gpu_rows: Embeddings and dimensions of the line "gpu-clustering".
     """
 
@@ -81,7 +80,6 @@ class Sizes:
     dimensions: int = 512
     default_rows: int = 4000
     evaluations: int = 3
-    with_peer: int = 1
     sop: tuple[int, ...] = (59_551, 512, 11_318, 25)
     million: tuple[int, ...] = (1_000_000, 128, 10_000, 3)
     cold: tuple[int, ...] = (15_000, 512, 2_800, 25)

@@ -11,10 +11,11 @@ from speed_measurements import Row
 
 TITLES = ("line", "measured", "baseline", "ratio", "aim", "medians", "note")
 LEGEND = """\
-ratio: the measured value divided by that of the baseline, as the median of all pairs, with the lowest and the highest;
-lower is better. Both are measured alternately, by one command on one machine. Memory is the peak during the measurement
-minus the memory before it, which includes the embeddings. Seconds are processor time with `--clock processor`, and
-otherwise wall time."""
+ratio: the measured value divided by that of the baseline; lower is better, except that in the line growth a ratio equal
+to the growth of n is linear. Both are measured by one command on one machine. If a ratio has a range in brackets, both
+were measured several times, alternately, and the ratio is the median of the pairs; others were measured once. Memory is
+the peak during the measurement minus the memory before it, which includes the embeddings. Seconds are processor time
+with `--clock processor`, and otherwise wall time."""
 
 Measured = dict[str, Any]  # a line in table.json: its rows, and the command, sizes and versions
 

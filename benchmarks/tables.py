@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -16,8 +16,7 @@ NEIGHBORS = f"""Three searches use the other test images. with neighbors: each i
 {SEARCH_NEIGHBORS} nearest images. expanded: the {SEARCH_NEIGHBORS} nearest images are added to the query, and it is
 searched again. re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists
 of {RERANK_NEIGHBORS}."""
-LEGEND = """Scores in percent on {}, mean ± standard deviation over seeds.
-seconds: time of training. gap closed: gain in R@1 over `frozen`, as a fraction of the gain of `supervised`."""
+LEGEND = "Scores in percent on {}, mean ± standard deviation over seeds."
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,8 @@ class Row:
         name: A method, or a value of a sweep.
         output: The scored output of the model, "features" or "embeddings", which may be followed by "with neighbors".
         seeds: Seeds of the runs.
-        mean: Mean of each measure over the seeds: scores in 0..1, and seconds.
-        spread: Standard deviation of each measure; empty for a single seed.
-        gap_closed: Gain in R@1 over `frozen`, as a fraction of the gain of `supervised`. None if there is no such gain.
+        mean: Mean of each score over the seeds, in 0..1.
+        spread: Standard deviation of each score; empty for a single seed.
     """
 
     name: str
@@ -38,18 +36,15 @@ class Row:
     seeds: tuple[int, ...]
     mean: dict[str, float]
     spread: dict[str, float]
-    gap_closed: float | None = None
 
 
 def summarize(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
     """Return a row for each group of runs and each output. Runs of earlier programs have fewer outputs."""
-    rows = [
+    return [
         _row(name, output, [run for run in runs if output in run["scores"]])
         for name, runs in groups.items()
         for output in dict.fromkeys(output for run in runs for output in run["scores"])
     ]
-    recall = {(row.name, row.output): row.mean["R@1"] for row in rows}
-    return [replace(row, gap_closed=_gap_closed(row, recall)) for row in rows]
 
 
 def _row(name: str, output: str, runs: Sequence[Run]) -> Row:
@@ -68,35 +63,24 @@ def _measures(run: Run, output: str) -> dict[str, float]:
     scores = run["scores"][output]
     recalls = {f"R@{k}": recall for k, recall in scores["recall_at"].items()}
     others = {"MAP@R": "map_at_r", "R-precision": "r_precision", "NMI": "nmi", "AMI": "ami"}
-    return (
-        recalls | {title: scores[key] for title, key in others.items() if key in scores} | {"seconds": run["seconds"]}
-    )
-
-
-def _gap_closed(row: Row, recall: Mapping[tuple[str, str], float]) -> float | None:
-    start, end = recall.get(("frozen", row.output)), recall.get(("supervised", row.output))
-    if start is None or end is None or end <= start:
-        return None
-    return (row.mean["R@1"] - start) / (end - start)
+    return recalls | {title: scores[key] for title, key in others.items() if key in scores}
 
 
 def markdown(rows: Sequence[Row], heading: str) -> str:
     """Return the rows as a Markdown table, with scores in percent."""
-    titles = [heading, "output", "seeds", *rows[0].mean, "gap closed"]
+    titles = [heading, "output", "seeds", *rows[0].mean]
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
         is_untrained = row.name == "frozen" and row.output.startswith("embeddings")
         output = f"{row.output}, untrained" if is_untrained else row.output
         cells = [_cell(row, measure) if measure in row.mean else "" for measure in rows[0].mean]
-        gap_closed = "-" if row.gap_closed is None else f"{row.gap_closed:.0%}"
-        lines.append([row.name, output, str(len(row.seeds)), *cells, gap_closed])
+        lines.append([row.name, output, str(len(row.seeds)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(row: Row, measure: str) -> str:
-    factor, digits = (1, 0) if measure == "seconds" else (100, 1)
-    mean = f"{factor * row.mean[measure]:.{digits}f}"
-    return f"{mean} ± {factor * row.spread[measure]:.{digits}f}" if row.spread else mean
+    mean = f"{100 * row.mean[measure]:.1f}"
+    return f"{mean} ± {100 * row.spread[measure]:.1f}" if row.spread else mean
 
 
 def write(

@@ -159,7 +159,9 @@ def default(
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:
-    """Train by `fit(model, images)` with its default arguments, but with the number of workers of the settings.
+    """Train by `fit(model, images, cluster_images=plain)` after a PCA of the features.
+
+    A `small` network is trained by `from_scratch=True` instead, with an embedder that is initialized at random.
 
     Args:
         model: The model, whose embedder is initialized from the features if the trunk is pretrained.
@@ -208,7 +210,7 @@ def embedder_of(model: EmbeddingModel, data: Data, settings: Settings, options: 
 
 
 def initialize_embedder(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> None:
-    """Load the weights of such an embedder into that of the model."""
+    """Initialize the embedder of the model by the same PCA. `fit` does not recompute it, as it is no `PCAEmbedder`."""
     model.embedder.load_state_dict(embedder_of(model, data, settings, options).state_dict())
 
 

@@ -78,7 +78,7 @@ def test_loss_of_references(reference, expected):
 def build_run(method, recall, *, seed=0, **changes):
     """Return a run on birds; all measures but R@1 are equal in all runs."""
     label_free = {"self_retrieval": 0.5, "shared_neighbors": 0.5, "effective_rank": 9.0, "spread": 0.4}
-    label_free |= {"consistency": 0.5, "own_consistency": 0.5}
+    label_free |= {"consistency": 0.5}
     outputs = model_choices.OUTPUTS
     return {
         "method": method,

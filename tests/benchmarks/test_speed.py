@@ -187,14 +187,6 @@ def test_ratios_of_the_search_have_the_recall_of_new_queries(out):
     assert all(0.85 < recall <= 1 for recall in recalls)
 
 
-def test_evaluation_without_the_baseline():
-    alone = replace(QUICK, with_peer=0, default_rows=0)
-    time, memory, search = speed.lines_of_evaluate(alone)
-    assert "without the baseline" in time.note
-    assert len(memory.ours) == 1
-    assert len(search.ratios) == 1
-
-
 def test_ratio_is_the_median_over_pairs():
     row = Row("a", "b", "c", [1.0, 2.0, 9.0], [2.0, 2.0, 3.0], aim=1.0, note="d")
     assert row.ratios == [0.5, 1.0, 3.0]
