@@ -51,7 +51,7 @@ class Sizes:
         growth: Numbers of embeddings of the line "growth".
         share: Number of images of the line "share", and their height and width in pixels.
         photos: Folder of pictures of the lines "command" and "gpu-loader". By default pictures are made.
-        pictures: Number of pictures that are read from the folder. Without a folder, pictures of 500 x 375 pixels are made.
+        pictures: Number of pictures that are read from the folder, or made, of 500 x 375 pixels, without a folder.
         command_pixels: Height and width to which the line "command" crops them.
         command_epochs: Number of epochs of the line "command".
         command_pairs: Number of times that both sides of the lines "command" and "gpu-loader" are measured.
