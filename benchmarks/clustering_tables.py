@@ -8,6 +8,7 @@ from clusterers import CLUSTERERS, COMMUNITIES, K_MEANS, Measured
 from clustering_scores import Labels, Scores, join_nearest, score, wrong_label_auc
 from frozen_features import HALVES
 from list_lengths import RULES, Lengths, fixed, position
+from markdown_tables import markdown_table
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import from_numpy
@@ -60,10 +61,6 @@ def page(measured: Sequence[Measured], command: str, seconds: float) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
-
-
 def _sets(measured: Sequence[Measured]) -> list[str]:
     return list(dict.fromkeys(one.case.data for one in measured))
 
@@ -79,7 +76,7 @@ def _clusterer_tables(measured: Sequence[Measured]) -> Iterator[str]:
         halves = [one for one in measured if (one.case.data, one.case.subset) == (data, "all")]
         rows = [[name, *_clusterer_cells(halves, name)] for name in CLUSTERERS if name in halves[0].clusterings]
         yield f"### {data}"
-        yield table(titles, rows)
+        yield markdown_table(titles, rows)
 
 
 def _clusterer_cells(halves: Sequence[Measured], name: str) -> list[str]:
@@ -102,7 +99,7 @@ def _subset_tables(measured: Sequence[Measured]) -> Iterator[str]:
                 if cases:
                     means = [fmean(getattr(one.clusterings[name].scores, field) for one in cases) for name in names]
                     rows.append([f"{data}, {subset}", *map(_percent, means)])
-        yield f"{title}:\n\n{table(('', *names), rows)}"
+        yield f"{title}:\n\n{markdown_table(('', *names), rows)}"
 
 
 def _rule_tables(measured: Sequence[Measured]) -> Iterator[str]:
@@ -111,9 +108,11 @@ def _rule_tables(measured: Sequence[Measured]) -> Iterator[str]:
     sets = _sets(measured)
     rows = [[name, *_rule_cells(measured, rule, sets)] for name, rule in rules.items()]
     within = [f"within {100 * loss:.0f}" for loss in LOSSES]
-    yield table(("", "lost: mean", "lost: worst", *(f"lost: {data}" for data in sets), *within, "half to twice"), rows)
+    yield markdown_table(
+        ("", "lost: mean", "lost: worst", *(f"lost: {data}" for data in sets), *within, "half to twice"), rows
+    )
     titles = ("", "images", "classes", "chosen length", "communities", "AMI", "best length", "communities", "AMI")
-    yield table(titles, [_case_cells(one) for one in measured])
+    yield markdown_table(titles, [_case_cells(one) for one in measured])
 
 
 def _rule_cells(
@@ -155,7 +154,7 @@ def _size_table(measured: Sequence[Measured]) -> str:
             ]
             joined = [fmean(getattr(scores, field) for _, scores in pairs) for field in ("ami", "precision")]
             rows.append([name, str(size), *map(_percent, (*left, *joined))])
-    return table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def _scores_by_size(one: Measured) -> dict[int, tuple[Scores, Scores]]:
@@ -181,7 +180,7 @@ def _reliability_table(measured: Sequence[Measured]) -> str:
                 rows.append(
                     [f"{data}, {subset}", *(", ".join(both) for pair in pairs for both in zip(*pair, strict=True))]
                 )
-    return table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def _reliability_cells(one: Measured, clusters: Labels) -> list[str]:

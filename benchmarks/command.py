@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markdown_tables import markdown_table
 from pyarrow import parquet
 from runs import versions
 from settings import PHOTO_SETS, ROOT
@@ -74,12 +75,12 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
 
 
 def markdown(runs: dict[str, dict[str, Any]]) -> str:
-    lines = [TITLES, ("---",) * len(TITLES)]
+    lines = []
     for data, run in runs.items():
         counts = f"{run['clusters']} / {run['classes']}"
         scores = [", ".join(f"{100 * score:.1f}" for score in run["scores"][name]) for name in SCORED]
         lines.append((data, str(run["images"]), f"{run['seconds'] / 60:.1f}", counts, *scores))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(TITLES, lines)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+from markdown_tables import markdown_table
 from quality import tabulate
 from runs import Run, ensure, read
 from settings import PHOTO_SETS, ROOT, Settings, build_parser, folder_name, parse
@@ -63,14 +64,14 @@ def plan(seeds: int) -> Iterator[tuple[str, str, int]]:
 def markdown(rows: Rows, output: str) -> str:
     """Return R@1 and MAP@R of an output by method and dataset, and the fraction of the gain of true labels."""
     titles = ["", *rows, "way in R@1: mean (least)", "way in MAP@R: mean (least)"]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for method, title in TITLES.items():
         found = {data: of_set[method, output] for data, of_set in rows.items() if (method, output) in of_set}
         if found:
             cells = [_cell(found[data]) if data in found else "" for data in rows]
             ways = [_way(rows, method, output, measure) for measure in ("R@1", "MAP@R")]
             lines.append([title, *cells, *ways])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(titles, lines)
 
 
 def _cell(row: Row) -> str:

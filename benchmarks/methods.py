@@ -39,7 +39,7 @@ DEFAULT_VARIANTS: dict[str, Method] = {
 }
 OWN_LOSS = {
     *UNTRAINED,
-    *("cbswr", "stml"),
+    *("instance", "cbswr", "stml"),
     *("default", *DEFAULT_VARIANTS),
     "deepcluster",
     *DEEP_METRIC,

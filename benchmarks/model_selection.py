@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from markdown_tables import markdown_table
 from model_choices import FEWEST, OUTPUTS, Choice, Columns, read_choices
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -197,11 +198,11 @@ def _table(columns: Columns, rows: Mapping[str, Cells], form: str) -> str:
     counts = [[len(choice) for choice in choices] for choices in columns.values()]
     titles = ["", f"all ({sum(map(sum, counts))})"]
     titles += [f"{name} ({' + '.join(map(str, sizes))})" for name, sizes in zip(columns, counts, strict=True)]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for name, cells in rows.items():
         if any(value is not None for value in cells[0]):
             lines.append([name, *(_cell(values, form) for values in cells)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(titles, lines)
 
 
 def _cell(values: Sequence[float | None], form: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from markdown_tables import markdown_table
 from methods import METHODS, SUPERVISED, UNTRAINED, WITHOUT_CLUSTERS
 from model_selection import rank_correlation
 from plots import save_rounds
@@ -109,11 +110,11 @@ def gather(folder: Path) -> dict[str, Run]:
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
     titles = [f"{title}, {output}" for output in OUTPUTS for title in (*TITLES, "rank correlation")]
     titles = ["run", "rounds", *(f"step of {title}" for title in TITLES[3:]), *titles]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for name, row in rows.items():
         cells = [cell for output in OUTPUTS for cell in _cells(row[output])]
         lines.append([name, str(row["rounds"]), *map(str, row["steps"].values()), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(titles, lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from markdown_tables import markdown_table
 from rounds import scores_of
 from runs import Run, describe, read, write
 from settings import Settings, build_parser, options_of, parse
@@ -41,8 +42,7 @@ def train(length: int | None, seed: int, settings: Settings, data: Data) -> Run:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    lines = [TITLES, ("---",) * len(TITLES), *(_cells(run) for run in runs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(TITLES, [_cells(run) for run in runs])
 
 
 def _cells(run: Run) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from markdown_tables import markdown_table
 from speed_measurements import Row
 
 TITLES = ("line", "measured", "baseline", "ratio", "aim", "medians", "note")
@@ -46,8 +47,7 @@ def _load(row: Mapping[str, Any]) -> Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    cells = [TITLES, ["---"] * len(TITLES), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return markdown_table(TITLES, map(_cells, rows))
 
 
 def _cells(row: Row) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from markdown_tables import markdown_table
 from runs import RERANK_NEIGHBORS, SEARCH_NEIGHBORS, Run
 
 SCORED = {
@@ -69,13 +70,13 @@ def _measures(run: Run, output: str) -> dict[str, float]:
 def markdown(rows: Sequence[Row], heading: str) -> str:
     """Return the rows as a Markdown table, with scores in percent."""
     titles = [heading, "output", "seeds", *rows[0].mean]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for row in rows:
         is_untrained = row.name == "frozen" and row.output.startswith("embeddings")
         output = f"{row.output}, untrained" if is_untrained else row.output
         cells = [_cell(row, measure) if measure in row.mean else "" for measure in rows[0].mean]
         lines.append([row.name, output, str(len(row.seeds)), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(titles, lines)
 
 
 def _cell(row: Row, measure: str) -> str:

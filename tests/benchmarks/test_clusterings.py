@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from clustering_scores import join_nearest, score, with_singletons, wrong_label_auc
-from clustering_tables import table
+from markdown_tables import markdown_table
 from scipy.sparse import csr_array
 
 
@@ -125,7 +125,7 @@ def test_features_of_a_folder_are_saved(flowers, tmp_path, monkeypatch):
 
 
 def test_a_table_has_a_line_of_titles_and_one_per_row():
-    assert table(("", "AMI"), [["a", "1"]]) == "|  | AMI |\n| --- | --- |\n| a | 1 |"
+    assert markdown_table(("", "AMI"), [["a", "1"]]) == "|  | AMI |\n| --- | --- |\n| a | 1 |"
 
 
 def test_rejects_other_datasets(capsys):
