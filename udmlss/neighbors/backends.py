@@ -1,7 +1,7 @@
 """Nearest-neighbor search by PyTorch, and by faiss on a GPU.
 
-On a CPU, the search of faiss takes up to four times as long where the BLAS in its package does not know the processor
-(`python benchmarks/speed.py --only k-means`).
+On a CPU, the search of faiss takes between 0.9 and 4 times as long, depending on whether the BLAS in its package knows
+the processor (`python benchmarks/speed.py --only k-means`).
 """
 
 import warnings
