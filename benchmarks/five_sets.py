@@ -38,7 +38,6 @@ TITLES = {
     "udml-ss-true-k": "UDML-SS, true k",
     "recommended-true-k": "recommended, true k",
     "recommended-twice-k": "recommended, twice the true k",
-    "default-trained-embedder": "default, no k, embedder as trained",
     "default": "default, no k",
     "supervised-default": "default with true labels, embedder as trained",
 }
