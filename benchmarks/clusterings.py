@@ -3,9 +3,10 @@
     python benchmarks/clusterings.py
     python benchmarks/clusterings.py --data cub100,logos --cache /tmp/features
 
-Nothing is trained. The features of the five datasets are computed once and cached in a folder. The halves of the
-classes, and subsets with fewer images per class, are clustered. The tables compare clusterers, rules for the length of
-the lists of neighbors, smallest sizes of communities, and measures of the reliability of labels.
+Nothing is trained. The features of the five datasets are computed once and cached in a folder; delete it if the images
+or the settings change. The halves of the classes, and subsets with fewer images per class, are clustered. The tables
+compare clusterers, rules for the length of the lists of neighbors, smallest sizes of communities, and measures of the
+reliability of labels.
 """
 
 import argparse

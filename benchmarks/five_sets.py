@@ -50,6 +50,7 @@ START_OUTPUTS = {  # by output, the output of the frozen model with which it is 
     "embeddings, re-ranked": "features",
 }
 OUTPUTS = tuple(START_OUTPUTS)
+MEASURES = ("R@1", "MAP@R")
 Rows = Mapping[str, Mapping[tuple[str, str], Row]]  # by dataset, and by method and output
 
 
@@ -62,26 +63,26 @@ def plan(seeds: int) -> Iterator[tuple[str, str, int]]:
 
 def markdown(rows: Rows, output: str) -> str:
     """Return R@1 and MAP@R of an output by method and dataset, and the fraction of the gain of true labels."""
-    titles = ["", *rows, "way in R@1: mean (least)", "way in MAP@R: mean (least)"]
+    titles = ["", *rows, *(f"fraction of the gain of true labels, {measure}" for measure in MEASURES)]
     lines = []
     for method, title in TITLES.items():
         found = {data: of_set[method, output] for data, of_set in rows.items() if (method, output) in of_set}
         if found:
             cells = [_cell(found[data]) if data in found else "" for data in rows]
-            ways = [_way(rows, method, output, measure) for measure in ("R@1", "MAP@R")]
-            lines.append([title, *cells, *ways])
+            fractions = [_fraction_of_gain(rows, method, output, measure) for measure in MEASURES]
+            lines.append([title, *cells, *fractions])
     return markdown_table(titles, lines)
 
 
 def _cell(row: Row) -> str:
-    values = [f"{100 * row.mean[measure]:.1f}" for measure in ("R@1", "MAP@R")]
+    values = [f"{100 * row.mean[measure]:.1f}" for measure in MEASURES]
     if row.spread:
-        deviations = [f"{100 * row.spread[measure]:.1f}" for measure in ("R@1", "MAP@R")]
+        deviations = [f"{100 * row.spread[measure]:.1f}" for measure in MEASURES]
         values = [" ± ".join(pair) for pair in zip(values, deviations, strict=True)]
     return ", ".join(values)
 
 
-def _way(rows: Rows, method: str, output: str, measure: str) -> str:
+def _fraction_of_gain(rows: Rows, method: str, output: str, measure: str) -> str:
     """Return the gain over the frozen features as a fraction of the gain of true labels, over all datasets.
 
     It is empty if a dataset lacks one of the three scores, or if true labels do not gain.
@@ -163,10 +164,11 @@ def save(
         counts = [f"{data} {found}" for data in sets if (found := cluster_counts(runs[data]))]
         text += [f"Clusters of `default` in the last round / classes: {', '.join(counts)}."] if counts else []
     legend = [
-        f"R@1 and MAP@R in percent, mean ± standard deviation over seeds. {NEIGHBORS}",
-        "way: gain over the features of `frozen`, as a fraction of the gain of true labels. The mean over datasets,",
-        "and the smallest in brackets; empty if a method did not run on all datasets. Scores with expansion or",
-        "re-ranking are compared with the features without them. All scores are in the tables of the datasets.",
+        f"R@1 and MAP@R in percent, mean ± standard deviation over seeds. {NEIGHBORS}\n",
+        "fraction of the gain of true labels: gain over the features of `frozen`, divided by the gain of",
+        "`supervised-default` over them. It is the mean over the datasets, with the lowest in brackets, and empty if a",
+        "method did not run on all datasets. Scores with expansion or re-ranking are compared with the features",
+        "without them. All scores are in the tables of the datasets.",
         "`default` trains for eight epochs, but at least 250 steps, with and without true labels. The other methods",
         "train for 150 steps, and for 602 on glyphs.",
     ]

@@ -37,7 +37,7 @@ Rank correlation: Spearman's, of a measure and a score. Models are ranked within
 choices of a column are correlated together.
 
 Points lost: score of the best model minus that of the model with the highest measure, in points. With several choices,
-it is the mean over them. The column `all` has the mean over the other columns."""
+it is the mean over them. The column `all` has the mean over the other columns that have a value."""
 SECTIONS = {
     "runs": """\
 ## Choice between runs

@@ -13,10 +13,12 @@ SCORED = {
     "unseen": "classes that training did not see",
     "own": "the images of the training, whose labels training did not use except for upper bounds",
 }
-NEIGHBORS = f"""Three searches use the other test images. with neighbors: each image is averaged with its
-{SEARCH_NEIGHBORS} nearest images. expanded: the {SEARCH_NEIGHBORS} nearest images are added to the query, and it is
-searched again. re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists
-of {RERANK_NEIGHBORS}."""
+NEIGHBORS = f"""Three searches use the other test images:
+
+- with neighbors: each embedding is averaged with its {SEARCH_NEIGHBORS} nearest neighbors.
+- expanded: the query is averaged with its {SEARCH_NEIGHBORS} nearest neighbors and searched again.
+- re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists of
+  {RERANK_NEIGHBORS}."""
 LEGEND = "Scores in percent on {}, mean ± standard deviation over seeds."
 
 
@@ -100,7 +102,7 @@ def write(
     versions = [dict(pairs) for pairs in dict.fromkeys(all_versions)]
     legend = [LEGEND.format(SCORED[str(settings.get("protocol", "unseen"))])]
     legend += [NEIGHBORS] if any(row.output not in {"features", "embeddings"} for row in rows) else []
-    text = [table, "\n".join([*legend, *notes]), f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
+    text = [table, *legend, *notes, f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
     text += [f"Versions: {_listed(each)}." for each in versions]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")
     content = {"command": command, "notes": notes, "settings": settings, "versions": versions}

@@ -29,7 +29,7 @@ def test_the_first_runs_are_those_of_seed_0_that_the_conclusion_needs():
     assert len(set(order)) == len(order) == 2 * (5 + 4 + 4)
 
 
-def test_way_is_the_gain_over_frozen_features_as_a_fraction_of_that_of_true_labels():
+def test_fraction_is_the_gain_over_frozen_features_as_a_fraction_of_that_of_true_labels():
     rows = {
         data: {
             (found.name, found.output): found
@@ -43,7 +43,7 @@ def test_way_is_the_gain_over_frozen_features_as_a_fraction_of_that_of_true_labe
         for data, recall in {"cub100": 0.7, "logos": 0.8}.items()
     }
     lines = five_sets.markdown(rows, "embeddings").splitlines()
-    assert lines[0].startswith("|  | cub100 | logos | way in R@1")
+    assert lines[0].startswith("|  | cub100 | logos | fraction of the gain of true labels, R@1")
     assert "| frozen | 30.0, 30.0 | 30.0, 30.0 | -50% (-50%) | -50% (-50%) |" in lines
     last = "| default, no k | 70.0 ± 1.0, 70.0 ± 1.0 | 80.0 ± 1.0, 80.0 ± 1.0 | 62% (50%) | 62% (50%) |"
     assert last in lines
