@@ -43,6 +43,7 @@ TITLES = {
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared
     "embeddings": "features",
+    "embeddings as trained": "features",
     "features": "features",
     "embeddings with neighbors": "features with neighbors",
     "features with neighbors": "features with neighbors",

@@ -32,7 +32,6 @@ CLUSTER_MEMORY: dict[str, Method] = {
 }
 LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
-    "default-trained-embedder": partial(default, refit_embedder=False),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
     "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),
@@ -45,10 +44,11 @@ OWN_LOSS = {
     *DEEP_METRIC,
     *CLUSTER_MEMORY,
 }  # methods that ignore the loss of the settings
+REFITTED = {"default", *DEFAULT_VARIANTS}  # methods after which `runs.run` recomputes the embedder, as `fit` does
 SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
-    "supervised-default": partial(default, true_labels=True, refit_embedder=False),
+    "supervised-default": partial(default, true_labels=True),
 }
 METHODS: dict[str, Method] = {
     **UNTRAINED,

@@ -19,7 +19,8 @@ NEIGHBORS = f"""Three searches use the other test images:
 - expanded: the query is averaged with its {SEARCH_NEIGHBORS} nearest neighbors and searched again.
 - re-ranked: results are ordered by the k-reciprocal neighbors that they share with the query, from lists of
   {RERANK_NEIGHBORS}."""
-LEGEND = "Scores in percent on {}, mean ± standard deviation over seeds."
+LEGEND = """Scores in percent on {}, mean ± standard deviation over seeds. embeddings as trained: those before the
+embedder is recomputed by a PCA, with which `default` ends."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Row:
 
     Args:
         name: A method, or a value of a sweep.
-        output: The scored output of the model, "features" or "embeddings", which may be followed by "with neighbors".
+        output: The scored output of the model, "features" or "embeddings", which may be followed by "with neighbors" or
+            "as trained".
         seeds: Seeds of the runs.
         mean: Mean of each score over the seeds, in 0..1.
         spread: Standard deviation of each score; empty for a single seed.
@@ -101,7 +103,7 @@ def write(
     all_versions = [tuple(run["versions"].items()) for runs in groups.values() for run in runs]
     versions = [dict(pairs) for pairs in dict.fromkeys(all_versions)]
     legend = [LEGEND.format(SCORED[str(settings.get("protocol", "unseen"))])]
-    legend += [NEIGHBORS] if any(row.output not in {"features", "embeddings"} for row in rows) else []
+    legend += [NEIGHBORS] if any(row.output == "embeddings with neighbors" for row in rows) else []
     text = [table, *legend, *notes, f"```\n{command}\n```", f"Settings: {_listed(settings)}."]
     text += [f"Versions: {_listed(each)}." for each in versions]
     (folder / "table.md").write_text("\n\n".join(text) + "\n")

@@ -154,14 +154,14 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
-    refit_embedder: bool = True,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
 ) -> FitResult:
     """Train by `fit(model, images, cluster_images=plain)` after a PCA of the features.
 
-    A `small` network is trained by `from_scratch=True` instead, with an embedder that is initialized at random.
+    A `small` network is trained by `from_scratch=True` instead, with an embedder that is initialized at random. The
+    embedder is not recomputed when training ends.
 
     Args:
         model: The model, whose embedder is initialized from the features if the trunk is pretrained.
@@ -170,7 +170,6 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
-        refit_embedder: As for `fit`.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -191,7 +190,7 @@ def default(
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
-        refit_embedder=refit_embedder,
+        refit_embedder=False,  # both embedders of one training are scored
         num_workers=settings.workers,
         max_steps=max_steps,
         label_free=label_free,
