@@ -161,8 +161,8 @@ def save(
         if not rows:
             continue
         text += [f"## `{protocol}`: {scored}"]
-        found = {output for of_set in rows.values() for _, output in of_set}
-        listed = [output for output in OUTPUTS if output in found]
+        measured = {output for of_set in rows.values() for _, output in of_set}
+        listed = [output for output in OUTPUTS if output in measured]
         text += [f"{output[0].upper()}{output[1:]}:\n\n{markdown(rows, output)}" for output in listed]
         counts = [f"{data} {found}" for data in sets if (found := cluster_counts(runs[data]))]
         text += [f"Clusters of `default` in the last round / classes: {', '.join(counts)}."] if counts else []

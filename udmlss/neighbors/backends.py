@@ -169,7 +169,7 @@ def _euclidean(queries: Tensor, gallery: Tensor, k: int) -> Neighbors:
 def _inner_product(queries: Tensor, gallery: Tensor, bias: Tensor, k: int) -> Neighbors:
     """Return the k highest values of inner product + bias of each query; `bias` has one number per gallery row."""
     parts = queries.split(max(1, PAIRS // len(gallery)))
-    products = queries.new_empty(len(parts[0]), len(gallery))  # for all parts, as new memory of this size takes time
+    products = queries.new_empty(len(parts[0]), len(gallery))  # reused: to allocate it for each part takes time
     found = []
     with full_precision(gallery.device), torch.no_grad():
         for part in parts:

@@ -76,8 +76,8 @@ class Rounds:
             steps.
         accumulate_grad_batches: Number of batches per optimizer step. A loop of one's own accumulates their gradients.
         cluster_on: What is clustered: "embeddings" or the trunk's "features", scaled to unit length. None clusters
-            embeddings, except in the first round with an embedder that may be random, which is any other than a
-            `PCAEmbedder`: then features are clustered.
+            embeddings. Only if the embedder is not a `PCAEmbedder`, so that it may be random at first, the first round
+            clusters features.
         start_features: Features (n, f) of `cluster_images` before training, if `embed(model, images,
             output="features")` computed them already. The first round uses them instead of embedding all images. Under
             `torchrun` those of rank 0 are used.

@@ -274,7 +274,7 @@ def test_round_that_is_not_iterated_raises_an_error():
     ("model", "changes", "error", "message"),
     [
         (nn.Flatten(), {}, TypeError, r"`model` must be an EmbeddingModel, got Flatten"),
-        (None, {"cluster_on": "pixels"}, ValueError, r"`cluster_on` must be one of 'embeddings', 'features', got 'p"),
+        (None, {"cluster_on": "pixels"}, ValueError, r"must be one of 'embeddings', 'features', got 'pixels'"),
         (None, {"max_steps": 0}, ValueError, r"`max_steps` must be at least 1, got 0"),
         (None, {"seed": -1}, ValueError, r"`seed` must be at least 0, got -1"),
         (None, {"seed": 2**63}, ValueError, r"`seed` must be at most 9223372036854775807, got 9223372036854775808\."),

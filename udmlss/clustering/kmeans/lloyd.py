@@ -116,7 +116,9 @@ def _assign(
     n_changed = 0
     for rows in row_slices(points):
         part, before = points[rows].to(centers.device, centers.dtype).contiguous(), assignment[rows]
-        if 2 * len(candidates) > len(centers):
+        if not moved.any():
+            after = before  # of the initial centers, or of centers that remained
+        elif 2 * len(candidates) > len(centers):
             after = _assign_to_all(part, centers, 1, search)
         else:
             after = _assign_to_candidates(part, centers, candidates, before, search)
