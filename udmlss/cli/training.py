@@ -197,8 +197,9 @@ class _Training:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds)
+        n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(
-            f"2/4 Training for {self.epochs:.3g} epoch{'s' * (self.epochs != 1)}, "
+            f"2/4 Training for {count(n_steps, 'step')} ({self.epochs:.3g} epoch{'s' * (self.epochs != 1)}), "
             f"about {duration(seconds)}{' in all' * self.run.has_checkpoints}; "
             "Ctrl-C stops it, and the same command resumes it"
         )
