@@ -78,7 +78,9 @@ class Page:
             facts |= {"Rounds": f"{len(history):,}", "Training steps": f"{history[-1].step:,}"}
         scores = [report.label_free.score for report in history if report.label_free is not None]
         if scores and start_scores is not None:
-            facts["Label-free score, before and after training"] = f"{start_scores.score:.3f} → {scores[-1]:.3f}"
+            facts["Label-free score, before training and after the last round"] = (
+                f"{start_scores.score:.3f} → {scores[-1]:.3f}"
+            )
         elif scores:
             facts["Label-free score, first and last round"] = f"{scores[0]:.3f} → {scores[-1]:.3f}"
         return facts

@@ -96,7 +96,7 @@ def test_the_page_states_the_score_before_training_if_it_is_given(run, tmp_path)
     start = replace(run.history[0].label_free, shared_neighbors=0.25)
     settings = {"history": run.history, "start_scores": start, "n_queries": 0}
     written = write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels, **settings)
-    assert f"Label-free score, before and after training {start.score:.3f} → 0.615" in Page(written).text
+    assert f"Label-free score, before training and after the last round {start.score:.3f} → 0.615" in Page(written).text
 
 
 def test_every_section_starts_with_a_sentence_and_changed_neighbors_have_a_word(page, written):
