@@ -80,6 +80,8 @@ class PseudoLabels:
         labels: Cluster of each image in 0..k-1, or -1 for an unassigned image, which is not trained on.
         centers: Mean embedding of each cluster, or None if the labeler does not compute them.
         sizes: Number of images in each cluster, all above zero.
+        previous_ids: Id of each cluster in the previous round, or -1 for a cluster that is new. None if there was no
+            previous round, or if the labeler does not match ids.
         agreement: Adjusted Rand index between this round and the previous one, over the images that have a cluster in
             both: 1 for equal clusters, 0 for chance. None in the first round.
         reliability: How much more similar each image is to its own cluster than to any other, in -1..1, by
@@ -100,6 +102,7 @@ class PseudoLabels:
     agreement: float | None = None
     reliability: Float[Tensor, " n"] | None = None
     coarse_labels: Int64[Tensor, " n"] | None = None
+    previous_ids: Int64[Tensor, " k"] | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self.labels, self.sizes)
@@ -111,6 +114,8 @@ class PseudoLabels:
             raise value_error(rule, f"shape {tuple(self.reliability.shape)}", "Pass one number per image, or None")
         if self.coarse_labels is not None:
             as_labels(self.coarse_labels, len(self.labels), "coarse_labels")
+        if self.previous_ids is not None:
+            as_labels(self.previous_ids, len(self.sizes), "previous_ids")
 
     @classmethod
     def from_labels(cls, labels: Labels, embeddings: Float[Tensor, "n d"] | None = None) -> "PseudoLabels":
@@ -135,7 +140,8 @@ class PseudoLabels:
         assigned = found >= 0
         if not assigned.any():
             rule = "`labels` must assign images to clusters"
-            raise value_error(rule, f"{len(found)} labels below 0", "Lower the minimum size of a cluster")
+            remedy = "Let the clusterer assign more images, for example by a lower minimum size of a cluster"
+            raise value_error(rule, f"{len(found)} labels below 0", remedy)
         compact = torch.full_like(found, -1)
         compact[assigned] = found[assigned].unique(return_inverse=True)[1]
         sizes = compact[assigned].bincount()

@@ -142,6 +142,16 @@ CHANGES = {
         ValueError,
         "MarginLoss has parameters for 5 clusters and needs this number in every round, got 4. Use Cluster",
     ),
+    "margins for a number of clusters that changes": (
+        value(criterion=losses.MarginLoss(learn_beta=True, num_classes=K), labeler=ClusterPseudoLabeler()),
+        ValueError,
+        "got `ClusterPseudoLabeler(Communities(min_cluster_size=2))`, whose number of clusters changes. Use Cluster",
+    ),
+    "larger clusters than half of the images": (
+        value(labeler=ClusterPseudoLabeler(images_per_cluster=N // 2 + 1)),
+        ValueError,
+        "`images_per_cluster=13` must be at most half of the number of images, got 24 images. Lower it, or add images.",
+    ),
     "proxies of another dimension": (
         value(criterion=UDMLSSLoss(losses.ArcFaceLoss(K, D + 1))),
         ValueError,

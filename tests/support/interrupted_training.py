@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from udmlss import ClusterPseudoLabeler, EmbeddingModel, RotationPretextHead, UDMLSSLoss, fit
+from udmlss.clustering import k_means
 from udmlss.models import PCAEmbedder
 
 N, STEPS, STEPS_PER_ROUND = 48, 11, 4
@@ -48,16 +49,18 @@ class ChangingClusters:
 
     def __init__(self, *numbers):
         self.numbers, self.round = numbers, 0
+        self.labeler = ClusterPseudoLabeler(lambda embeddings: k_means(embeddings, self.numbers[self.round - 1]))
 
     def label(self, embeddings):
         self.round += 1
-        return ClusterPseudoLabeler(self.numbers[self.round - 1]).label(embeddings)
+        return self.labeler.label(embeddings)
 
     def state_dict(self):
-        return {"round": self.round}
+        return {"round": self.round, "labeler": self.labeler.state_dict()}
 
     def load_state_dict(self, state):
         self.round = state["round"]
+        self.labeler.load_state_dict(state["labeler"])
 
 
 def adam(model):

@@ -108,7 +108,7 @@ class Communities:
         return self.labels_from_neighbors(indices[:, : self.n_neighbors_])
 
     def labels_from_neighbors(self, indices: Int64[Tensor, "n k"]) -> NDArray[np.int64]:
-        """Return the communities for lists of neighbors, as `udmlss.metrics.nearest` returns them."""
+        """Return the communities for lists of neighbors, as `udmlss.neighbors.nearest` returns them."""
         self.graph_ = shared_neighbor_graph(indices)
         found = map_equation_communities(self.graph_, seed=self.seed or 0)
         sizes = np.bincount(found)

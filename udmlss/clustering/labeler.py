@@ -16,7 +16,7 @@ from udmlss.clustering.communities import Communities, coarse_communities
 from udmlss.clustering.jaccard_dbscan import JaccardDBSCAN
 from udmlss.clustering.kmeans import check_count, cluster_rows
 from udmlss.clustering.list_length import list_length_for
-from udmlss.clustering.matching import agreement, match_ids
+from udmlss.clustering.matching import agreement, match_clusters
 from udmlss.clustering.reliability import label_margins
 from udmlss.neighbors.approximate import find_lists
 from udmlss.neighbors.backends import search_on
@@ -31,9 +31,9 @@ class ClusterPseudoLabeler:
     """Pseudo-labels from clusters of the embeddings, once per round.
 
     `ClusterPseudoLabeler()` needs no number of clusters, `ClusterPseudoLabeler(100)` runs k-means with 100. Clusters
-    retain their ids from round to round: each gets the id of the previous cluster with which it has the most images in
-    common. From the second round on, k-means starts from the means of the previous clusters in the new embeddings. If
-    the number of images changes, ids are not matched in that round.
+    retain their ids from round to round, as `match_ids` describes. From the second round on, k-means starts from the
+    means of the previous clusters in the new embeddings. If the number of images changes, ids are not matched in that
+    round.
 
     Args:
         n_clusters: Number of clusters k of k-means, at least 2. Alternatively the clusterer itself, as in
@@ -149,9 +149,10 @@ class ClusterPseudoLabeler:
         if reliability is not None and self.unassigned_fraction:
             labels = _without_least_reliable(labels, reliability, self.unassigned_fraction)
         self._check_clusters(labels)
-        groups = coarse_communities(graph, labels, seed=self._used_seed) if self.coarse and graph is not None else None
+        groups = self._coarse_clusters(graph, labels) if self.coarse and graph is not None else None
+        previous_ids = None
         if previous is not None:
-            labels = match_ids(labels, previous.labels)
+            labels, previous_ids = match_clusters(labels, previous.labels)
         sizes = labels[labels >= 0].bincount()
         self._previous = PseudoLabels(
             labels=labels,
@@ -159,7 +160,8 @@ class ClusterPseudoLabeler:
             sizes=sizes,
             agreement=None if previous is None else agreement(labels, previous.labels),
             reliability=reliability,
-            coarse_labels=None if groups is None or groups.max() == 0 else groups,
+            coarse_labels=groups,
+            previous_ids=previous_ids,
         )
         self._n_neighbors = n_neighbors
         self._round += 1
@@ -246,11 +248,18 @@ class ClusterPseudoLabeler:
             return
         remedy = "Let the clusterer make more and smaller clusters, or reduce the embeddings by PCA first"
         if isinstance(self.clusterer, Communities):
-            remedy = "Pass a smaller `images_per_cluster`, or `Communities(n_neighbors)` with fewer neighbors"
+            remedy = "Pass a smaller `images_per_cluster`, or a number of clusters, as in ClusterPseudoLabeler(100)"
         if self.unassigned_fraction:
             remedy = "Lower `unassigned_fraction`. " + remedy
         found = f"sizes {sizes} with {int((labels < 0).sum())} of {len(labels)} images unassigned"
         raise value_error("A round needs at least 2 clusters", found, remedy)
+
+    def _coarse_clusters(self, graph: csr_array, labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"] | None:
+        """Return coarse clusters, or None if all clusters from which batches are sampled belong to the same one."""
+        groups = coarse_communities(graph, labels, seed=self._used_seed)
+        is_assigned = labels >= 0
+        is_sampled = is_assigned & (labels[is_assigned].bincount() > 1)[labels]  # the label -1 is not assigned
+        return groups if len(groups[is_sampled].unique()) > 1 else None
 
     def _communities(
         self, settings: Communities, embeddings: Float[Tensor, "n d"], previous: PseudoLabels | None

@@ -13,7 +13,7 @@ from udmlss.neighbors.search import search, unit_length
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 LARGEST_SAMPLE = 5000  # rows that the length is chosen on at most, to bound the time
-_COPIES = 2  # of a row in the sample, which the copies of one image would otherwise fill
+_COPIES = 2  # of a row on which the length is chosen; more would form a community of their own
 _TOLERANCE = 0.02  # fraction of the largest gap; of lengths within it the longest is chosen
 _WEIGHTS = (0.25, 0.5, 0.25)  # of a length and the two next to it, since gaps of single lengths are noisy
 
@@ -32,13 +32,13 @@ def choose_list_length(
     no clusters. Therefore each length is tried on the embeddings and on random rows with the same mean and covariance.
     The gap is the difference of how much the description shortens, averaged with the gaps of the next shorter and the
     next longer list. The longest list whose gap is within 2 % of the largest is chosen, except lists with which all
-    rows form a single community. Of more than 5,000 rows, the 5,000 nearest neighbors of a random row are used: they
-    contain whole classes, which a random sample of the rows does not.
+    rows form a single community. At most two copies of a row are used. Of more than 5,000 rows, the 5,000 nearest
+    neighbors of a random row are used: they contain whole classes, which a random sample of the rows does not.
 
     Args:
         embeddings: At least three rows of any length.
-        indices: The 64 nearest neighbors of each of at most 5,000 rows, or all others if they are fewer, so that they
-            are not searched again. None searches.
+        indices: The 64 nearest neighbors of each of at most 5,000 rows, or all others if they are fewer. They are
+            searched again only if a row has more than two copies. None searches.
         seed: Seed of the random rows.
 
     Returns:
@@ -52,7 +52,7 @@ def choose_list_length(
     generator = torch.Generator().manual_seed(seed)
     rows = _sample(embeddings.detach(), generator)
     lengths = [length for length in LENGTHS if 4 * length <= len(rows)] or [LENGTHS[0]]
-    if indices is None:
+    if indices is None or len(rows) != len(embeddings):
         indices = search(rows, lengths[-1])[1]
     random_indices = search(_random_rows(rows, generator), lengths[-1])[1]
     found, random = (_compressions(lists, lengths, seed) for lists in (indices, random_indices))
@@ -63,8 +63,8 @@ def choose_list_length(
 
 
 def _sample(embeddings: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
-    """Return unit-length rows on the CPU: all of them, or a random one and its nearest neighbors without copies."""
-    if len(embeddings) > LARGEST_SAMPLE and (copies := limit_copies(embeddings, _COPIES)) is not None:
+    """Return unit-length rows on the CPU, without further copies: all, or a random one and its nearest neighbors."""
+    if (copies := limit_copies(embeddings, _COPIES)) is not None:
         embeddings = embeddings[copies[0]]
     if len(embeddings) > LARGEST_SAMPLE:
         query = torch.randint(len(embeddings), (1,), generator=generator).to(embeddings.device)

@@ -20,8 +20,8 @@ _MAX_CLUSTERS = 2**24
 def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
     """Renumber clusters so that each has the id of the previous cluster that it shares most images with.
 
-    The renumbering maximizes the number of images whose id does not change. If an image then changes its id, it has
-    changed its cluster.
+    Each cluster is matched to at most one previous cluster, so that as many images as possible remain in their cluster.
+    If there are fewer clusters than before, previous ids of k or above are replaced by ids below k that are free.
 
     Args:
         labels: Cluster of each image in 0..k-1, or -1 for an unassigned image.
@@ -42,19 +42,27 @@ def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
         >>> match_ids([1, 1, 0, 0, -1], previous=[0, 0, 1, 1, 1])
         tensor([ 0,  0,  1,  1, -1])
     """
+    return match_clusters(labels, previous)[0]
+
+
+def match_clusters(labels: Labels, previous: Labels) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " k"]]:
+    """Renumber clusters as `match_ids` does, and return also the previous id of each cluster, or -1 for a new one."""
     labels, previous = _as_tensors(labels, previous)
     k = int(labels.max()) + 1
     if k > _MAX_CLUSTERS:
         rule, remedy = f"`labels` must be below {_MAX_CLUSTERS}", "Renumber clusters by PseudoLabels.from_labels"
         raise value_error(rule, k - 1, remedy)
-    previous = torch.where(previous < k, previous, -1)  # new ids are below k, so no cluster can have a larger one
-    k_previous = int(previous.max()) + 1
     both = (labels >= 0) & (previous >= 0)
-    new, old = _match(labels[both], previous[both], k, k_previous)
-    ids = np.full(k + 1, -1)  # the last element is the id of -1
-    ids[new] = old
-    ids[:k][ids[:k] < 0] = np.setdiff1d(np.arange(k), old)
-    return torch.from_numpy(ids)[labels]
+    old_ids, old_labels = previous[both].unique(return_inverse=True)
+    new, old = _match(labels[both], old_labels, k, len(old_ids))
+    matched = np.full(k, -1)  # the previous id of each cluster
+    matched[new] = old_ids.numpy()[old]
+    ids = np.append(np.where(matched < k, matched, -1), -1)  # the last element is the id of -1
+    is_free = ids[:k] < 0
+    ids[:k][is_free] = np.setdiff1d(np.arange(k), ids)
+    previous_ids = np.full(k, -1)
+    previous_ids[ids[:k]] = matched
+    return torch.from_numpy(ids)[labels], torch.from_numpy(previous_ids)
 
 
 def agreement(labels: Labels, previous: Labels) -> float | None:

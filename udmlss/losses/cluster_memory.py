@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_integer, check_number, value_error
-from udmlss.losses.proxies import check_dimension
+from udmlss.losses.proxies import check_dimension, missing_centers
 from udmlss.types import Labels
 
 
@@ -77,7 +77,7 @@ class ClusterMemoryLoss(nn.Module):
             ValueError: `centers` is None or of another dimension.
         """
         if centers is None:
-            raise _missing_centers("Return centers from the labeler: PseudoLabels.from_labels(labels, embeddings)")
+            raise missing_centers(self, "Return centers from the labeler: PseudoLabels.from_labels(labels, embeddings)")
         check_dimension(self, self.embedding_size, centers.shape[1])
         self.memory = functional.normalize(centers.detach().to(self.memory))
 
@@ -103,7 +103,7 @@ class ClusterMemoryLoss(nn.Module):
         """
         check_dimension(self, self.embedding_size, embeddings.shape[-1])
         if not len(self.memory):
-            raise _missing_centers("Call `start_round(pseudo_labels)` after every clustering")
+            raise missing_centers(self, "Call `start_round(pseudo_labels)` after every clustering")
         self.memory = self.memory.to(embeddings.device)
         labels = as_labels(labels, len(embeddings)).to(embeddings.device)
         embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
@@ -148,7 +148,3 @@ class ClusterMemoryLoss(nn.Module):
         if isinstance(found, Tensor) and found.shape[1:] == self.memory.shape[1:]:
             self.memory = self.memory.new_empty(found.shape)
         super()._load_from_state_dict(state_dict, prefix, *others)
-
-
-def _missing_centers(remedy: str) -> ValueError:
-    return value_error("ClusterMemoryLoss needs the cluster centers", "None", remedy)

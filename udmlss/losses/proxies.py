@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pytorch_metric_learning.losses import BaseMetricLossFunction, ManifoldLoss, MarginLoss
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,12 +25,18 @@ def check_fits(loss: nn.Module, n_clusters: int | None, dimension: int | None) -
         check_dimension(loss, weight.shape[1 - _class_axis(name)], dimension)
     if isinstance(loss, UsesClusterCenters):
         check_dimension(loss, loss.embedding_size, dimension)
+    if n_clusters is not None:
+        check_n_clusters(loss, n_clusters)
+
+
+def check_n_clusters(loss: nn.Module, found: object) -> None:
+    """Raise ValueError if a loss needs another number of clusters than was found."""
     beta = getattr(loss, "beta", None)  # MarginLoss has a tensor of shape (1,), or (k,) with one value per class
     expected = len(beta) if isinstance(loss, MarginLoss) and isinstance(beta, Tensor) else 1
-    if expected > 1 and n_clusters not in (None, expected):
+    if expected > 1 and found != expected:
         raise value_error(
             f"MarginLoss has parameters for {expected} clusters and needs this number in every round",
-            n_clusters,
+            found,
             f"Use ClusterPseudoLabeler({expected}), or build the loss without `num_classes`",
         )
 
@@ -45,6 +51,11 @@ def check_dimension(loss: nn.Module, expected: int, dimension: int | None) -> No
         )
 
 
+def missing_centers(loss: nn.Module, remedy: str) -> ValueError:
+    """Return the error of a loss that has no cluster centers."""
+    return value_error(f"{type(loss).__name__} needs the cluster centers", "None", remedy)
+
+
 def check_label(loss: nn.Module, label: int) -> None:
     """Raise ValueError if a loss has class weights, but none for this label."""
     n_classes = _n_classes(loss)
@@ -56,13 +67,19 @@ def check_label(loss: nn.Module, label: int) -> None:
         )
 
 
-def resize_proxies(
-    loss: nn.Module, n_clusters: int, optimizer: Optimizer | None, *, may_be_trained: bool = False
+def match_proxies(
+    loss: nn.Module,
+    n_clusters: int,
+    optimizer: Optimizer | None,
+    *,
+    previous_ids: Int64[Tensor, " k"] | None = None,
+    may_be_trained: bool = False,
 ) -> None:
-    """Resize the class weights of a loss to the number of clusters, with their state in the optimizer.
+    """Select the class weights of a loss for new clusters, with their state in the optimizer.
 
-    The weights of the first clusters are retained, and so is their state, such as the averages of Adam. The weights of
-    further clusters are copies of them, which `move_proxies` rotates to their centers, and their state is zero.
+    A cluster receives the weights of its previous id, and their state, such as the averages of Adam. Without previous
+    ids, the first clusters receive those of the same number. The weights of new clusters are copies, which
+    `move_proxies` rotates to their centers, and their state is zero.
 
     Raises:
         ValueError: The number of clusters changes, `optimizer` is None, and the weights have a gradient or
@@ -71,7 +88,12 @@ def resize_proxies(
     n_classes = _n_classes(loss)
     if optimizer is not None:
         _drop_state_of_another_size(loss, optimizer)
-    if n_classes in (None, n_clusters):
+    if n_classes is None:
+        return
+    previous = torch.arange(n_clusters) if previous_ids is None else previous_ids
+    is_new = (previous < 0) | (previous >= n_classes)
+    previous = torch.where(is_new, torch.arange(n_clusters) % n_classes, previous)
+    if torch.equal(previous, torch.arange(n_classes)) and (optimizer is None or not is_new.any()):
         return
     for name, weight in _class_weights(loss):
         axis, size = _class_axis(name), weight.shape[_class_axis(name)]
@@ -81,12 +103,14 @@ def resize_proxies(
                 "None",
                 "Call start_round(pseudo_labels, optimizer)",
             )
-        rows = torch.arange(n_clusters * (size // n_classes), device=weight.device)
+        n_rows = size // n_classes  # per class
+        rows = (previous[:, None] * n_rows + torch.arange(n_rows)).flatten().to(weight.device)
+        new_rows = is_new.repeat_interleave(n_rows).nonzero().flatten().to(weight.device)
         state = {} if optimizer is None else optimizer.state.get(weight, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.ndim == weight.ndim and value.shape[axis] == size:
-                state[key] = value.index_select(axis, rows % size).index_fill(axis, rows[size:], 0)
-        weight.data = weight.data.index_select(axis, rows % size)
+                state[key] = value.index_select(axis, rows).index_fill(axis, new_rows, 0)
+        weight.data = weight.data.index_select(axis, rows)
         weight.grad = None
     _set_n_classes(loss, n_clusters)
 
@@ -106,7 +130,7 @@ def resize_to_state(loss: nn.Module, prefix: str, state: Mapping[str, object]) -
         found, axis = state.get(prefix + name), _class_axis(name)
         if n_classes is not None and isinstance(found, Tensor) and found.ndim == weight.ndim:
             weight.grad = None  # it belongs to the weights before loading
-            resize_proxies(loss, found.shape[axis] * n_classes // weight.shape[axis], None)
+            match_proxies(loss, found.shape[axis] * n_classes // weight.shape[axis], None)
 
 
 def move_proxies(loss: nn.Module, centers: Float[Tensor, "k d"]) -> None:

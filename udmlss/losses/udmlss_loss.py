@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from udmlss._checks import as_labels, check_number, check_scalar, type_error, value_error
-from udmlss.losses.proxies import check_fits, check_label, move_proxies, resize_proxies, resize_to_state
+from udmlss.losses.proxies import check_fits, check_label, match_proxies, move_proxies, resize_to_state
 from udmlss.results import LossTerms
 from udmlss.types import Labels, PseudoLabels
 
@@ -119,13 +119,14 @@ class UDMLSSLoss(nn.Module):
     def start_round(self, pseudo_labels: PseudoLabels, optimizer: Optimizer | None = None) -> None:
         """Adapt the loss to a new clustering; call it once after every clustering.
 
-        `CrossBatchMemory` is emptied, because the labels that it stores belong to the previous clusters. Proxies and
-        classifier weights are resized to the number of clusters, and rotated to the directions of the cluster centers
-        from the mean of all centers. A loss with a method `set_centers` receives the centers.
+        `CrossBatchMemory` is emptied, because the labels that it stores belong to the previous clusters. Each cluster
+        retains the proxies and classifier weights of its previous id. Those of vanished clusters are removed, and new
+        clusters receive copies. All are then rotated to the directions of the cluster centers from the mean of all
+        centers. A loss with a method `set_centers` receives the centers.
 
         Args:
             pseudo_labels: The new clusters. Their centers must be in the space of the embeddings.
-            optimizer: The optimizer that trains the proxies, whose state of each proxy is resized with them. It may be
+            optimizer: The optimizer that trains the proxies, whose state of each proxy is moved with it. It may be
                 None if there are no proxies or their number does not change after the first round.
 
         Raises:
@@ -139,7 +140,13 @@ class UDMLSSLoss(nn.Module):
                 module.reset_queue()
             if callable(set_centers := getattr(module, "set_centers", None)):
                 set_centers(centers)
-            resize_proxies(module, n_clusters, optimizer, may_be_trained=self._has_started)
+            match_proxies(
+                module,
+                n_clusters,
+                optimizer,
+                previous_ids=pseudo_labels.previous_ids if self._has_started else None,
+                may_be_trained=self._has_started,
+            )
             if centers is not None:
                 move_proxies(module, centers)
         self._has_started = True

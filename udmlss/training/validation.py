@@ -15,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from udmlss._checks import as_features, as_rows, check_embeddings, check_integer, check_scalar, type_error, value_error
 from udmlss._generators import fork_generators
 from udmlss._torch import autocast, check_weights, device_of, evaluation_mode, to_device, to_dtype
-from udmlss.clustering import ClusterPseudoLabeler
+from udmlss.clustering import ClusterPseudoLabeler, Communities
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import is_rank_zero
 from udmlss.losses import SelfSupervisedRanking, SynthesisRankingLoss
+from udmlss.losses.proxies import check_n_clusters
 from udmlss.models.embedding_model import EmbeddingModel
 from udmlss.models.rotation import RotationPretextHead, check_square
 from udmlss.sampler import check_views
@@ -100,9 +101,11 @@ def check_same_length(images: IndexedImages, cluster_images: IndexedImages) -> N
 
 def check_start_features(features: Float[Tensor, "n f"] | None, n_images: int) -> Float[Tensor, "n f"] | None:
     """Return the features, or raise an error unless they are None or have, on rank 0, a finite row for each image."""
-    if features is None or not is_rank_zero():
-        return features
+    if features is None:
+        return None
     features = as_rows(features, "start_features")
+    if not is_rank_zero():
+        return features
     check_embeddings(features, "start_features")
     if len(features) != n_images:
         rule, found = "`start_features` must have a row for each image", f"{len(features)} rows for {n_images} images"
@@ -127,6 +130,7 @@ def check_images(run: "Run") -> None:
         _check_in_features("rotation_head", run.rotation_head, features.shape[1])
         _check_in_features("auxiliary", run.auxiliary, features.shape[1])
         run.criterion.check_fits(fixed_n_clusters(rounds.labeler), embeddings.shape[1])
+        _check_changing_clusters(run.criterion, rounds.labeler)
         if copies is not None:
             _check_batch(rounds, *copies)
     rounds.are_images_checked = True
@@ -159,6 +163,13 @@ def check_augmented(rounds: "Rounds") -> None:
 def fixed_n_clusters(labeler: Labeler) -> int | None:
     """Return the number of clusters of the labeler, or None if it is not known before clustering."""
     return labeler.n_clusters if isinstance(labeler, ClusterPseudoLabeler) else None
+
+
+def _check_changing_clusters(criterion: "UDMLSSLoss", labeler: Labeler) -> None:
+    """Raise ValueError if a loss needs a certain number of clusters and the labeler finds another one in each round."""
+    if isinstance(labeler, ClusterPseudoLabeler) and isinstance(labeler.clusterer, Communities):
+        for module in criterion.modules():
+            check_n_clusters(module, f"`{labeler!r}`, whose number of clusters changes")
 
 
 def _check_in_features(name: str, part: nn.Module | None, f: int) -> None:

@@ -208,6 +208,24 @@ def test_a_single_coarse_cluster_restricts_nothing():
     assert ClusterPseudoLabeler(2, coarse=True).label(embeddings).coarse_labels is None
 
 
+def test_coarse_clusters_of_single_images_restrict_nothing(monkeypatch):
+    labels = torch.tensor([0] * 15 + [1] * 15 + [2, 3])
+    monkeypatch.setattr(labeler_module, "coarse_communities", lambda *_, **__: (labels > 1).long())
+    labeler = ClusterPseudoLabeler(lambda _: labels, coarse=True)
+    assert labeler.label(noise(32)).coarse_labels is None
+
+
+def test_a_cluster_that_remains_is_known_by_its_previous_id():
+    rounds = iter([[0, 0, 1, 1, 2, 2], [1, 1, -1, -1, 0, 0], [0, 0, 1, 1, 2, 2]])
+    labeler = ClusterPseudoLabeler(lambda _: torch.tensor(next(rounds)))
+    assert labeler.label(noise(6)).previous_ids is None
+    second, third = labeler.label(noise(6)), labeler.label(noise(6))
+    assert second.labels.tolist() == [0, 0, -1, -1, 1, 1]
+    assert second.previous_ids.tolist() == [0, 2]
+    assert third.labels.tolist() == [0, 0, 2, 2, 1, 1]
+    assert third.previous_ids.tolist() == [0, 1, -1]
+
+
 def test_rejects_averages_that_are_equal():
     with pytest.raises(ValueError, match=r"Embeddings must differ, got 9 equal rows"):
         ClusterPseudoLabeler(2, average_neighbors=1).label(2.0 ** torch.arange(9).unsqueeze(1) * torch.ones(9, 2))

@@ -39,7 +39,10 @@ def test_of_many_rows_those_near_to_one_are_used(monkeypatch):
 
 def test_copies_of_one_row_do_not_fill_the_sample(monkeypatch):
     rows, groups = groups_of(40, 20, spread=0.1)
+    with_copies = torch.cat([rows, rows[:1].expand(3000, -1)])
+    communities = Communities()
+    communities.fit_predict(with_copies)
     monkeypatch.setattr("udmlss.clustering.list_length.LARGEST_SAMPLE", 200)
-    chosen = choose_list_length(torch.cat([rows, rows[:1].expand(3000, -1)]))
-    assert adjusted_rand_score(groups, Communities(chosen).fit_predict(rows)) > 0.9
+    for chosen in (communities.n_neighbors_, choose_list_length(with_copies)):
+        assert adjusted_rand_score(groups, Communities(chosen).fit_predict(rows)) > 0.9
     assert choose_list_length(torch.eye(2).repeat_interleave(200, dim=0)) == LENGTHS[0]

@@ -9,29 +9,38 @@ from points import same_clusters
 from sklearn.metrics import normalized_mutual_info_score
 
 from udmlss.clustering import agreement, match_ids
+from udmlss.clustering.matching import match_clusters
 
 
-def largest_number_of_unchanged_ids(labels, previous):
-    """Count the rows that have the same id in both, for the best permutation of the ids 0..k-1."""
-    k = max(labels) + 1
+def largest_number_of_remaining_rows(labels, previous):
+    """Count the rows that remain in their cluster, for the best choice of a previous cluster for each cluster."""
+    k, k_previous = max(labels) + 1, max(previous) + 1
     return max(
         sum(label >= 0 and ids[label] == before for label, before in zip(labels, previous, strict=True))
-        for ids in itertools.permutations(range(k))
+        for ids in itertools.permutations(range(max(k, k_previous)), k)
     )
 
 
-@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 4)), min_size=1, max_size=20))
 @settings(max_examples=160, deadline=None)
-def test_as_many_rows_as_possible_retain_their_id(pairs):
+def test_as_many_rows_as_possible_remain_in_their_cluster(pairs):
     labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))
     before = labels.clone(), previous.clone()
-    renumbered = match_ids(labels, previous)
+    renumbered, previous_ids = match_clusters(labels, previous)
+    assert torch.equal(match_ids(labels, previous), renumbered)
     assert renumbered.dtype == torch.int64
     assert torch.equal(renumbered < 0, labels < 0)
     assert int(renumbered.max()) <= int(labels.max())
     assert same_clusters(renumbered, labels)
-    unchanged = int(((renumbered == previous) & (labels >= 0)).sum())
-    assert unchanged == largest_number_of_unchanged_ids(labels.tolist(), previous.tolist())
+    k = int(labels.max()) + 1
+    assert len(previous_ids) == k
+    matched = previous_ids[previous_ids >= 0]
+    assert len(matched.unique()) == len(matched)
+    both = (labels >= 0) & (previous >= 0)
+    remaining = int((previous_ids[renumbered[both]] == previous[both]).sum())
+    assert remaining == largest_number_of_remaining_rows(labels.tolist(), previous.tolist())
+    retained = (previous_ids >= 0) & (previous_ids < k)
+    assert torch.equal(previous_ids[retained], torch.arange(k)[retained])
     assert torch.equal(labels, before[0])
     assert torch.equal(previous, before[1])
 
@@ -40,6 +49,9 @@ def test_a_new_cluster_gets_a_new_id_and_a_lost_cluster_releases_its_id():
     whole, split = [0, 0, 0, 1, 1, 1], [2, 2, 0, 1, 1, 1]
     assert match_ids(split, whole).tolist() == [0, 0, 2, 1, 1, 1]
     assert match_ids(whole, split).tolist() == [0, 0, 0, 1, 1, 1]
+    renumbered, previous_ids = match_clusters([0, 0, -1, -1, 1, 1], previous=[0, 0, 1, 1, 2, 2])
+    assert renumbered.tolist() == [0, 0, -1, -1, 1, 1]
+    assert previous_ids.tolist() == [0, 2]
 
 
 def test_many_clusters_are_matched_without_a_dense_table():

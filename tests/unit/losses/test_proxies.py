@@ -8,7 +8,7 @@ from pytorch_metric_learning import losses
 from torch import nn
 from torch.nn import functional
 
-from udmlss.losses.proxies import check_fits, move_proxies, resize_proxies
+from udmlss.losses.proxies import check_fits, match_proxies, move_proxies
 
 K, D = 4, 6
 SHAPES = [(4, 6), (6, 4), (5, 5)]
@@ -92,18 +92,26 @@ def test_resized_weights_and_their_optimizer_state_belong_to_the_same_clusters(n
     loss, k = make(name), K
     parameter = getattr(loss, LAYOUTS[name][0])
     optimizer = torch.optim.Adam([parameter], lr=1e-3)
-    for n_clusters in (K + 3, 2, 2 * K, K):
+    for n_clusters, previous_ids in (
+        (K + 3, None),
+        (2, None),
+        (2 * K, [0, 1] + [-1] * (2 * K - 2)),
+        (3, [0, 2 * K - 1, 2]),  # the last cluster remains and gets the id of one that vanished
+        (3, [0, -1, 2]),
+        (K, None),
+    ):
         take_step(loss, optimizer, k)
         before, state = weights_by_class(loss), state_by_class(optimizer, loss)
-        resize_proxies(loss, n_clusters, optimizer)
+        ids = None if previous_ids is None else torch.tensor(previous_ids)
+        match_proxies(loss, n_clusters, optimizer, previous_ids=ids)
         after, new_state = weights_by_class(loss), state_by_class(optimizer, loss)
         assert len(after) == len(new_state) == n_clusters
-        for cluster in range(n_clusters):
-            assert all(map(torch.equal, after[cluster], before[cluster % k]))
-        both = min(k, n_clusters)
-        assert torch.equal(new_state[:both], state[:both])
-        assert state[:both].any()
-        assert not new_state[both:].any()
+        for cluster, previous in enumerate(range(n_clusters) if previous_ids is None else previous_ids):
+            source = previous if 0 <= previous < k else cluster % k
+            assert all(map(torch.equal, after[cluster], before[source]))
+            expected = state[previous] if 0 <= previous < k else torch.zeros_like(state[0])
+            assert torch.equal(new_state[cluster], expected)
+        assert state.any()
         k = n_clusters
     assert getattr(loss, LAYOUTS[name][0]) is parameter
     take_step(loss, optimizer, K)
@@ -111,11 +119,11 @@ def test_resized_weights_and_their_optimizer_state_belong_to_the_same_clusters(n
 
 def test_resizing_trained_weights_needs_the_optimizer():
     loss = make("ProxyAnchorLoss")
-    resize_proxies(loss, K + 1, None)
+    match_proxies(loss, K + 1, None)
     take_step(loss, torch.optim.SGD(loss.parameters(), lr=0.1), K + 1)
-    resize_proxies(loss, K + 1, None)
+    match_proxies(loss, K + 1, None)
     with pytest.raises(ValueError, match=r"ProxyAnchorLoss needs `optimizer` to change from 5 to 9 clusters, got None"):
-        resize_proxies(loss, 9, None)
+        match_proxies(loss, 9, None)
 
 
 @pytest.mark.parametrize(

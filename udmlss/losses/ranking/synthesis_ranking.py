@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udmlss._checks import as_labels, check_integer, check_number, type_error, value_error
-from udmlss.losses.proxies import check_dimension
+from udmlss.losses.proxies import check_dimension, missing_centers
 from udmlss.losses.ranking.functional import generator_on, positive_loss, rank_loss, seeded_generator, set_default_seed
 from udmlss.types import Labels
 
@@ -164,13 +164,13 @@ class SynthesisRankingLoss(nn.Module):
         if isinstance(self.proxies, nn.Parameter):
             return
         if centers is None:
-            raise _missing_centers("Return centers from the labeler: PseudoLabels.from_labels(labels, embeddings)")
+            raise missing_centers(self, "Return centers from the labeler: PseudoLabels.from_labels(labels, embeddings)")
         check_dimension(self, self.embedding_size, centers.shape[1])
         self.proxies = centers.detach().to(self.layer.weight)
 
     def _centers_of(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
         if self.proxies is None:
-            raise _missing_centers("Call `start_round(pseudo_labels)` after every clustering, or pass `proxies`")
+            raise missing_centers(self, "Call `start_round(pseudo_labels)` after every clustering, or pass `proxies`")
         if not ((labels >= 0) & (labels < len(self.proxies))).all():
             rule = f"`labels` must lie in 0..{len(self.proxies) - 1}, one center for each"
             remedy = "Call `start_round(pseudo_labels)` after every clustering, and mask -1 as UDMLSSLoss does"
@@ -188,7 +188,3 @@ class SynthesisRankingLoss(nn.Module):
     def _project(self, rows: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         projections = functional.normalize(self.layer(rows), dim=-1)
         return projections.relu() if self.relu else projections
-
-
-def _missing_centers(remedy: str) -> ValueError:
-    return value_error("SynthesisRankingLoss needs the cluster centers", "None", remedy)
