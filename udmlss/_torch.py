@@ -1,7 +1,8 @@
 """Devices, memory formats, data types, modes and precision of modules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -73,6 +74,22 @@ def autocast(model: nn.Module, precision: Precision) -> torch.autocast:
     enabled = precision != "float32" and dtype_of(model) in {torch.float32, None}
     dtype = torch.float16 if precision == "float16" else torch.bfloat16
     return torch.autocast(device_of(model).type, dtype=dtype, enabled=enabled)
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a part or a weight of a compiled module has without compilation."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Any]:
+    """Return the state of a module under the names that it has without compilation."""
+    return {plain_name(name): value for name, value in module.state_dict().items()}
+
+
+def load_plain_state_dict(module: nn.Module, state: Mapping[str, Any], *, assign: bool = False) -> None:
+    """Load the state that `plain_state_dict` returned into a module that may be compiled."""
+    names = {plain_name(name): name for name in module.state_dict()}
+    module.load_state_dict({names.get(name, name): value for name, value in state.items()}, assign=assign)
 
 
 @contextmanager

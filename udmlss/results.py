@@ -1,7 +1,8 @@
 """Results of training and evaluation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -107,6 +108,12 @@ class RoundReport:
     auxiliary_loss: float | None
     label_free: LabelFreeScores | None
     seconds: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RoundReport":
+        """Return the report of which `dataclasses.asdict` returned the values."""
+        scores = values["label_free"]
+        return cls(**{**values, "label_free": None if scores is None else LabelFreeScores(**scores)})
 
     def __repr__(self) -> str:
         figures = {"agreement": self.agreement, "score": None if self.label_free is None else self.label_free.score}

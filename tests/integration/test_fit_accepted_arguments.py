@@ -13,6 +13,7 @@ from torch import nn
 
 from udmlss import (
     BestWeights,
+    Checkpoint,
     ClusterPseudoLabeler,
     PseudoLabels,
     RotationPretextHead,
@@ -147,6 +148,24 @@ def test_compiled_model_ends_with_the_weights_of_the_same_model_uncompiled(whole
         assert not torch.equal(norm.running_mean, statistics)
         found.append(weights(model))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_checkpoint_of_a_compiled_model_resumes_without_compilation(whole, monkeypatch, tmp_path):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    compiled = make_model()
+    if whole:
+        compiled = torch.compile(compiled, backend="eager")
+    else:
+        compiled.trunk = torch.compile(compiled.trunk, backend="eager")
+    settings = {"callbacks": [WeightAverage(), BestWeights()], "relabel_every": 2, "max_steps": 6}
+    first = {**settings, "callbacks": [*settings["callbacks"], Checkpoint(tmp_path, every=1)], "max_steps": 3}
+    short_fit(compiled, Augmented(), cluster_images=IMAGES, **first)
+    resumed, uninterrupted = make_model(), make_model()
+    second = {**settings, "callbacks": [WeightAverage(), BestWeights(), Checkpoint(tmp_path, resume=True)]}
+    short_fit(resumed, Augmented(), cluster_images=IMAGES, **second)
+    short_fit(uninterrupted, Augmented(), cluster_images=IMAGES, **settings)
+    assert torch.equal(weights(resumed), weights(uninterrupted))
 
 
 def test_optimizer_that_does_not_hold_all_parameters_gives_a_warning_with_their_names():

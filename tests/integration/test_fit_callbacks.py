@@ -1,5 +1,6 @@
 """Calls of callbacks by `fit`, the end of training, and errors during training."""
 
+import numpy as np
 import pytest
 import torch
 from short_training import IMAGES, Augmented, figures, make_model, short_fit, weights
@@ -79,7 +80,7 @@ def test_on_step_that_returns_true_ends_training_within_the_round():
 
     class Stopping:
         def on_step(self, report):
-            return report.step == 5
+            return np.bool_(report.step == 5)
 
     result = short_fit(make_model(), max_steps=30, callbacks=[Stopping(), Recording(calls)])
     assert [report.step for report in result.history] == [3, 5]

@@ -154,6 +154,33 @@ def test_sigterm_saves_and_ends_the_process_at_any_time(every, tmp_path, capsys)
     assert_same(train(Checkpoint(tmp_path, every=every, resume=True), label_free=True), train(label_free=True))
 
 
+class TerminateWhileSaving:
+    """Requests the end of training and sends SIGTERM while the state after a step is saved."""
+
+    def __init__(self, step):
+        self.step, self.run = step, None
+
+    def on_start(self, run):
+        self.run = run
+
+    def state_dict(self):
+        if self.run.step == self.step:
+            self.run.request_stop("time limit")
+            send_sigterm(None)
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize("step", [4, STEPS])
+def test_sigterm_while_a_checkpoint_is_written_ends_the_process(step, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        train(TerminateWhileSaving(step), Checkpoint(tmp_path, every=4))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert_same(train(TerminateWhileSaving(None), Checkpoint(tmp_path, resume=True)), train())
+
+
 class TerminateJob:
     """Sends SIGTERM to this process and its workers, as schedulers do."""
 

@@ -95,7 +95,7 @@ class EmbeddingModel(nn.Module):
             embedding_size: Dimension d of the embeddings, at most f. None means 512, or f if f is smaller.
             batch_size: Number of images per forward pass.
             num_workers: As for `embed`.
-            precision: "bfloat16" embeds in mixed precision.
+            precision: "bfloat16" and "float16" embed in mixed precision.
             progress: Whether to show a progress bar.
 
         Returns:

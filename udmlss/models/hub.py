@@ -44,7 +44,7 @@ def local_folder(name_or_folder: str | os.PathLike[str], revision: str | None) -
     folder = Path(name_or_folder).expanduser()
     if folder.exists() or not isinstance(name_or_folder, str) or not _is_repository_name(name_or_folder):
         return folder
-    with _clear_errors(name_or_folder) as hub:
+    with _translated_errors(name_or_folder) as hub:
         return Path(hub.snapshot_download(name_or_folder, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
 
 
@@ -60,7 +60,7 @@ def upload_model(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(model, folder, backbone=backbone, recipe=recipe)
-        with _clear_errors(repository) as hub:
+        with _translated_errors(repository) as hub:
             address = hub.create_repo(repository, private=private, exist_ok=True)
             if not hub.file_exists(address.repo_id, "README.md"):  # a model card of the user is not replaced
                 (folder / "README.md").write_text(_CARD.format(repository=repository), encoding="utf-8")
@@ -74,7 +74,7 @@ def _is_repository_name(name: str) -> bool:
 
 
 @contextmanager
-def _clear_errors(repository: str) -> Iterator[ModuleType]:
+def _translated_errors(repository: str) -> Iterator[ModuleType]:
     """Yield huggingface_hub, and replace its errors by those of the standard library that name the repository."""
     try:
         import huggingface_hub as hub  # noqa: PLC0415 (an optional package)

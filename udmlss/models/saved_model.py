@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_module, value_error
-from udmlss._torch import check_weights, device_of, trunk_of
+from udmlss._torch import check_weights, device_of, load_plain_state_dict, plain_state_dict, trunk_of
 from udmlss.backbones import Backbone, load_backbone
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
@@ -96,8 +96,8 @@ def read_model(
     except (KeyError, TypeError) as error:
         raise damaged_config(folder, f"{type(error).__name__}: {error}") from error
     device, model = device_of(trunk), _as_one(trunk, embedder)
-    check_weights_fit(model.state_dict(), weights, "Pass a trunk and an embedder of the same architecture")
-    model.load_state_dict(weights, assign=True)  # assigns the data types too
+    check_weights_fit(plain_state_dict(model), weights, "Pass a trunk and an embedder of the same architecture")
+    load_plain_state_dict(model, weights, assign=True)  # assigns the data types too
     model.to(device)
     return trunk, embedder, backbone
 
@@ -109,8 +109,8 @@ def _as_one(trunk: nn.Module, embedder: nn.Module) -> nn.ModuleDict:
 def _weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights on the CPU, each in its own memory, under the names of the model before compilation."""
     return {
-        name.replace("_orig_mod.", ""): weight.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, weight in module.state_dict().items()
+        name: weight.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, weight in plain_state_dict(module).items()
     }
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from udmlss._torch import plain_name
+
 _ATTRIBUTES_OF_TORCH = frozenset(vars(nn.Module()))  # such as `training` and `_parameters`
 
 
@@ -22,7 +24,10 @@ class ModuleAttributes:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = {
-            f"{name}.{path}": part for name, module in modules.items() for path, part in module.named_modules()
+            f"{name}.{plain_name(path)}": part
+            for name, module in modules.items()
+            for path, part in module.named_modules()
+            if not hasattr(part, "_orig_mod")  # the wrapper of a compiled module
         }
         self._initial = {name: _copies(_attributes(part)) for name, part in self._modules.items()}
 

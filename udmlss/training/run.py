@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from udmlss._generators import global_states, set_global_states
-from udmlss._torch import device_of
+from udmlss._torch import device_of, load_plain_state_dict, plain_state_dict
 from udmlss.distributed import SynchronizedErrors, all_gather_objects, rank, world_size
 from udmlss.results import FitResult, LabelFreeScores, RoundReport, StepReport, StopReason
 from udmlss.training.identity import check_identity
@@ -33,6 +33,7 @@ class Run:
     """A training in progress, as callbacks receive it.
 
     Attributes:
+        modules: The trained modules by name.
         model: The model that is trained.
         criterion: The loss.
         rotation_head: The rotation head, or None.
@@ -49,6 +50,7 @@ class Run:
         is_complete: Whether training ended without an error.
         stop_request: The reason for which training is to end after the present step, or None.
         show_progress: Whether a progress bar is shown.
+        identity: Description of the run, which checkpoints and ranks compare.
         weights_step: The step of the model's weights after training, if it is not the last one; `BestWeights` sets it.
     """
 
@@ -103,7 +105,7 @@ class Run:
 
     def request_stop(self, reason: str) -> None:
         """Request that all ranks end training after this step; `stop_request` is set once all ranks know it."""
-        self._requested = max(reason, self._requested or reason)  # "terminate" takes precedence over "callback"
+        self._requested = _first_reason([reason, self._requested])
         if world_size() == 1:
             self.stop_request = self._requested
 
@@ -115,8 +117,7 @@ class Run:
             if self._requested is not None:
                 errors.ask_stop()
         if errors.stop:
-            requests = all_gather_objects(self._requested)
-            self.stop_request = max(request for request in requests if request is not None)
+            self.stop_request = _first_reason(all_gather_objects(self._requested))
 
     def record(self, report: StepReport) -> None:
         """Append the report of a step of the present round."""
@@ -154,7 +155,7 @@ class Run:
         """Return the state as tensors, numbers, strings, None, and dictionaries and lists of them."""
         return {
             "identity": self.identity,
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "modules": {name: plain_state_dict(module) for name, module in self.modules.items()},
             "attributes": self._attributes.changed(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -177,7 +178,7 @@ class Run:
         """
         check_identity(state["identity"], self.identity)
         self.step = state["step"]
-        self.history = [_round_report(report) for report in state["history"]]
+        self.history = [RoundReport.from_dict(report) for report in state["history"]]
         self._steps = [StepReport(**report) for report in state["steps"]]
         self._seconds, self._clock = state["seconds"], time.perf_counter()
         if state["pseudo_labels"] is not None:
@@ -185,7 +186,7 @@ class Run:
             # sets the shapes of parameters that depend on clusters
             self.criterion.start_round(self.pseudo_labels, self.optimizer)
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
+            load_plain_state_dict(module, state["modules"][name])
         self._attributes.load(state["attributes"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -201,9 +202,10 @@ class Run:
         return [callback for callback in self.callbacks if isinstance(callback, Stateful)]
 
 
-def _round_report(state: dict[str, Any]) -> RoundReport:
-    scores = state["label_free"]
-    return RoundReport(**state | {"label_free": None if scores is None else LabelFreeScores(**scores)})
+def _first_reason(requests: Sequence[str | None]) -> str:
+    """Return the reason that takes precedence: "terminate" over all others."""
+    reasons = [request for request in requests if request is not None]
+    return "terminate" if "terminate" in reasons else max(reasons)
 
 
 def _summarize(

@@ -107,6 +107,9 @@ def test_a_compiled_model_and_tied_weights_are_saved(tmp_path):
         other = nn.Linear(192, 192)
         loaded, _ = load_model(tmp_path / name, trunk=nn.Sequential(nn.Flatten(), other, other))
         assert torch.equal(loaded(IMAGES), model(IMAGES))
+        compiled = torch.compile(nn.Sequential(nn.Flatten(), other, other), backend="eager")
+        loaded, _ = load_model(tmp_path / name, trunk=compiled)
+        torch.testing.assert_close(loaded.state_dict(), partly.state_dict())
 
 
 def test_a_half_precision_model_keeps_its_data_type(tmp_path):

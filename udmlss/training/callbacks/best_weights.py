@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from udmlss._checks import value_error
+from udmlss._torch import load_plain_state_dict, plain_state_dict
 from udmlss.results import RoundReport
 from udmlss.training.validation import check_augmented
 
@@ -59,8 +60,8 @@ class BestWeights:
         if not self._states:
             return
         for name, module in self._modules().items():
-            module.load_state_dict(self._states[name])
-        run.model.load_state_dict(self._states["model"])
+            load_plain_state_dict(module, self._states[name])
+        load_plain_state_dict(run.model, self._states["model"])
         run.weights_step = self._step
         self._run, self._states = None, {}
 
@@ -80,4 +81,4 @@ class BestWeights:
 
 
 def _copy_states(modules: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    return {name: deepcopy(module.state_dict()) for name, module in modules.items()}
+    return {name: deepcopy(plain_state_dict(module)) for name, module in modules.items()}

@@ -47,8 +47,9 @@ class Checkpoint:
         resume: Whether to continue from the newest checkpoint in the folder, or from the start if it has none. Parts,
             images and settings must be those of the interrupted run, except `max_steps`, `refit_embedder`,
             `chunk_size`, `label_free`, `embeddings_folder`, `num_workers`, `progress`, settings of callbacks other than
-            the decay of `WeightAverage`, and `allow_changes`. Of the images, their number and 16 of them are compared;
-            differences by rounding are ignored.
+            the decay of `WeightAverage`, and `allow_changes`. The number of images, their
+            order in a `Subset` or a Hugging Face dataset, and the content of 16 images are compared; differences by
+            rounding are ignored.
         allow_changes: Names of settings that may differ from those of the interrupted run, such as
             `("lr", "weight_decay")`: settings of the optimizer's parameter groups, "clip_norm" and "precision". The
             run continues with its own values, and a warning states the old and the new ones. If a scheduler has

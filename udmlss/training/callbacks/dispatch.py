@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from udmlss._checks import type_error
 from udmlss.distributed import is_rank_zero
 from udmlss.results import RoundReport, StepReport
@@ -55,7 +57,7 @@ class Callbacks:
     def step(self, report: StepReport, run: "Run") -> None:
         """Call every `on_step`, and request the end of training if one returns True."""
         results = [callback.on_step(report) for callback in self._others if hasattr(callback, "on_step")]
-        if any(result is True for result in results):
+        if any(_is_true(result) for result in results):
             run.request_stop("callback")
         for checkpoint in self._checkpoints:
             checkpoint.on_step(report)
@@ -68,11 +70,11 @@ class Callbacks:
             results = [callback.on_round(report) for callback in self._others if hasattr(callback, "on_round")]
             if is_rank_zero():
                 results += [function(report) for function in self._others if _is_function(function)]
-            if any(result is True for result in results):
+            if any(_is_true(result) for result in results):
                 run.request_stop("callback")
         for checkpoint in self._checkpoints:  # outside of the block, because a checkpoint communicates between ranks
             checkpoint.on_round(report)
-        return run.stop_request is not None
+        return run.stop_request not in {None, "terminate"}  # a `Checkpoint` ends the process after SIGTERM
 
     def end(self, run: "Run") -> None:
         """Call `on_end` of every callback that was started, the last one first, also if one of them raises an error.
@@ -91,6 +93,10 @@ class Callbacks:
             self._started.remove(callback)
             raise
         self._started.remove(callback)
+
+
+def _is_true(result: object) -> bool:
+    return isinstance(result, bool | np.bool_) and bool(result)
 
 
 def _is_function(callback: object) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_number, type_error, value_error
+from udmlss._torch import load_plain_state_dict, plain_state_dict
 from udmlss.results import StepReport
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights."""
-        return {"model": None if self.model is None else self.model.state_dict()}
+        return {"model": None if self.model is None else plain_state_dict(self.model)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the averaged weights."""
         if self.model is not None and state["model"] is not None:
-            self.model.load_state_dict(state["model"])
+            load_plain_state_dict(self.model, state["model"])
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

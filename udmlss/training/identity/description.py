@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from udmlss._checks import value_error
+from udmlss._torch import plain_state_dict
 from udmlss.dataset import IndexedImages
 from udmlss.distributed import all_gather_objects, world_size
 from udmlss.training.identity.checksums import checksum, checksums, has_numbers, order_checksums
@@ -119,7 +120,7 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
         f"optimizer.{group.get('name', number)}.{key}": value
         for number, group in enumerate(optimizer.param_groups)
         for key, value in group.items()
-        if key not in {"name", "params"} and is_plain(value)
+        if key not in {"name", "params", "fused", "foreach"} and is_plain(value)  # these depend on the device
     }
 
 
@@ -179,7 +180,7 @@ def _shapes(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         f"shape of {name}.{key}": tuple(value.shape)
         for name, module in modules.items()
         if name != "criterion"  # its shapes follow the number of clusters
-        for key, value in module.state_dict().items()
+        for key, value in plain_state_dict(module).items()
         if isinstance(value, Tensor)
     }
 

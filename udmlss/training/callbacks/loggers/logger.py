@@ -79,6 +79,7 @@ class Logger:
             self._run, self._is_open, self._clock = run, False, None
             # A scheduler has changed the learning rates when `on_step` is called
             self._hook = run.optimizer.register_step_pre_hook(self._read_rates)
+            self._read_rates(run.optimizer)  # the hook is not called in a step that `GradScaler` skips
 
     def on_step(self, report: StepReport) -> None:
         """Log a step."""

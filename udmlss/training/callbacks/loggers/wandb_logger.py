@@ -40,6 +40,7 @@ class WandbLogger(Logger):
         """Start a run unless there is one."""
         self._owns_run = self._wandb.run is None
         self._tracked = self._wandb.init() if self._owns_run else self._wandb.run
+        self._first_step = self._tracked.step
 
     def _write(self, kind: Kind, step: int, values: Values) -> None:
         """Write values."""
@@ -56,5 +57,5 @@ class WandbLogger(Logger):
             run.finish(exit_code=0 if completed else 1)
 
     def _log_values(self, step: int, values: dict[str, Any]) -> None:
-        if step >= self._tracked.step:  # wandb ignores earlier steps, with a warning for each
+        if step >= self._first_step:  # wandb ignores the steps before a resumed run, with a warning for each
             self._tracked.log(values, step=step)

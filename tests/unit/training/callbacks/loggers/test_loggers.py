@@ -147,6 +147,18 @@ def test_a_logger_writes_every_report_and_does_not_change_the_training(tracker):
     assert images in ([], [3, 6])
 
 
+def test_rates_are_logged_if_float16_overflows_in_the_first_step(tmp_path, monkeypatch):
+    step, skipped = torch.amp.GradScaler.step, []
+
+    def skip_the_first(scaler, optimizer):
+        return step(scaler, optimizer) if skipped else skipped.append(optimizer)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", skip_the_first)
+    short_fit(make_model(), Augmented(), callbacks=CSVLogger(tmp_path))
+    logged, _ = tracker_readers.read_csv(tmp_path)
+    assert set(logged["step", "lr_trunk"]) == {1, 2, 3, 4, 5, 6}
+
+
 @pytest.mark.parametrize("fail", [("step", 5), ("round", 3)])
 def test_a_resumed_run_continues_the_log(tracker, tmp_path, fail):
     whole, result, _ = train_without_logger()
