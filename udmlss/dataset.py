@@ -66,11 +66,6 @@ class IndexedImages(Dataset[tuple[Tensor, int]]):
             error.add_note(f"while loading item {index} of `images`")
             raise
 
-    def has_other_fields(self) -> bool:
-        """Load the first item, and return whether it holds more than an image, such as a label."""
-        item = _load_item(self.images, 0)
-        return isinstance(item, Mapping | Sequence) and len(item) > 1
-
 
 def stack_images(items: Sequence[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
     """Stack indexed images into a batch.

@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import get_start_method
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from multiprocessing import get_all_start_methods, get_start_method
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,9 @@ class ImageLoader:
         num_workers: Number of processes that load images. 0 loads them in the main process.
         pin_memory: Whether batches are loaded into pinned memory, from which they are copied faster to a CUDA GPU.
 
+    Attributes:
+        waiting: Time in seconds in which the main process waited for images.
+
     Raises:
         ValueError: A dataset has no images.
         TypeError: A dataset is not map-style, or it cannot be pickled and the workers are not started by "fork".
@@ -55,6 +59,7 @@ class ImageLoader:
         self._datasets = list(datasets)
         self._source = _Source([IndexedImages(dataset) for dataset in datasets])
         self._num_workers, self._pin_memory = int(num_workers), pin_memory
+        self.waiting = 0.0
         self._pool: _Pool | None = None
         self._owner: object = None
 
@@ -80,11 +85,6 @@ class ImageLoader:
         """Load some images, whose shapes may differ, with one seed."""
         (loaded,) = self._load([self._request("items", images, indices, key)])
         return list(loaded)
-
-    def has_other_fields(self, images: Images) -> bool:
-        """Load the first item, and return whether it holds more than an image, such as a label."""
-        (found,) = self._load([self._request("has_other_fields", images, [0], (0,))])
-        return bool(found)
 
     @contextmanager
     def keep_workers(self) -> Iterator[None]:
@@ -118,7 +118,12 @@ class ImageLoader:
             return
         if self._pool is None or not self._pool.is_ready():
             self._pool = _Pool(self._source, self._num_workers, pin_memory=self._pin_memory)
-        yield from self._pool.load(requests)
+        with closing(self._pool.load(requests)) as loaded:
+            for _ in requests:
+                started = time.perf_counter()
+                item = next(loaded)
+                self.waiting += time.perf_counter() - started
+                yield item
 
 
 def default_workers(datasets: Sequence[Images], device: torch.device) -> int:
@@ -128,13 +133,14 @@ def default_workers(datasets: Sequence[Images], device: torch.device) -> int:
     because others run the program of the caller again.
     """
     in_memory = all(isinstance(IndexedImages(images).images, Tensor) for images in datasets)
-    if in_memory or device.type != "cuda" or get_start_method() != "fork":
+    start_method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the first one is the default
+    if in_memory or device.type != "cuda" or start_method != "fork":
         return 0
     n_cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_WORKERS, n_cores)
 
 
-_Kind = Literal["batch", "items", "has_other_fields"]
+_Kind = Literal["batch", "items"]
 
 
 class _Request(NamedTuple):
@@ -155,8 +161,6 @@ class _Source(Dataset[Any]):
     def __getitem__(self, request: _Request) -> Any:  # noqa: ANN401 (one of three types)
         dataset = self._datasets[request.dataset]
         with seeded_generators(*request.key, holder=dataset):
-            if request.kind == "has_other_fields":
-                return dataset.has_other_fields()
             items = [dataset[index] for index in request.indices]
         return stack_images(items) if request.kind == "batch" else [image for image, _ in items]
 
@@ -183,7 +187,7 @@ class _Pool:
         """Return whether all workers are alive and no list of requests is being loaded."""
         return not self._is_loading and all(process.is_alive() for process in self._workers())
 
-    def load(self, requests: Sequence[_Request]) -> Iterator[Any]:
+    def load(self, requests: Sequence[_Request]) -> Generator[Any]:
         """Load requests in order. The pool is not ready again after an error."""
         self._is_loading = True
         self._requests[:] = requests

@@ -68,9 +68,9 @@ def embed(
         output: "embeddings" for the output of the model, or "features" for the output of its trunk.
         batch_size: Number of images per forward pass.
         num_workers: Number of processes that load images. 0 loads them in the main process. None means one for
-            each core, at most 8, for a model on a CUDA GPU if processes are forked, and otherwise 0. The processes
-            that `torchrun` starts on a machine share its cores. With workers the main process loads no item, so that
-            a dataset may open its file in the first call of `__getitem__`.
+            each core, at most 8, if the model is on a CUDA GPU, processes are forked by default and the images are not
+            a tensor, and otherwise 0. The processes that `torchrun` starts on a machine share its cores. With workers
+            the main process loads no item, so that a dataset may open its file in the first call of `__getitem__`.
         precision: "bfloat16" and "float16" run forward passes in mixed precision. The result has the data type
             `dtype` in all cases, also for a model whose parameters have another one.
         seed: Seed of random transforms of the images.

@@ -223,7 +223,7 @@ def all_outcomes(folder):
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),
-        "start features": train(cluster_on="features", start_features=start_features()),
+        "start features": train(cluster_on="features", start_features=start_features().numpy()),
         "differences": differing_ranks.all_errors(folder),
         "allowed differences": differing_ranks.trained_weights(folder),
     }

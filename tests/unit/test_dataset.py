@@ -175,8 +175,6 @@ def test_wrapping_twice_equals_wrapping_once():
     twice = IndexedImages(once)
     assert (twice.images, twice.image_key) == (once.images, "photo")
     assert torch.equal(twice[4][0], IMAGES[4])
-    assert once.has_other_fields()
-    assert not IndexedImages(IMAGES).has_other_fields()
     with pytest.raises(TypeError, match="in item 0") as caught:
         IndexedImages(once, image_key="picture")[0]
     assert caught.value.__notes__ == ["while loading item 0 of `images`"]
@@ -294,9 +292,3 @@ def test_an_error_of_the_dataset_names_the_item(num_workers):
     with pytest.raises(OSError, match="image file is truncated") as caught:
         next(iter(loader))
     assert "while loading item 3 of `images`" in "".join([*caught.value.args, *getattr(caught.value, "__notes__", [])])
-
-
-@pytest.mark.parametrize("kind", ITEMS)
-def test_has_other_fields_if_an_item_holds_more_than_an_image(kind):
-    images = IndexedImages(FromFunction(lambda index: ITEMS[kind](IMAGES[index])))
-    assert images.has_other_fields() == (kind not in {"tensor", "tuple of one"})

@@ -126,7 +126,6 @@ def test_global_random_states_are_unchanged(num_workers):
     with ImageLoader([noisy], num_workers) as loader:
         load(loader, noisy)
         loader.items(noisy, [3])
-        loader.has_other_fields(noisy)
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -140,8 +139,6 @@ def test_workers_are_started_once_for_several_datasets_and_passes(starts):
             assert_equal(load(loader, IMAGES)[0][0], IMAGES[[0, 1]])
             assert_equal(load(loader, labeled)[0][0], IMAGES[[0, 1]] + 1)
             assert_equal(loader.items(labeled, [5])[0], IMAGES[5] + 1)
-            assert loader.has_other_fields(labeled)
-            assert not loader.has_other_fields(IMAGES)
         assert len(active_children()) == 2
     assert starts == [2]
     assert not active_children()
@@ -150,7 +147,6 @@ def test_workers_are_started_once_for_several_datasets_and_passes(starts):
 def test_no_item_is_loaded_in_the_main_process(tmp_path):
     images = OpensFile(tmp_path / "pixels")
     with ImageLoader([images], 2) as loader:
-        assert not loader.has_other_fields(images)
         assert_equal(loader.items(images, [3])[0], IMAGES[3])
         for _ in range(3):
             assert_equal(load(loader, images), [(IMAGES[indices], indices) for indices in BATCHES])

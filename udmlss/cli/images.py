@@ -1,13 +1,10 @@
 """Images below a folder or in a list of paths, and the subcommands `check` and `dataset`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
-from torch.utils.data import Dataset
+from typing import Literal
 
 from udmlss._checks import check_choice, check_integer, value_error
 from udmlss._files import output_file
@@ -91,26 +88,6 @@ def dataset(
     if unpack:
         unpack_archive(name, folder, progress=progress)
     return verify_copy(name, folder, quick=quick, progress=progress)
-
-
-class UnlabeledImages(Dataset[Any]):
-    """Image files, whose items are transformed images without a label.
-
-    Args:
-        paths: Path of each image.
-        transform: Transform from an RGB PIL image to a tensor.
-        min_size: Shorter side in pixels that the transform needs, as in `ImageFiles`.
-    """
-
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Any], Tensor], min_size: int | None = None) -> None:
-        self.files = ImageFiles(paths, transform=transform, min_size=min_size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.files[index][0]
-        return image
 
 
 def open_images(

@@ -15,10 +15,11 @@ from udmlss import EmbeddingModel
 from udmlss._checks import value_error
 from udmlss._files import output_file, replace_file
 from udmlss.backbones import Backbone
-from udmlss.cli.images import UnlabeledImages, advise_skipping, open_images
+from udmlss.cli.images import advise_skipping, open_images
 from udmlss.cli.machine import Machine, check_workers
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder
+from udmlss.data import ImageFiles
 from udmlss.models import export_onnx, load_model
 from udmlss.report import write_report
 
@@ -165,7 +166,7 @@ def embed_paths(
     trained, backbone = _open_model(model)
     machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
     messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
-    images = UnlabeledImages(paths, backbone.test_transform(), backbone.min_size)
+    images = ImageFiles(paths, transform=backbone.test_transform(), min_size=backbone.min_size)
     return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
 
 

@@ -56,7 +56,7 @@ class TrainedRun:
             values["n_images"],
             tuple(values["cluster_sizes"]),
             LabelFreeScores(**values["start"]),
-            tuple(_round_report(each) for each in values["history"]),
+            tuple(RoundReport.from_dict(each) for each in values["history"]),
             values["weights_step"],
         )
 
@@ -108,8 +108,3 @@ class TrainedRun:
         sizes, n_unassigned = self.cluster_sizes, self.n_images - sum(self.cluster_sizes)
         found = f"{count(len(sizes), 'cluster')} of {min(sizes):,} to {count(max(sizes), 'image')}"
         return f"{found}; {count(n_unassigned, 'image')} in no cluster." if n_unassigned else f"{found}."
-
-
-def _round_report(values: Mapping[str, Any]) -> RoundReport:
-    scores = values["label_free"]
-    return RoundReport(**{**values, "label_free": None if scores is None else LabelFreeScores(**scores)})

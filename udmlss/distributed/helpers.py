@@ -96,7 +96,7 @@ def _take_part(task: _Task, folder: Path | None) -> None:
         found = [torch.cat(each) for each in zip(*work(matrix, rank(), world_size()), strict=True)]
     all_gather_objects([(each.shape, each.dtype) for each in found])
     for each in found:
-        distributed.send(to_backend(each.contiguous()), dst=0)
+        distributed.send(to_backend(each.to(kind).contiguous()), dst=0)  # this rank may have less memory on its GPU
 
 
 def _broadcast_task(task: _Task | None) -> _Task | None:

@@ -36,9 +36,8 @@ def image_reliability(
     Without reliabilities from the labeler this is the cosine similarity to the mean embedding of the image's cluster
     minus the largest similarity to the mean of another cluster, for a sample of at most 20,000 images.
     """
-    given = getattr(pseudo_labels, "reliability", None)
-    if given is not None:
-        return torch.as_tensor(given).float().cpu()
+    if pseudo_labels.reliability is not None:
+        return pseudo_labels.reliability.float().cpu()
     labels = pseudo_labels.labels.cpu()
     margins = torch.full((len(labels),), torch.nan)
     rows = (labels >= 0).nonzero().flatten()

@@ -12,6 +12,7 @@ from torch import Tensor
 from udmlss.neighbors.search import unit_length
 from udmlss.report.neighbor_changes import sample_rows
 
+MAP_COLUMNS, MAP_LINES = 24, 16  # tiles
 _MAPPED = 3_000  # largest number of images on a map
 _FEW = 4  # images, of which the principal components are a map
 _PERPLEXITY = 30  # number of neighbors that t-SNE aims to retain

@@ -12,7 +12,7 @@ from torch import Tensor
 from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
 from udmlss.neighbors.search import check_n_neighbors
 from udmlss.report.curves import COLORS, curves_of, draw
-from udmlss.report.embedding_map import embedding_map, tiles
+from udmlss.report.embedding_map import MAP_COLUMNS, MAP_LINES, embedding_map, tiles
 from udmlss.report.neighbor_changes import compare_neighbors
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.results import LabelFreeScores, RoundReport
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _INK, _GRAY = "#33373d", "#9aa1a9"
 _CURVES_PER_LINE = 3
-_MAP_COLUMNS, _MAP_LINES = 24, 16
 
 
 def plot_history(history: Sequence[RoundReport], *, start_scores: LabelFreeScores | None = None) -> "Figure":
@@ -148,9 +147,9 @@ def plot_map(
         shown = clusters[found.rows].numpy()
         axes.scatter(found.points[:, 0], found.points[:, 1], s=10, c=_colors(shown), linewidths=0)
         return figure
-    for tile in tiles(found, _MAP_COLUMNS, _MAP_LINES):
-        left, bottom = tile.column / _MAP_COLUMNS, (_MAP_LINES - 1 - tile.line) / _MAP_LINES
-        extent = (left, left + 1 / _MAP_COLUMNS, bottom, bottom + 1 / _MAP_LINES)
+    for tile in tiles(found, MAP_COLUMNS, MAP_LINES):
+        left, bottom = tile.column / MAP_COLUMNS, (MAP_LINES - 1 - tile.line) / MAP_LINES
+        extent = (left, left + 1 / MAP_COLUMNS, bottom, bottom + 1 / MAP_LINES)
         axes.imshow(np.asarray(thumbnails.picture(tile.row)), extent=extent, aspect=2 / 3)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     return figure

@@ -12,9 +12,10 @@ from torch import Tensor
 import udmlss
 from udmlss._checks import check_embeddings, check_integer, type_error, value_error
 from udmlss._files import replace_file
+from udmlss.report.embedding_map import MAP_COLUMNS, MAP_LINES
 from udmlss.report.figures import check_count, check_rows, check_start, require_report_packages
 from udmlss.report.neighbor_changes import sample_rows
-from udmlss.report.page import MAP_COLUMNS, MAP_LINES, Page
+from udmlss.report.page import Page
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.results import LabelFreeScores, RoundReport
 from udmlss.search import near_duplicates

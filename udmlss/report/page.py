@@ -9,13 +9,12 @@ from torch import Tensor
 
 from udmlss.report.clusters import by_typicality, choose_clusters, cluster_reliability, image_reliability
 from udmlss.report.curves import as_svg, curves_of
-from udmlss.report.embedding_map import embedding_map, tiles
+from udmlss.report.embedding_map import MAP_COLUMNS, MAP_LINES, embedding_map, tiles
 from udmlss.report.neighbor_changes import compare_neighbors, sample_rows
 from udmlss.report.thumbnails import Thumbnails
 from udmlss.results import LabelFreeScores, RoundReport
 from udmlss.types import PseudoLabels
 
-MAP_COLUMNS, MAP_LINES = 24, 16
 _TYPICAL, _ATYPICAL = 8, 4
 _UNASSIGNED, _NEIGHBORS = 24, 6
 _GROUPS, _PER_GROUP = 12, 6

@@ -18,7 +18,8 @@ _LARGEST_SAMPLE = 20_000  # images, enough for the covariance of some thousand d
 def fit_final_embedder(run: Run) -> None:
     """Fit a trained `PCAEmbedder` to features of the trained trunk.
 
-    Of more than 20,000 images a random sample is used. If the user interrupts it, the embedder is not changed.
+    If there are more than 20,000 images, a random sample is used. If the user interrupts it, the embedder remains as it
+    was.
     """
     embedder = run.model.embedder
     if not isinstance(embedder, PCAEmbedder) or not _is_trained(run):

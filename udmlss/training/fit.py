@@ -1,6 +1,7 @@
 """The training loop."""
 
 import sys
+import time
 from contextlib import ExitStack
 from functools import cache
 from os import PathLike
@@ -31,7 +32,7 @@ from udmlss.training.step import TrainingStep
 from udmlss.training.validation import check_auxiliary, check_images, check_trainable
 from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
-_LOADING_TIME = 0.3  # fraction of the time of a round above which slow loading is reported
+_LOADING_TIME = 0.3  # fraction of the time of the first round above which slow loading is reported
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
 
@@ -229,11 +230,11 @@ def fit(
 
 def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
     """Run the loop over rounds and batches; return why it ended."""
-    if run.show_progress and run.rounds.loader.has_other_fields(run.rounds.images):
-        _say_that_labels_are_ignored()
     n_steps, hidden = run.rounds.n_steps, not run.show_progress
     with tqdm(total=n_steps, initial=run.step, desc="fit", ncols=80, bar_format=_BAR_FORMAT, disable=hidden) as bar:
-        for current in run.rounds:
+        loader, started = run.rounds.loader, time.perf_counter()
+        waited = loader.waiting
+        for number, current in enumerate(run.rounds):
             run.start_round(current)
             batches = iter(current)
             for _ in range(0, len(current) - current.batches_done, run.rounds.accumulate_grad_batches):
@@ -242,11 +243,11 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
                 bar.set_postfix_str(_progress_text(report, current.pseudo_labels, run.label_free), refresh=False)
                 bar.update()
                 hooks.step(report, run)
-                if run.stop_request is not None:
+                if run.stop_request not in {None, "terminate"}:  # a `Checkpoint` ends the process after SIGTERM
                     run.end_round(None)
                     return "callback"
-            if run.show_progress and not run.history and step.waiting > _LOADING_TIME * run.seconds:
-                _say_that_loading_is_slow()
+            if run.show_progress and number == 0:
+                _check_loading(loader.waiting - waited, time.perf_counter() - started)
             if hooks.end_round(run.end_round(run.rounds.score()), run):
                 return "callback"
     return "max_steps"
@@ -284,12 +285,12 @@ def _modules(
     return found
 
 
+def _check_loading(waiting: float, seconds: float) -> None:
+    if waiting > _LOADING_TIME * seconds:
+        _say_that_loading_is_slow()
+
+
 @cache  # once per process is enough
-def _say_that_labels_are_ignored() -> None:
-    tqdm.write("fit: ignores the labels and other fields that come with the images", file=sys.stderr)
-
-
-@cache
 def _say_that_loading_is_slow() -> None:
     remedy = "a higher `num_workers` may help, or `min_size` of `ImageFiles` for large photographs"
     problem = f"more than {_LOADING_TIME:.0%} of the time is spent on waiting for images"

@@ -1,6 +1,5 @@
 """One optimizer step: forward pass, losses, backward pass and update."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -28,9 +27,6 @@ Rotations = tuple[Float[Tensor, "t 4"], Int64[Tensor, " t"]]
 class TrainingStep:
     """Take optimizer steps on the parts of a run, each with the mean gradient of `accumulate_grad_batches` batches.
 
-    Attributes:
-        waiting: Time in seconds that was spent on waiting for batches.
-
     Args:
         run: The run, whose step counter is increased.
         freeze_batch_norm: Whether the statistics of batch normalization are fixed. If they are, rotation needs no
@@ -50,7 +46,6 @@ class TrainingStep:
         chunk_size: int | None = None,
     ) -> None:
         self.run = run
-        self.waiting = 0.0
         self.max_norm = inf if clip_norm is None else float(clip_norm)
         reuse_features = freeze_batch_norm and chunk_size is None
         self.losses = _Losses(run, reuse_features=reuse_features, precision=precision, chunk_size=chunk_size)
@@ -100,16 +95,10 @@ class TrainingStep:
 
         Ranks average their gradients after each batch, because `no_sync` fails with a static graph (pytorch#143580).
         """
-        losses = self.parallel(partial(self._next, batches))
+        losses = self.parallel(partial(next, batches))
         means = _mean_over_ranks(losses)
         self.run.scaler.scale(losses["loss"] / self.run.rounds.accumulate_grad_batches).backward()
         return means
-
-    def _next(self, batches: Iterator[Batch]) -> Batch:
-        started = time.perf_counter()
-        batch = next(batches)
-        self.waiting += time.perf_counter() - started
-        return batch
 
     def _parameter_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self.losses.parameters()]

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from udmlss import cli
 from udmlss.cli import images
-from udmlss.cli.images import UnlabeledImages, advise_skipping, open_images
+from udmlss.cli.images import advise_skipping, open_images
 from udmlss.data.image_reader import describe_damage
 
 
@@ -63,18 +62,6 @@ def test_a_path_that_is_listed_twice_is_an_error(folder):
     (folder / "list.txt").write_text("photos/a.png\nphotos/a.png\n")
     with pytest.raises(ValueError, match=r"Each image must be listed once, got .*a\.png twice"):
         open_images("list.txt")
-
-
-def test_items_are_transformed_images_without_a_label(folder):
-    opened = UnlabeledImages([folder / "photos" / "a.png"], lambda image: torch.tensor(image.size))
-    assert len(opened) == 1
-    assert opened[0].tolist() == [8, 8]
-
-
-def test_large_photographs_are_decoded_at_a_lower_resolution(folder):
-    Image.new("RGB", (640, 400)).save(folder / "photos" / "large.jpg")
-    opened = UnlabeledImages([folder / "photos" / "large.jpg"], lambda image: torch.tensor(image.size), min_size=90)
-    assert opened[0].tolist() == [160, 100]
 
 
 def test_check_returns_and_writes_the_findings(folder):

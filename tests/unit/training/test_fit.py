@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from udmlss.results import LabelFreeScores, StepReport
-from udmlss.training.fit import _BAR_FORMAT, _progress_text, _say_that_labels_are_ignored
+from udmlss.training.fit import _BAR_FORMAT, _progress_text
 from udmlss.types import PseudoLabels
 
 STEP = StepReport(1, 12.3456, 1.0, 0.2, 0.3, 0.1)
@@ -54,17 +54,6 @@ def test_nothing_is_printed_without_the_progress_bar(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_message_that_labels_are_ignored_is_printed_once_per_process(capsys):
-    _say_that_labels_are_ignored.cache_clear()
-    printed = []
-    for images in (IMAGES, TensorDataset(IMAGES, LABELS), TensorDataset(IMAGES, LABELS)):
-        short_fit(make_model(), images, progress=True, max_steps=1)
-        printed.append(
-            "fit: ignores the labels and other fields that come with the images\n" in capsys.readouterr().err
-        )
-    assert printed == [False, True, False]
-
-
 class SlowImages(Dataset):
     def __len__(self):
         return len(IMAGES)
@@ -75,7 +64,7 @@ class SlowImages(Dataset):
 
 
 def test_slow_loading_is_reported_once(capsys):
-    short_fit(make_model(), SlowImages(), cluster_images=IMAGES, progress=True)
+    short_fit(make_model(), IMAGES, cluster_images=SlowImages(), progress=True)  # slow in embedding passes alone
     assert capsys.readouterr().err.count("more than 30% of the time is spent on waiting for images") == 1
     short_fit(make_model(), SlowImages(), cluster_images=IMAGES, progress=True)
     assert "waiting for images" not in capsys.readouterr().err
