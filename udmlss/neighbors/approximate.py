@@ -18,7 +18,7 @@ from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, search_in_chunks, unit_length, without_self
 
-_EXACT = 2**37  # multiplications up to which the exact search is faster, by benchmarks/speed_communities.py
+_EXACT = 2**37  # multiplications up to which the search is exact, which takes seconds
 _SAMPLED = 512  # rows on which the recall is measured
 _CELLS = 4  # times the square root of n
 _ROWS_PER_CELL = 32  # sampled rows that the centers of the cells are computed from

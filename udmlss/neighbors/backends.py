@@ -1,7 +1,7 @@
 """Nearest-neighbor search by PyTorch, and by faiss on a GPU.
 
-On a CPU, the search of faiss takes between 0.9 and 4 times as long, depending on whether the BLAS in its package knows
-the processor (`python benchmarks/speed.py --only k-means`).
+On a CPU, faiss is not used: depending on whether the BLAS in its package knows the processor, its products of matrices
+are between a little faster and several times slower than those of PyTorch (`python benchmarks/speed.py --only k-means`).
 """
 
 import warnings
