@@ -109,33 +109,39 @@ def seconds_per_step(
 
 def lines_of_cpu(sizes: Sizes) -> list[Row]:
     """Compare settings of a training step on the CPU, each measured in a new process."""
-    plain, channels_last, allocator = [], [], []
+    plain, channels_last, allocator, bfloat16 = [], [], [], []
     for _ in range(sizes.pairs):
         plain.append(_step_seconds(sizes, channels_last=False))
         channels_last.append(_step_seconds(sizes, channels_last=True))
         allocator.append(_step_seconds(sizes, channels_last=True, environment=ALLOCATOR))
+        bfloat16.append(_step_seconds(sizes, channels_last=True, bfloat16=True))
     variables = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
     note = f"MobileNetV2, {P * K} images of {sizes.pixels} pixels, forward and backward"
     return [
         Row("cpu", "a step with channels-last", "a step without", channels_last, plain, note=note),
         Row("cpu", f"with channels-last and {variables}", "with channels-last", allocator, channels_last, note=note),
+        Row("cpu", "with channels-last in bfloat16", "with channels-last", bfloat16, channels_last, note=note),
     ]
 
 
-def _step_seconds(sizes: Sizes, *, channels_last: bool, environment: Mapping[str, str] | None = None) -> float:
+def _step_seconds(
+    sizes: Sizes, *, channels_last: bool, bfloat16: bool = False, environment: Mapping[str, str] | None = None
+) -> float:
     with patch.dict(os.environ, environment or {}):
-        found: float = cost_in_process(prepare_step, sizes, channels_last).found
+        found: float = cost_in_process(prepare_step, sizes, channels_last, bfloat16).found
     return found
 
 
-def prepare_step(sizes: Sizes, channels_last: bool) -> Callable[[], float]:  # noqa: FBT001 (an argument of a process)
+def prepare_step(sizes: Sizes, channels_last: bool, bfloat16: bool) -> Callable[[], float]:  # noqa: FBT001 (arguments of a process)
     """Return a function that returns the median time of a step."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model = mobilenet_v2().to(memory_format=memory_format)
     images = torch.randn(P * K, 3, sizes.pixels, sizes.pixels).to(memory_format=memory_format)
 
     def step() -> None:
-        model(images).square().mean().backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            outputs = model(images)
+        outputs.float().square().mean().backward()
         model.zero_grad()
 
     def measure() -> float:

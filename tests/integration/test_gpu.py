@@ -275,6 +275,7 @@ SETTINGS = {
     "auxiliary": {"auxiliary": lambda _: SelfSupervisedRanking(32)},
     "clusters on the GPU": {"labeler": lambda gpu: ClusterPseudoLabeler(6, device=gpu)},
     "neighbors": {"labeler": lambda _: ClusterPseudoLabeler(6, average_neighbors=3)},
+    "communities": {"labeler": lambda _: ClusterPseudoLabeler(), "clusters_per_batch": None},
 }
 
 

@@ -43,7 +43,7 @@ def assert_same(one, other, *names):
     assert one["end"] == other["end"]
 
 
-@pytest.mark.parametrize("name", ["trained", "resumed", "unused parameter", "changing clusters", "disk"])
+@pytest.mark.parametrize("name", ["trained", "resumed", "unused parameter", "communities", "changing clusters", "disk"])
 def test_all_ranks_have_the_same_labels_history_and_weights(ranks, name):
     first, *others = [outcome[name] for outcome in ranks]
     assert len(first["labels"]) == N

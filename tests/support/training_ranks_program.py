@@ -220,6 +220,7 @@ def all_outcomes(folder):
         "resumed": resume(*strategies, Checkpoint(folder / "run", every=2, resume=True)),
         "epochs": train(max_steps=Epochs(3), relabel_every=Epochs(1)),
         "unused parameter": train(criterion=with_unused_parameters, accumulate_grad_batches=2),
+        "communities": train(labeler=ClusterPseudoLabeler(), clusters_per_batch=None),
         "changing clusters": train(labeler=ChangingClusters(6, 9, 5), criterion=memory_and_proxies),
         "disk": train(embeddings_folder=folder, cluster_on="features"),
         "memory": train(cluster_on="features"),
