@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from udmlss import EmbeddingModel, IndexedImages, embed, evaluate, pair_with_neighbors
+from udmlss import EmbeddingModel, IndexedImages, embed, evaluate, keep_freed_memory, pair_with_neighbors
 from udmlss.data import glyphs
 from udmlss.losses import CBSwRLoss, ClusteringHead, Decoder
 
@@ -21,6 +21,7 @@ parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
 torch.manual_seed(args.seed)
+keep_freed_memory()
 augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
 train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
 maps = nn.Sequential(

@@ -21,6 +21,7 @@ from udmlss import (
     RotationPretextHead,
     evaluate,
     fit,
+    keep_freed_memory,
 )
 from udmlss.data import glyphs
 from udmlss.losses import SynthesisRankingLoss
@@ -57,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="optimizer steps with each loss (default: 150)")
     args = parser.parse_args()
+    keep_freed_memory()
     augment = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20)
     train, plain, test = glyphs("train", transform=augment), glyphs("train"), glyphs("test")
     print(f"{'untrained network':22}", evaluate(build_model(), test, test.labels))

@@ -25,6 +25,7 @@ from udmlss import (
     Rounds,
     UDMLSSLoss,
     evaluate,
+    keep_freed_memory,
     parameter_groups,
 )
 from udmlss.data import glyphs
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="number of processes (default: 1)")
     parser.add_argument("--folder", help="folder of a checkpoint that is saved after every round (default: none)")
     args = parser.parse_args()
+    keep_freed_memory()
 
     lightning.seed_everything(0, verbose=False)
     trunk = nn.Sequential(

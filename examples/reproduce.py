@@ -36,6 +36,7 @@ from udmlss import (
     WeightAverage,
     evaluate,
     fit,
+    keep_freed_memory,
     parameter_groups,
 )
 from udmlss.data import Glyphs, ImageFiles, cars196, cub200, glyphs, inshop, sop
@@ -251,6 +252,7 @@ def train_on_views(model: EmbeddingModel, data: Data, settings: Published, args:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args, settings = parse(arguments)
+    keep_freed_memory()
     data = open_data(args, settings)
     model, pretrained = build_model(args, settings)
     settings = shorten(settings, len(data.train), args.max_steps)

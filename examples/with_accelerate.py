@@ -15,7 +15,15 @@ from pytorch_metric_learning import losses, miners
 from torch import nn
 from torchvision.transforms import v2
 
-from udmlss import ClusterPseudoLabeler, EmbeddingModel, Rounds, UDMLSSLoss, evaluate, parameter_groups
+from udmlss import (
+    ClusterPseudoLabeler,
+    EmbeddingModel,
+    Rounds,
+    UDMLSSLoss,
+    evaluate,
+    keep_freed_memory,
+    parameter_groups,
+)
 from udmlss.data import glyphs
 from udmlss.distributed import gather, synchronized
 
@@ -26,6 +34,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=75, help="optimizer steps per round (default: 75)")
     parser.add_argument("--folder", type=Path, help="folder of a checkpoint after every round (default: none)")
     args = parser.parse_args()
+    keep_freed_memory()
 
     accelerator = Accelerator()
     set_seed(0)

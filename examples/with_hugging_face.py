@@ -14,7 +14,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModel
 
-from udmlss import BestWeights, EmbeddingModel, embed, fit
+from udmlss import BestWeights, EmbeddingModel, embed, fit, keep_freed_memory
 from udmlss.backbones import Backbone
 from udmlss.models import save_model
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load images (default: 0)")
     parser.add_argument("--out", default="run", help="folder for the model and the images with embeddings")
     args = parser.parse_args()
+    keep_freed_memory()
 
     photos = load_dataset("imagefolder", data_dir=args.folder, split="train")  # or load_dataset("user/name", ...)
     processor = AutoImageProcessor.from_pretrained(args.model)

@@ -1,7 +1,7 @@
 """Nearest-neighbor search by PyTorch, and by faiss on a GPU.
 
-On a CPU, faiss is not used: depending on whether the BLAS in its package knows the processor, its products of matrices
-are between a little faster and several times slower than those of PyTorch (`python benchmarks/speed.py --only k-means`).
+On a CPU, faiss is not used: depending on whether the BLAS in its package knows the processor, it multiplies matrices a
+little faster or several times slower than PyTorch (`python benchmarks/speed.py --only k-means`).
 """
 
 import warnings
