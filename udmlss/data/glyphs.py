@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from udmlss._checks import check_choice
+from udmlss._checks import check_choice, import_optional
 from udmlss._files import replace_file
 
 _STYLES = {
@@ -140,11 +140,7 @@ def _user_cache() -> Path | None:
 
 
 def _load_records(folder: str | os.PathLike[str] | None) -> Shaped[np.ndarray, " n"]:
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 (optional)
-    except ImportError as error:
-        message = '`glyphs` requires matplotlib, got none. Install it: pip install "udmlss[demo]"'
-        raise ImportError(message, name=error.name) from error
+    mpl = import_optional("matplotlib", "`glyphs`", '"udmlss[demo]"')
     import PIL  # noqa: PLC0415 (`import udmlss` does not import it)
 
     if folder is None:

@@ -4,13 +4,13 @@ import os
 from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from udmlss._checks import check_choice, type_error, value_error
+from udmlss._checks import check_choice, import_optional, type_error, value_error
 from udmlss._files import replace_file
 from udmlss._torch import check_weights, trunk_of
 from udmlss.backbones import Backbone
@@ -46,7 +46,9 @@ def export_onnx(
         >>> from udmlss.models import export_onnx
         >>> export_onnx(model, "birds.onnx", backbone=backbone)  # doctest: +SKIP
     """
-    runtime = _import_onnx()
+    for package in ("onnx", "onnxscript"):  # of `torch.onnx.export`
+        import_optional(package, "Export to ONNX", '"udmlss[onnx]"')
+    runtime = import_optional("onnxruntime", "Export to ONNX", '"udmlss[onnx]"')
     embedder, images = _PictureEmbedder(model, backbone), _random_pictures(backbone, pixels)
     program = torch.export.export(embedder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     with replace_file(Path(path).expanduser()) as part:
@@ -133,14 +135,3 @@ def _check_equal(found: Tensor, expected: Tensor) -> None:
     if not difference <= _TOLERANCE:
         rule = f"The exported program must compute the embeddings of the model up to {_TOLERANCE}"
         raise value_error(rule, f"a difference of {difference}", "Report the trunk that causes this as an issue")
-
-
-def _import_onnx() -> Any:  # noqa: ANN401 (a module)
-    try:
-        import onnx  # noqa: F401, PLC0415 (an optional package, as the next two)
-        import onnxruntime  # noqa: PLC0415
-        import onnxscript  # noqa: F401, PLC0415
-    except ImportError as error:
-        message = f'Export to ONNX needs the package {error.name}. Run: pip install "udmlss[onnx]"'
-        raise ImportError(message) from error
-    return onnxruntime

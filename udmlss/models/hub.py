@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from udmlss._checks import value_error
+from udmlss._checks import import_optional, value_error
 from udmlss.backbones import Backbone
 from udmlss.models.model_folder import CONFIG, WEIGHTS
 from udmlss.models.saved_model import save_model
@@ -76,11 +76,7 @@ def _is_repository_name(name: str) -> bool:
 @contextmanager
 def _translated_errors(repository: str) -> Iterator[ModuleType]:
     """Yield huggingface_hub, and replace its errors by those of the standard library that name the repository."""
-    try:
-        import huggingface_hub as hub  # noqa: PLC0415 (an optional package)
-    except ImportError as error:
-        message = 'The Hugging Face Hub needs the package huggingface_hub. Run: pip install "udmlss[hub]"'
-        raise ImportError(message) from error
+    hub = import_optional("huggingface_hub", "The Hugging Face Hub", '"udmlss[hub]"')
     errors = hub.errors
     unreachable: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)  # of its HTTP library
     try:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from udmlss._checks import as_labels, check_embeddings, check_integer, value_error
+from udmlss._checks import as_labels, check_embeddings, check_integer, import_optional, value_error
 from udmlss.neighbors.search import check_n_neighbors
 from udmlss.report.curves import COLORS, curves_of, draw
 from udmlss.report.embedding_map import MAP_COLUMNS, MAP_LINES, embedding_map, tiles
@@ -240,11 +240,7 @@ def check_start(start_embeddings: Tensor | None, n: int) -> None:
 def require_report_packages(*names: str) -> None:
     """Raise ImportError with the command that installs the packages unless all of them are installed."""
     for name in names:
-        try:
-            __import__(name)
-        except ImportError as error:
-            message = f'Reports require {name}, got none. Install it: pip install "udmlss[report]"'
-            raise ImportError(message, name=name) from error
+        import_optional(name, "A report", '"udmlss[report]"')
 
 
 def _new_figure(width: float, height: float) -> "Figure":

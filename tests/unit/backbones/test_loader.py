@@ -126,7 +126,7 @@ def test_a_missing_package_is_an_error_with_the_line_to_type(name, package, line
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError) as caught:
         load_backbone(name)
-    assert str(caught.value).endswith(f"{name} needs the package {package}, which cannot be imported. Run: {line}")
+    assert str(caught.value).endswith(f"{name} requires {package}, got none. Install it: {line}")
 
 
 def test_a_failed_download_is_an_error_that_names_an_alternative(monkeypatch):

@@ -125,5 +125,7 @@ def test_wrong_arguments_are_errors(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_an_error_with_the_line_to_type(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r'needs the package onnx. Run: pip install "udmlss\[onnx\]"'):
+    with pytest.raises(
+        ImportError, match=r'Export to ONNX requires onnx, got none. Install it: pip install "udmlss\[onnx\]"'
+    ):
         export_onnx(model_of(FLAT), tmp_path / "model.onnx", backbone=FLAT)

@@ -101,5 +101,7 @@ def test_an_unknown_repository_is_an_error(monkeypatch):
 
 def test_a_missing_package_is_an_error_with_the_line_to_type(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r'Run: pip install "udmlss\[hub\]"'):
+    with pytest.raises(
+        ImportError, match=r'requires huggingface_hub, got none. Install it: pip install "udmlss\[hub\]"'
+    ):
         model.push_to_hub("user/birds")

@@ -74,7 +74,7 @@ def test_changed_neighbors_are_marked_by_a_word_and_a_frame(run):
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_missing_package_is_an_error_with_the_line_to_type(package, run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf'Reports require {package}, .* pip install "udmlss\[report\]"'):
+    with pytest.raises(ImportError, match=rf'A report requires {package}, .* pip install "udmlss\[report\]"'):
         write_report(tmp_path / "report.html", run.paths, run.embeddings, run.pseudo_labels)
     assert not list(tmp_path.iterdir())
     if package == "matplotlib":

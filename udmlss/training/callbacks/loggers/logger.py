@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import UInt8
@@ -143,15 +142,6 @@ def by_full_name(kind: Kind, values: Values) -> dict[str, float]:
     """Return the measured values under names such as "step/loss", without the step and the round."""
     known = {name: value for name, value in values.items() if value is not None}
     return {f"{kind}/{name}": float(value) for name, value in known.items() if name not in {"step", "round"}}
-
-
-def import_tracker(module: str, logger: str, extra: str) -> Any:  # noqa: ANN401 (a module)
-    """Import the package of a tracker, or raise ImportError with the line that installs it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        message = f'`{logger}` requires {extra}, got none. Install it: pip install "udmlss[{extra}]"'
-        raise ImportError(message, name=error.name) from error
 
 
 def _round_values(report: RoundReport) -> dict[str, float | None]:

@@ -6,7 +6,8 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name, import_tracker
+from udmlss._checks import import_optional
+from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name
 
 _PER_REQUEST = 500  # values; a server accepts at most 1000
 
@@ -36,7 +37,7 @@ class MLflowLogger(Logger):
 
     def __init__(self, *, show_clusters: int = 0) -> None:
         super().__init__(show_clusters)
-        self._mlflow = import_tracker("mlflow", "MLflowLogger", "mlflow")
+        self._mlflow = import_optional("mlflow", "`MLflowLogger`", '"udmlss[mlflow]"')
         self._client: Any = None
         self._run_id = ""
         self._owns_run = False

@@ -7,7 +7,8 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name, import_tracker
+from udmlss._checks import import_optional
+from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name
 
 
 class TensorBoardLogger(Logger):
@@ -36,7 +37,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: str | PathLike[str], *, show_clusters: int = 0) -> None:
         super().__init__(show_clusters)
-        self._tensorboard = import_tracker("torch.utils.tensorboard", "TensorBoardLogger", "tensorboard")
+        self._tensorboard = import_optional("torch.utils.tensorboard", "`TensorBoardLogger`", '"udmlss[tensorboard]"')
         self.folder = Path(folder).expanduser()
         self._writer: Any = None
 

@@ -5,7 +5,8 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name, import_tracker
+from udmlss._checks import import_optional
+from udmlss.training.callbacks.loggers.logger import Kind, Logger, Values, by_full_name
 
 
 class WandbLogger(Logger):
@@ -32,7 +33,7 @@ class WandbLogger(Logger):
 
     def __init__(self, *, show_clusters: int = 0) -> None:
         super().__init__(show_clusters)
-        self._wandb = import_tracker("wandb", "WandbLogger", "wandb")
+        self._wandb = import_optional("wandb", "`WandbLogger`", '"udmlss[wandb]"')
         self._tracked: Any = None
         self._owns_run = False
 
