@@ -5,6 +5,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from pytorch_metric_learning import losses
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udmlss import EmbeddingModel, PseudoLabels, rotate_four_ways
+from udmlss.clustering import k_means
 from udmlss.distributed import (
     SynchronizedErrors,
     all_gather_objects,
@@ -30,6 +32,7 @@ from udmlss.distributed import (
     world_size,
 )
 from udmlss.neighbors import approximate, neighbor_lists
+from udmlss.neighbors.sharing import share_searches
 
 WORLD_SIZES = (2, 3)
 TIMEOUT = 120  # seconds until a rank that waits for another one fails; the tests require a fraction of it
@@ -157,9 +160,27 @@ def shared_lists(recall):
 
 
 def lists_of(rows, recall, share=None):
-    with approximate.share_searches(share):
+    with share_searches(share):
         lists = neighbor_lists(rows, 4, recall=recall)
     return lists.similarities, lists.indices, lists.recall
+
+
+def shared_clusters():
+    """Return clusters of k-means whose first searches all ranks share, and the number of these searches."""
+    rows = shared_rows() if rank() == 0 else None
+    with patch("udmlss.clustering.kmeans.lloyd._ALONE", 0):
+        return run_with_helpers(lambda share: clusters_of(rows, share))
+
+
+def clusters_of(rows, share=None):
+    counted = []
+
+    def count(*arguments):
+        counted.append(arguments)
+        share(*arguments)
+
+    with share_searches(share and count):
+        return k_means(rows, 12, start=rows[:12]), len(counted)
 
 
 def shared_rows():
@@ -238,6 +259,7 @@ def results():
         "rank of run_on_rank_zero": run_on_rank_zero(rank),
         "means": mean_over_ranks(torch.tensor([number, 1.0, torch.nan if rank() == last else 0.0])),
         "work": run_with_helpers(share_twice),
+        "shared clusters": shared_clusters(),
         "shared lists": {recall: shared_lists(recall) for recall in RECALLS},
         "work fails": attempt(lambda: run_with_helpers(lambda share: share_twice(share, fail_on_rank_1))),
         "unpicklable work": attempt(lambda: run_with_helpers(lambda share: share_twice(share, lambda *_: iter(())))),

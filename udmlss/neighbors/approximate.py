@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,11 +10,12 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from udmlss._checks import check_embeddings, check_integer, check_number
-from udmlss._chunks import Share, Work, group_means, row_slices, with_float64
+from udmlss._chunks import Work, group_means, row_slices, with_float64
 from udmlss.neighbors.backends import Neighbors, Search, euclidean_search, search_device
 from udmlss.neighbors.copies import limit_copies
 from udmlss.neighbors.exact import unit_vectors
 from udmlss.neighbors.search import check_k, search, search_in_chunks, unit_length, without_self
+from udmlss.neighbors.sharing import current_share
 
 _EXACT = 2**37  # multiplications up to which the search is exact, which takes seconds
 _SAMPLED = 512  # rows on which the recall is measured
@@ -31,17 +30,6 @@ _AFFORDABLE = 2**45  # n x n x (d + 128), to which time is about proportional, o
 
 
 Found = tuple[Int64[Tensor, " q"], Float32[Tensor, "q k"], Int64[Tensor, "q k"]]  # rows and their neighbors
-_share: ContextVar[Share | None] = ContextVar("share", default=None)
-
-
-@contextmanager
-def share_searches(share: Share | None) -> Iterator[None]:
-    """Let several processes search large sets in the `with` block, by the `share` of `run_with_helpers`."""
-    token = _share.set(share)
-    try:
-        yield
-    finally:
-        _share.reset(token)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +144,7 @@ def _search_all(embeddings: Float[Tensor, "n d"], k: int, work: Work) -> Neighbo
     def store(rows: Int64[Tensor, " q"], found: Float32[Tensor, "q k"], neighbors: Int64[Tensor, "q k"]) -> None:
         similarities[rows], indices[rows] = found, neighbors
 
-    share = _share.get()
+    share = current_share()
     if share is not None and embeddings.dtype == torch.float32:  # the type of the embeddings of a model
         share(embeddings, work, store)
     else:

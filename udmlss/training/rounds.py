@@ -24,8 +24,8 @@ from udmlss.distributed import (
 )
 from udmlss.inference import InferenceOptions, image_loader
 from udmlss.models.pca import PCAEmbedder
-from udmlss.neighbors.approximate import share_searches
 from udmlss.neighbors.backends import search_on
+from udmlss.neighbors.sharing import share_searches
 from udmlss.results import LabelFreeScores
 from udmlss.training.identity import check_ranks, describe_loop
 from udmlss.training.round import Round

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ranks_program import RECALLS, TIMEOUT, lists_of, shared_rows
+from ranks_program import RECALLS, TIMEOUT, clusters_of, lists_of, shared_rows
 
 from udmlss.distributed import run_with_helpers
 from udmlss.neighbors import approximate
@@ -20,6 +20,14 @@ def test_lists_of_neighbors_that_all_ranks_search_are_those_of_one_process(ranks
         assert torch.equal(similarities, expected[0])
         assert torch.equal(indices, expected[1])
         assert reached == expected[2]
+
+
+def test_clusters_that_all_ranks_compute_are_those_of_one_process(ranks):
+    expected, _ = clusters_of(shared_rows())
+    for found in ranks:
+        labels, n_shared = found["shared clusters"]
+        assert torch.equal(labels, expected)
+        assert n_shared > 1
 
 
 def test_an_error_of_the_work_is_raised_on_all_ranks(ranks):

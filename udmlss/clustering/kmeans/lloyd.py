@@ -1,5 +1,6 @@
 """Lloyd's iterations of k-means, for points in memory, on a GPU or mapped from a file."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from udmlss._chunks import row_slices
 from udmlss.clustering.kmeans.points import Points, ScaledPoints
-from udmlss.neighbors.backends import Search, euclidean_search
+from udmlss.neighbors.backends import Search, euclidean_search, full_precision
+from udmlss.neighbors.sharing import current_share
 
+_ALONE = 2**37  # multiplications of points and centers up to which one process searches alone
 _SPLIT_OFFSET = 1 / 1024  # relative offset of the two halves of a split cluster from its center, as in faiss
 
 
@@ -65,7 +68,8 @@ def lloyd(
 ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "k d"], float]:
     """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
 
-    Each iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
+    Several processes share the comparison of many points in memory with all centers, if they share searches. Each
+    iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
     at least half of the centers no longer move, a point is compared with the centers that moved. It is compared with
     all centers only if a lower bound of its distances to the others shows that one of them may be nearer. The result is
     the same as if each point were always compared with all centers.
@@ -113,12 +117,16 @@ def _assign(
 ) -> int:
     """Update the assignment and the sums, and return the number of points that changed their cluster."""
     candidates = moved.int().topk(max(2, int(moved.sum()))).indices  # at least two, to have a second nearest center
+    compares_all = 2 * len(candidates) > len(centers)
+    found = _assign_together(points, centers) if compares_all else None
     n_changed = 0
     for rows in row_slices(points):
         part, before = points[rows].to(centers.device, centers.dtype).contiguous(), assignment[rows]
         if not moved.any():
             after = before  # of the initial centers, or of centers that remained
-        elif 2 * len(candidates) > len(centers):
+        elif found is not None:
+            after = found[rows]
+        elif compares_all:
             after = _assign_to_all(part, centers, 1, search)
         else:
             after = _assign_to_candidates(part, centers, candidates, before, search)
@@ -128,6 +136,40 @@ def _assign(
         assignment[rows] = after
         n_changed += sums.update(rows, part, after.labels)
     return n_changed
+
+
+def _assign_together(points: Points, centers: Float[Tensor, "k d"]) -> Assignment | None:
+    """Assign all points to their nearest centers by all processes; None if one process is to do it alone."""
+    share = current_share()
+    if share is None or not isinstance(points, Tensor) or points.dtype != torch.float32:
+        return None
+    if points.numel() * len(centers) <= _ALONE:
+        return None
+    assignment = unassigned(len(points), centers.device, centers.dtype)
+
+    def store(rows: Int64[Tensor, " c"], distances: Float[Tensor, " c"], labels: Int64[Tensor, " c"]) -> None:
+        distances = distances.to(centers.device)
+        assignment[rows.to(centers.device)] = Assignment(labels.to(centers.device), distances, distances)
+
+    share(points, _NearestCenters(centers.to(points.device)), store)
+    return assignment
+
+
+@dataclass(frozen=True, eq=False)
+class _NearestCenters:
+    """Work on a part of the points: a search for the nearest center of each."""
+
+    centers: Float[Tensor, "k d"]
+
+    def __call__(self, points: Tensor, part: int, n_parts: int) -> Iterator[tuple[Tensor, ...]]:
+        device, search = euclidean_search(points.device, self.centers.dtype)
+        centers, n = self.centers.to(device), len(points)
+        first, last = n * part // n_parts, n * (part + 1) // n_parts
+        for rows in row_slices(points[first:last]):
+            with full_precision(device):
+                found = _assign_to_all(points[first:last][rows].to(device).contiguous(), centers, 1, search)
+            numbers = torch.arange(first + rows.start, first + rows.stop, device=points.device)
+            yield numbers, found.distances.to(points.device), found.labels.to(points.device)
 
 
 def _assign_to_all(
