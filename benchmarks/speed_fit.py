@@ -125,7 +125,7 @@ def lines_of_share(sizes: Sizes) -> list[Row]:
     model = EmbeddingModel.from_trunk(calibrated_trunk(images), Subset(images, range(min(n, 2000))), progress=False)
     parts = {
         "forward": (step._Losses, "forward"),  # noqa: SLF001 (the library does not measure its parts)
-        "loading": (step.TrainingStep, "_next"),  # which is a part of the forward pass
+        "loading": (step.TrainingStep, "_load"),  # which is a part of the forward pass
         "backward": (Tensor, "backward"),
         "embedding": (rounds, "take_snapshot"),
         "clustering": (Rounds, "_cluster"),

@@ -33,6 +33,7 @@ from udmlss.training.validation import check_auxiliary, check_images, check_trai
 from udmlss.types import PRECISIONS, Epochs, Images, Precision, PseudoLabels, UsesSeed
 
 _LOADING_TIME = 0.3  # fraction of the time of the first round above which slow loading is reported
+_SHORT_WAIT = 5.0  # seconds that are not reported
 _BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with the figures
 
 
@@ -286,7 +287,7 @@ def _modules(
 
 
 def _check_loading(waiting: float, seconds: float) -> None:
-    if waiting > _LOADING_TIME * seconds:
+    if waiting > max(_LOADING_TIME * seconds, _SHORT_WAIT):
         _say_that_loading_is_slow()
 
 

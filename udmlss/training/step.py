@@ -95,10 +95,13 @@ class TrainingStep:
 
         Ranks average their gradients after each batch, because `no_sync` fails with a static graph (pytorch#143580).
         """
-        losses = self.parallel(partial(next, batches))
+        losses = self.parallel(partial(self._load, batches))
         means = _mean_over_ranks(losses)
         self.run.scaler.scale(losses["loss"] / self.run.rounds.accumulate_grad_batches).backward()
         return means
+
+    def _load(self, batches: Iterator[Batch]) -> Batch:
+        return next(batches)
 
     def _parameter_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self.losses.parameters()]

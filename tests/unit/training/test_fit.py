@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from udmlss.results import LabelFreeScores, StepReport
-from udmlss.training.fit import _BAR_FORMAT, _progress_text
+from udmlss.training.fit import _BAR_FORMAT, _progress_text, _say_that_loading_is_slow
 from udmlss.types import PseudoLabels
 
 STEP = StepReport(1, 12.3456, 1.0, 0.2, 0.3, 0.1)
@@ -63,7 +64,9 @@ class SlowImages(Dataset):
         return IMAGES[index]
 
 
-def test_slow_loading_is_reported_once(capsys):
+def test_slow_loading_is_reported_once(capsys, monkeypatch):
+    monkeypatch.setattr(import_module("udmlss.training.fit"), "_SHORT_WAIT", 0.1)
+    _say_that_loading_is_slow.cache_clear()
     short_fit(make_model(), IMAGES, cluster_images=SlowImages(), progress=True)  # slow in embedding passes alone
     assert capsys.readouterr().err.count("more than 30% of the time is spent on waiting for images") == 1
     short_fit(make_model(), SlowImages(), cluster_images=IMAGES, progress=True)
