@@ -88,6 +88,19 @@ def test_on_step_that_returns_true_ends_training_within_the_round():
     assert calls[-2:] == [("", "on_step", 5), ("", "on_end", 5)]
 
 
+def test_a_request_to_stop_ends_training_whatever_its_reason():
+    class Stopping:
+        def on_start(self, run):
+            self.run = run
+
+        def on_step(self, _report):
+            self.run.request_stop("terminate")
+
+    result = short_fit(make_model(), callbacks=Stopping())
+    assert result.stop_reason == "callback"
+    assert result.weights_step == 1
+
+
 @pytest.mark.parametrize("returned", [1, [0], "yes", False, None])
 def test_only_true_itself_ends_training(returned):
     callbacks = [Recording([], returned=returned), lambda _report: returned]

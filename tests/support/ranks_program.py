@@ -168,7 +168,8 @@ def lists_of(rows, recall, share=None):
 def shared_clusters():
     """Return clusters of k-means whose first searches all ranks share, and the number of these searches."""
     rows = shared_rows() if rank() == 0 else None
-    with patch("udmlss.clustering.kmeans.lloyd._ALONE", 0):
+    lloyd = "udmlss.clustering.kmeans.lloyd"
+    with patch(f"{lloyd}._ALONE", 0), patch(f"{lloyd}._FEWEST_CENTERS", 0):
         return run_with_helpers(lambda share: clusters_of(rows, share))
 
 

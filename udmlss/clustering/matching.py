@@ -20,8 +20,8 @@ _MAX_CLUSTERS = 2**24
 def match_ids(labels: Labels, previous: Labels) -> Int64[Tensor, " n"]:
     """Renumber clusters so that each has the id of the previous cluster that it shares most images with.
 
-    Each cluster is matched to at most one previous cluster, so that as many images as possible remain in their cluster.
-    If there are fewer clusters than before, previous ids of k or above are replaced by ids below k that are free.
+    Clusters and previous clusters are matched one to one. The matching maximizes the number of images that remain in
+    their cluster. If there are fewer clusters than before, previous ids of k or above are replaced by free ids below k.
 
     Args:
         labels: Cluster of each image in 0..k-1, or -1 for an unassigned image.

@@ -244,7 +244,7 @@ def _train(run: Run, step: TrainingStep, hooks: Callbacks) -> StopReason:
                 bar.set_postfix_str(_progress_text(report, current.pseudo_labels, run.label_free), refresh=False)
                 bar.update()
                 hooks.step(report, run)
-                if run.stop_request not in {None, "terminate"}:  # a `Checkpoint` ends the process after SIGTERM
+                if hooks.end_training(run):
                     run.end_round(None)
                     return "callback"
             if run.show_progress and number == 0:

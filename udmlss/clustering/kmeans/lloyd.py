@@ -13,6 +13,7 @@ from udmlss.neighbors.backends import Search, euclidean_search, full_precision
 from udmlss.neighbors.sharing import current_share
 
 _ALONE = 2**37  # multiplications of points and centers up to which one process searches alone
+_FEWEST_CENTERS = 1000  # estimated; with fewer, sending the points may take longer than the search
 _SPLIT_OFFSET = 1 / 1024  # relative offset of the two halves of a split cluster from its center, as in faiss
 
 
@@ -68,11 +69,13 @@ def lloyd(
 ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "k d"], float]:
     """Run Lloyd's iterations until no point changes its cluster, or `max_iter` times.
 
-    Several processes share the comparison of many points in memory with all centers, if they share searches. Each
-    iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
+    Each iteration reads the points once, one slice at a time, and updates the sums of the clusters in float64. Once
     at least half of the centers no longer move, a point is compared with the centers that moved. It is compared with
     all centers only if a lower bound of its distances to the others shows that one of them may be nearer. The result is
     the same as if each point were always compared with all centers.
+
+    Inside `share_searches`, all processes compare the points with all centers, each a part of the points, if there are
+    many points and centers.
 
     An empty cluster takes over half of one of the largest clusters, or, with `ScaledPoints`, one of the points that are
     farthest from their centers.
@@ -117,7 +120,7 @@ def _assign(
 ) -> int:
     """Update the assignment and the sums, and return the number of points that changed their cluster."""
     candidates = moved.int().topk(max(2, int(moved.sum()))).indices  # at least two, to have a second nearest center
-    compares_all = 2 * len(candidates) > len(centers)
+    compares_all = bool(moved.any()) and 2 * len(candidates) > len(centers)
     found = _assign_together(points, centers) if compares_all else None
     n_changed = 0
     for rows in row_slices(points):
@@ -139,11 +142,11 @@ def _assign(
 
 
 def _assign_together(points: Points, centers: Float[Tensor, "k d"]) -> Assignment | None:
-    """Assign all points to their nearest centers by all processes; None if one process is to do it alone."""
+    """Assign all points to their nearest centers, each process a part of them; None if one process is faster."""
     share = current_share()
     if share is None or not isinstance(points, Tensor) or points.dtype != torch.float32:
         return None
-    if points.numel() * len(centers) <= _ALONE:
+    if len(centers) < _FEWEST_CENTERS or points.numel() * len(centers) <= _ALONE:
         return None
     assignment = unassigned(len(points), centers.device, centers.dtype)
 

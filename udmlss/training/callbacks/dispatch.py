@@ -74,7 +74,12 @@ class Callbacks:
                 run.request_stop("callback")
         for checkpoint in self._checkpoints:  # outside of the block, because a checkpoint communicates between ranks
             checkpoint.on_round(report)
-        return run.stop_request not in {None, "terminate"}  # a `Checkpoint` ends the process after SIGTERM
+        return self.end_training(run)
+
+    def end_training(self, run: "Run") -> bool:
+        """Return whether training ends now. After SIGTERM, a `Checkpoint` ends the process when it is called next."""
+        is_left_to_checkpoint = run.stop_request == "terminate" and bool(self._checkpoints)
+        return run.stop_request is not None and not is_left_to_checkpoint
 
     def end(self, run: "Run") -> None:
         """Call `on_end` of every callback that was started, the last one first, also if one of them raises an error.
