@@ -21,7 +21,7 @@ def largest_number_of_remaining_rows(labels, previous):
     )
 
 
-@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 4)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 5)), min_size=1, max_size=20))
 @settings(max_examples=160, deadline=None)
 def test_as_many_rows_as_possible_remain_in_their_cluster(pairs):
     labels, previous = (torch.tensor(each) for each in zip(*pairs, strict=True))

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,12 +65,14 @@ class SlowImages(Dataset):
         return IMAGES[index]
 
 
-def test_slow_loading_is_reported_once(capsys, monkeypatch):
+@pytest.mark.parametrize("datasets", [(IMAGES, SlowImages()), (SlowImages(), IMAGES)], ids=["embedding", "training"])
+def test_slow_loading_is_reported_once(datasets, capsys, monkeypatch):
     monkeypatch.setattr(import_module("udmlss.training.fit"), "_SHORT_WAIT", 0.1)
     _say_that_loading_is_slow.cache_clear()
-    short_fit(make_model(), IMAGES, cluster_images=SlowImages(), progress=True)  # slow in embedding passes alone
+    images, cluster_images = datasets
+    short_fit(make_model(), images, cluster_images=cluster_images, progress=True)
     assert capsys.readouterr().err.count("more than 30% of the time is spent on waiting for images") == 1
-    short_fit(make_model(), SlowImages(), cluster_images=IMAGES, progress=True)
+    short_fit(make_model(), images, cluster_images=cluster_images, progress=True)
     assert "waiting for images" not in capsys.readouterr().err
 
 
