@@ -65,7 +65,7 @@ class TrainingStep(nn.Module):
     def forward(self, images, labels):
         rotated, rotations = rotate_four_ways(images)
         rotation_loss = nn.functional.cross_entropy(self.head(self.model.trunk(rotated)), rotations)
-        return self.loss(gather(self.model(images)), gather(labels)) + rotation_loss
+        return self.loss(gather(self.model(images), equal_losses=True), gather(labels)) + rotation_loss
 
 
 def batches(n_ranks):

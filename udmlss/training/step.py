@@ -96,9 +96,8 @@ class TrainingStep:
         Ranks average their gradients after each batch, because `no_sync` fails with a static graph (pytorch#143580).
         """
         losses = self.parallel(partial(self._load, batches))
-        means = _mean_over_ranks(losses)
         self.run.scaler.scale(losses["loss"] / self.run.rounds.accumulate_grad_batches).backward()
-        return means
+        return _mean_over_ranks(losses)  # after the backward pass, which a GPU then starts without waiting for the CPU
 
     def _load(self, batches: Iterator[Batch]) -> Batch:
         return next(batches)
@@ -142,7 +141,8 @@ class _Losses(nn.Module):
             images, labels = load_batch()
             own_embeddings, rotations = self._embed(images)
             auxiliary = self._auxiliary_loss(images)
-        terms = self.criterion.terms(gather(own_embeddings), gather(labels), *(rotations or (None, None)))
+        embeddings = gather(own_embeddings, equal_losses=True)
+        terms = self.criterion.terms(embeddings, gather(labels), *(rotations or (None, None)))
         total = terms.total + _zero_times_parameters(self.criterion)
         losses = {"loss": total, "metric_loss": terms.metric}
         if rotations is not None:
