@@ -4,9 +4,11 @@
     python benchmarks/sweep.py --data cub100 --over rotation
     python benchmarks/sweep.py --data cub100 --over loss --method udml
     python benchmarks/sweep.py --data cub100 --over steps --method udml
+    python benchmarks/sweep.py --data cub100 --over rate --method default --seeds 1 --validate
 
 `k` is the number of clusters, from half to ten times the number of training classes, `rotation` is the weight of the
-rotation loss, `loss` is the metric loss, and `steps` is the number of steps, from a fifth to twice that of `--steps`.
+rotation loss, `loss` is the metric loss, `steps` is the number of steps, from a fifth to twice that of `--steps`, and
+`rate` is the learning rate of the trunk, up to ten times that of `--trunk-lr`.
 The output folder is that of benchmarks/quality.py, with a folder per sweep in it. Runs that the table of quality.py has
 with the same settings are used, as are its runs of `frozen` and `supervised` for comparison.
 """
@@ -22,7 +24,7 @@ from settings import Settings, build_parser, options_of, parse
 from setups import open_data
 from tables import write
 
-FIELDS = {"k": "n_clusters", "rotation": "rotation_weight", "loss": "loss", "steps": "steps"}
+FIELDS = {"k": "n_clusters", "rotation": "rotation_weight", "loss": "loss", "steps": "steps", "rate": "trunk_lr"}
 VALUES: dict[str, Sequence[float] | Sequence[str]] = {"rotation": (0, 0.03, 0.1, 0.3, 1), "loss": list(LOSSES)}
 CLUSTERS_PER_CLASS = (0.5, 1, 2, 5, 10)
 
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         values, notes = cluster_counts(n_classes, len(data.labels), base)
     elif args.over == "steps":
         values = (base.steps // 5, base.steps // 2, base.steps, 2 * base.steps)
+    elif args.over == "rate":
+        values = tuple(float(f"{factor * base.trunk_lr:.1g}") for factor in (1, 3.3, 10))
     folder = args.out / args.over
     settings = {value: replace(base, **{FIELDS[args.over]: value}) for value in values}
     folders = {value: args.out if settings[value] == base else folder / _name(value) for value in values}
