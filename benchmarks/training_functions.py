@@ -13,7 +13,7 @@ from torch.optim import Adam, AdamW, Optimizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from metric_losses import build_loss
 from published import LABELERS, build_criterion
-from settings import Settings, preset
+from settings import Settings
 from setups import Data
 from true_labels import TrueLabels
 from two_views import TwoViews, train_cbswr, train_instances, train_stml
@@ -166,8 +166,8 @@ def default(
     Args:
         model: The model, whose embedder is initialized from the features if the trunk is pretrained.
         data: The images.
-        settings: The settings, which name the backbone. Their `trunk_lr` replaces the rate of `fit` if it is not that
-            of the preset.
+        settings: The settings. Of these, the backbone and the learning rate of the trunk are used; the presets have
+            the rates of `fit`.
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
@@ -185,14 +185,13 @@ def default(
         own_labeler: Labeler | None = TrueLabels(data.labels)
     else:
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
-    trunk_lr = None if settings.trunk_lr == preset(settings.data).trunk_lr else settings.trunk_lr
     result = fit(
         model,
         data.train,
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
-        trunk_lr=trunk_lr,
+        trunk_lr=settings.trunk_lr,
         refit_embedder=False,  # both embedders of one training are scored
         num_workers=settings.workers,
         max_steps=max_steps,

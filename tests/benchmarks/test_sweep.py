@@ -5,6 +5,8 @@ import quality
 import sweep
 from settings import preset
 
+from udmlss.training.optim import PRETRAINED_LR, SCRATCH_LR
+
 pytestmark = pytest.mark.xdist_group("sweep")  # so that the runs of `out` are made once
 
 
@@ -77,6 +79,19 @@ def test_sweep_over_steps_includes_the_steps_of_the_table(flowers, options, tmp_
     assert [row["name"] for row in rows if row["output"] == "features"] == ["1", "2", "5", "10"]
     assert (tmp_path / "udml-0.json").exists()
     assert json.loads((tmp_path / "steps/10/udml-0.json").read_text())["history"][-1]["step"] == 10
+
+
+def test_sweep_over_rate_changes_that_of_the_defaults(flowers, options, tmp_path):
+    given = ["--over", "rate", "--method", "default", "--seeds", "1", "--out", str(tmp_path)]
+    sweep.main(["--data", str(flowers), *given, *options])
+    folders = (tmp_path, tmp_path / "rate/0.0001", tmp_path / "rate/0.0003")
+    found = [json.loads((folder / "default-0.json").read_text()) for folder in folders]
+    assert [run["settings"]["trunk_lr"] for run in found] == [3e-5, 1e-4, 3e-4]
+    assert len({run["label_free"]["embeddings"]["effective_rank"] for run in found}) == 3
+
+
+def test_the_presets_have_the_learning_rates_of_fit():
+    assert [preset(data).trunk_lr for data in ("cub100", "glyphs")] == [PRETRAINED_LR, SCRATCH_LR]
 
 
 @pytest.mark.parametrize("method", ["nca", "deepcluster", "cbswr"])
