@@ -21,6 +21,7 @@ from udmlss.distributed import (
     data_parallel,
     gather,
     gather_shards,
+    helpers,
     is_rank_zero,
     mean_over_ranks,
     process_group,
@@ -149,6 +150,17 @@ def share_twice(share, work=rank_of_rows):
     return found
 
 
+def times_sent_when_shared_three_times(share):
+    """Return how often a slice of rows is sent if a matrix is shared twice, and another one once."""
+    found, rows = torch.full((7, 2), -1), rows_of(range(7))
+    with patch("udmlss.distributed.helpers._send", wraps=helpers._send) as send:
+        for matrix in (rows, rows, rows.clone()):
+            found[:] = -1
+            share(matrix, rank_of_rows, found.__setitem__)
+            assert (found >= 0).all()
+    return send.call_count
+
+
 def shared_lists(recall):
     """Return lists of neighbors that all ranks search; other ranks receive the rows from rank 0."""
     rows = shared_rows() if rank() == 0 else None
@@ -260,6 +272,7 @@ def results():
         "rank of run_on_rank_zero": run_on_rank_zero(rank),
         "means": mean_over_ranks(torch.tensor([number, 1.0, torch.nan if rank() == last else 0.0])),
         "work": run_with_helpers(share_twice),
+        "times sent": run_with_helpers(times_sent_when_shared_three_times),
         "shared clusters": shared_clusters(),
         "shared lists": {recall: shared_lists(recall) for recall in RECALLS},
         "work fails": attempt(lambda: run_with_helpers(lambda share: share_twice(share, fail_on_rank_1))),

@@ -1,6 +1,7 @@
 """Work of rank 0 in which the other ranks take part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,16 @@ from udmlss.distributed.process_group import is_rank_zero, rank, to_backend, wor
 from udmlss.distributed.sync import SynchronizedErrors
 
 T = TypeVar("T")
-_Task = tuple[bytes, torch.Size, str]  # the work, and the shape and the kind of device of the matrix
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the other ranks need to know of shared work: the pickled work, and the matrix unless they have it."""
+
+    work: bytes
+    shape: torch.Size
+    kind: str  # of device
+    sends_matrix: bool
 
 
 def run_with_helpers(function: Callable[[Share | None], T], folder: Path | None = None) -> T:
@@ -24,7 +34,8 @@ def run_with_helpers(function: Callable[[Share | None], T], folder: Path | None 
 
     The function receives `share(matrix, work, store)`, which sends a float32 matrix to all ranks. Each rank iterates
     over `work(matrix, part, n_parts)` for its own part, and rank 0 calls `store(*found)` for the results of all ranks.
-    In a single process the function receives None.
+    A matrix that is shared several times in a row is sent once, so that it must not change in between. In a single
+    process the function receives None.
 
     Args:
         function: The function. The work that it shares must be an object that `torch.save` can write, and its tensors
@@ -43,14 +54,18 @@ def run_with_helpers(function: Callable[[Share | None], T], folder: Path | None 
     results, errors = list[T](), list[BaseException]()
     if is_rank_zero():
         try:
-            results.append(function(_share))
+            results.append(function(_Share()))
         except BaseException as error:  # noqa: BLE001 (raised below, after the other ranks were released)
             errors.append(error)
         _broadcast_task(None)
     else:
+        no_matrix = matrix = torch.empty(0, 0)
         while (task := _broadcast_task(None)) is not None:
             try:
-                _take_part(task, folder)
+                if task.sends_matrix:
+                    matrix = no_matrix  # which releases the memory of the former one
+                    matrix = _receive(task, folder)
+                _take_part(task, matrix)
             except BaseException as error:  # noqa: BLE001 (as above)
                 errors.append(error)
 
@@ -65,38 +80,54 @@ def run_with_helpers(function: Callable[[Share | None], T], folder: Path | None 
         raise errors[0] if errors else error from None
 
 
-def _share(matrix: Float[Tensor, "n d"], work: Work, store: Store) -> None:
-    """Share work on rank 0 while the others are in `_take_part`."""
-    _broadcast_task((serialized(work), matrix.shape, matrix.device.type))
+class _Share:
+    """Shares work on rank 0 while the others are in `_receive` and `_take_part`."""
+
+    def __init__(self) -> None:
+        self._sent: Tensor | None = None
+
+    def __call__(self, matrix: Float[Tensor, "n d"], work: Work, store: Store) -> None:
+        sends_matrix = matrix is not self._sent
+        _broadcast_task(_Task(serialized(work), matrix.shape, matrix.device.type, sends_matrix))
+        if sends_matrix:
+            _send(matrix)
+            self._sent = matrix
+        with SynchronizedErrors():
+            for found in work(matrix, 0, world_size()):
+                store(*found)
+        for source, layout in enumerate(all_gather_objects(list[tuple[torch.Size, torch.dtype]]())):
+            received = [to_backend(torch.empty(shape, dtype=dtype, device=matrix.device)) for shape, dtype in layout]
+            for each in received:
+                distributed.recv(each, src=source)
+            if received:
+                store(*(each.to(matrix.device) for each in received))
+
+
+def _send(matrix: Float[Tensor, "n d"]) -> None:
     with SynchronizedErrors():
         pass  # the other ranks allocate the matrix
     for rows in row_slices(matrix):
         distributed.broadcast(to_backend(matrix[rows].contiguous()), src=0)
-    with SynchronizedErrors():
-        for found in work(matrix, 0, world_size()):
-            store(*found)
-    for source, layout in enumerate(all_gather_objects(list[tuple[torch.Size, torch.dtype]]())):
-        received = [to_backend(torch.empty(shape, dtype=dtype, device=matrix.device)) for shape, dtype in layout]
-        for each in received:
-            distributed.recv(each, src=source)
-        if received:
-            store(*(each.to(matrix.device) for each in received))
 
 
-def _take_part(task: _Task, folder: Path | None) -> None:
-    saved, (n, d), kind = task
+def _receive(task: _Task, folder: Path | None) -> Float[Tensor, "n d"]:
+    n, d = task.shape
     with SynchronizedErrors():
-        matrix = allocate_rows(n, d, folder, torch.device(kind))
+        matrix = allocate_rows(n, d, folder, torch.device(task.kind))
     for rows in row_slices(matrix):
-        part = to_backend(torch.empty_like(matrix[rows], device=kind))
+        part = to_backend(torch.empty_like(matrix[rows], device=task.kind))
         distributed.broadcast(part, src=0)
         matrix[rows] = part
+    return matrix
+
+
+def _take_part(task: _Task, matrix: Float[Tensor, "n d"]) -> None:
     with SynchronizedErrors():
-        work = torch.load(BytesIO(saved), map_location=matrix.device, weights_only=False)
+        work = torch.load(BytesIO(task.work), map_location=matrix.device, weights_only=False)
         found = [torch.cat(each) for each in zip(*work(matrix, rank(), world_size()), strict=True)]
     all_gather_objects([(each.shape, each.dtype) for each in found])
     for each in found:
-        distributed.send(to_backend(each.to(kind).contiguous()), dst=0)  # this rank may have less memory on its GPU
+        distributed.send(to_backend(each.to(task.kind).contiguous()), dst=0)  # this rank's GPU may have less memory
 
 
 def _broadcast_task(task: _Task | None) -> _Task | None:

@@ -97,7 +97,7 @@ class TrainingStep:
         """
         losses = self.parallel(partial(self._load, batches))
         self.run.scaler.scale(losses["loss"] / self.run.rounds.accumulate_grad_batches).backward()
-        return _mean_over_ranks(losses)  # after the backward pass, which a GPU then starts without waiting for the CPU
+        return _mean_over_ranks(losses)  # after the backward pass, because reading them waits for the GPU
 
     def _load(self, batches: Iterator[Batch]) -> Batch:
         return next(batches)

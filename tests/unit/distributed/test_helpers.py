@@ -11,6 +11,10 @@ def test_each_rank_works_on_its_part_and_every_rank_gets_the_result(ranks):
     assert all(torch.equal(found["work"], expected) for found in ranks)
 
 
+def test_a_matrix_that_is_shared_again_is_not_sent_again(ranks):
+    assert [found["times sent"] for found in ranks] == [2] * len(ranks)
+
+
 @pytest.mark.parametrize("recall", RECALLS)
 def test_lists_of_neighbors_that_all_ranks_search_are_those_of_one_process(ranks, monkeypatch, recall):
     monkeypatch.setattr(approximate, "_EXACT", 0)
