@@ -166,8 +166,8 @@ def default(
     Args:
         model: The model, whose embedder is initialized from the features if the trunk is pretrained.
         data: The images.
-        settings: The settings. Of these, the backbone and the learning rate of the trunk are used; the presets have
-            the rates of `fit`.
+        settings: The settings. Of these, the backbone, the embedding size, the learning rate of the trunk and the
+            workers are used. The presets have the learning rates of `fit`.
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.

@@ -151,7 +151,7 @@ def share_twice(share, work=rank_of_rows):
 
 
 def times_sent_when_shared_three_times(share):
-    """Return how often a slice of rows is sent if a matrix is shared twice, and another one once."""
+    """Return how often a matrix is sent if one matrix is shared twice and then another one once."""
     found, rows = torch.full((7, 2), -1), rows_of(range(7))
     with patch("udmlss.distributed.helpers._send", wraps=helpers._send) as send:
         for matrix in (rows, rows, rows.clone()):

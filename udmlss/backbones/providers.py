@@ -35,9 +35,9 @@ def efficientnet_lite(name: str, image_size: int | None, *, pretrained: bool) ->
 
 
 def _pad_in_convolutions(trunk: nn.Module) -> None:
-    """Let convolutions pad their input where they pad all sides equally. The package copies it into a larger tensor.
+    """Let convolutions with equal padding on all sides pad by themselves, instead of copying their input.
 
-    The features are the same, and a training step on two cores took 0.87 of the time.
+    The features are the same.
     """
     for convolution in (module for module in trunk.modules() if isinstance(module, nn.Conv2d)):
         padding = convolution.static_padding

@@ -141,6 +141,7 @@ class _Losses(nn.Module):
             images, labels = load_batch()
             own_embeddings, rotations = self._embed(images)
             auxiliary = self._auxiliary_loss(images)
+        # if the criterion samples at random, the losses of the ranks are equal in expectation, as are the gradients
         embeddings = gather(own_embeddings, equal_losses=True)
         terms = self.criterion.terms(embeddings, gather(labels), *(rotations or (None, None)))
         total = terms.total + _zero_times_parameters(self.criterion)
