@@ -3,6 +3,7 @@
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
     python benchmarks/quality.py --data groceries --protocol own
+    python benchmarks/quality.py --data logos --validate --vary-colors --out colors
     python benchmarks/quality.py --data glyphs --no-searches        # without the scores of searches with neighbors
 
 Every method trains the same model for the same number of steps, except `default`, its variants and

@@ -73,8 +73,8 @@ def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | Imag
     """Return a function that opens a split, and the transforms for training and for testing."""
     if settings.data == "glyphs":
         return glyphs, quickstart.augment, None
-    transforms = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
-    return partial(open_folder, root), *transforms
+    build = partial(cub_resnet50.build_transforms, vary_colors=settings.vary_colors)
+    return partial(open_folder, root), *build(settings.backbone, settings.image_size)
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
+from udmlss.backbones.colors import color_augmentation
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Any], Tensor]
@@ -72,10 +73,13 @@ class Backbone:
     def _resized_size(self) -> int:
         return round(self.image_size / self.crop_fraction)
 
-    def train_transform(self) -> Transform:
+    def train_transform(self, *, vary_colors: bool = False) -> Transform:
         """Return the transform of training images: a random crop, a random flip, and normalization.
 
         Crops cover 16 % to 100 % of the area of a picture.
+
+        Args:
+            vary_colors: Whether to also change the colors of a crop by `color_augmentation`.
 
         Returns:
             A transform from an RGB PIL picture to a float tensor (3, image_size, image_size).
@@ -84,7 +88,8 @@ class Backbone:
 
         interpolation = v2.InterpolationMode(self.interpolation)
         crop = v2.RandomResizedCrop(self.image_size, scale=_CROP_SCALE, interpolation=interpolation)
-        return self._compose(crop, v2.RandomHorizontalFlip())
+        colors = [color_augmentation()] if vary_colors else []
+        return self._compose(crop, v2.RandomHorizontalFlip(), *colors)
 
     def test_transform(self) -> Transform:
         """Return the transform of images that are embedded: resizing, a center crop, and normalization.

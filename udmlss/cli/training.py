@@ -60,6 +60,7 @@ def train(
     images_per_cluster: int | None = None,
     clusters: int | None = None,
     epochs: float | None = None,
+    vary_colors: bool = False,
     seed: int = 0,
     workers: int | None = None,
     device: str | None = None,
@@ -87,6 +88,8 @@ def train(
         epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
+        vary_colors: Whether to change the colors of images at random during training, so that the embeddings depend on
+            shapes. Use it if the same thing has different colors, and not if colors distinguish things.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -134,6 +137,7 @@ def train(
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
         "epochs": default_epochs(len(paths), machine.device) if epochs is None else float(epochs),
+        "vary_colors": bool(vary_colors),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -174,7 +178,10 @@ class _Training:
         self.say = messenger(progress=progress)
         self.images, self.views = (
             ImageFiles(paths, transform=transform, min_size=network.min_size)
-            for transform in (network.test_transform(), network.train_transform())
+            for transform in (
+                network.test_transform(),
+                network.train_transform(vary_colors=settings["vary_colors"]),
+            )
         )
 
     def run_all(self) -> None:

@@ -57,6 +57,22 @@ def test_the_train_transform_crops_and_flips_at_random(interpolation):
     assert len({round(abs(slope), 3) for slope in slopes}) > 3  # crops of several sizes
 
 
+def test_colors_vary_only_on_request():
+    torch.manual_seed(0)
+    color = torch.tensor([200, 120, 40], dtype=torch.uint8).view(3, 1, 1).expand(3, 30, 40)
+    colors = {
+        vary: torch.stack([transform(picture(color))[:, 4, 4] for _ in range(100)])
+        for vary in (False, True)
+        for transform in [replace(BACKBONE, mean=(0, 0, 0), std=(1, 1, 1)).train_transform(vary_colors=vary)]
+    }
+    torch.testing.assert_close(colors[False], (color[:, 0, 0] / 255).expand(100, 3), atol=1e-5, rtol=0)
+    red, _, blue = colors[True].unbind(1)
+    assert ((colors[True] >= 0) & (colors[True] <= 1)).all()
+    assert 0.2 < ((colors[True] - colors[True][:, :1]).abs().amax(1) < 1e-3).float().mean() < 0.4  # 30 % are gray
+    assert (blue > red).any()  # another hue, or inverted
+    assert (colors[True].unique(dim=0).shape[0]) > 50
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

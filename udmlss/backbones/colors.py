@@ -1,0 +1,39 @@
+"""An augmentation that changes the colors of an image."""
+
+from torch import nn
+
+
+def color_augmentation() -> nn.Module:
+    """Return an augmentation that changes the colors of an image at random, for classes whose colors differ.
+
+    In 80 % of all calls it changes brightness, contrast and saturation by up to 40 % and the hue to any other, and
+    afterwards it makes the image gray, inverts it and blurs it, in 30 % each. A network that is trained with it
+    depends on shapes rather than on colors. Use it if the same thing is drawn or photographed in different colors, and
+    not if colors distinguish the classes.
+
+    The strengths are stronger than those of SimCLR (Chen, Kornblith, Norouzi and Hinton 2020,
+    https://arxiv.org/abs/2002.05709), whose images are never inverted.
+
+    Returns:
+        A transform from a picture or a tensor (3, h, w) to one of the same type and size. Tensors have integers of 0
+        to 255, or floating-point numbers of 0 to 1, so that it precedes a normalization.
+
+    Example:
+        >>> import torch
+        >>> from udmlss.backbones import color_augmentation
+        >>> color_augmentation()(torch.rand(3, 32, 32)).shape
+        torch.Size([3, 32, 32])
+    """
+    from torchvision.transforms import v2  # noqa: PLC0415 (`import udmlss` does not import torchvision)
+
+    jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.5)
+    blur = v2.GaussianBlur(kernel_size=5, sigma=(0.1, 2.0))
+    augmentation: nn.Module = v2.Compose(
+        [
+            v2.RandomApply([jitter], p=0.8),
+            v2.RandomGrayscale(p=0.3),
+            v2.RandomInvert(p=0.3),
+            v2.RandomApply([blur], p=0.3),
+        ]
+    )
+    return augmentation
