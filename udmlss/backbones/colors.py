@@ -6,13 +6,12 @@ from torch import nn
 def color_augmentation() -> nn.Module:
     """Return an augmentation that changes the colors of an image at random, for classes whose colors differ.
 
-    In 80 % of all calls it changes brightness, contrast and saturation by up to 40 % and the hue to any other, and
-    afterwards it makes the image gray, inverts it and blurs it, in 30 % each. A network that is trained with it
-    depends on shapes rather than on colors. Use it if the same thing is drawn or photographed in different colors, and
-    not if colors distinguish the classes.
+    With a probability of 0.8 it changes brightness, contrast and saturation by up to 40 % and the hue by any angle.
+    Afterwards it makes the image gray, inverts it and blurs it, each with a probability of 0.3. Use it if images of the
+    same class differ in color. Do not use it if colors distinguish the classes.
 
-    The strengths are stronger than those of SimCLR (Chen, Kornblith, Norouzi and Hinton 2020,
-    https://arxiv.org/abs/2002.05709), whose images are never inverted.
+    SimCLR (Chen, Kornblith, Norouzi and Hinton 2020, https://arxiv.org/abs/2002.05709) changes the same properties by
+    other amounts, and does not invert images.
 
     Returns:
         A transform from a picture or a tensor (3, h, w) to one of the same type and size. Tensors have integers of 0

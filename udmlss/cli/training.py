@@ -176,12 +176,9 @@ class _Training:
         self.epochs = max(settings["epochs"], 2 * _IMAGES_PER_STEP / len(paths))  # two rounds can be compared
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
+        transforms = network.test_transform(), network.train_transform(vary_colors=settings["vary_colors"])
         self.images, self.views = (
-            ImageFiles(paths, transform=transform, min_size=network.min_size)
-            for transform in (
-                network.test_transform(),
-                network.train_transform(vary_colors=settings["vary_colors"]),
-            )
+            ImageFiles(paths, transform=transform, min_size=network.min_size) for transform in transforms
         )
 
     def run_all(self) -> None:
