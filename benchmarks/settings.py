@@ -22,8 +22,7 @@ class Settings:
     `small` is the network of the quickstart, trained from scratch; the other backbones are those of
     examples/cub_resnet50.py. The protocol `unseen` trains on half of the classes and scores on the other half. The
     protocol `own` trains and scores on the same images, those of all classes: a user's own pictures. `validate` does
-    the same with the training classes alone, to choose settings without the test classes. `vary_colors` adds
-    `udmlss.backbones.color_augmentation` to the augmentations of photos.
+    the same with the training classes alone, to choose settings without the test classes.
     """
 
     data: str
@@ -44,7 +43,6 @@ class Settings:
     clusters_per_batch: int = 16
     samples_per_cluster: int = 5
     workers: int = 0
-    vary_colors: bool = False
     validate: bool = False
     protocol: Literal["unseen", "own"] = "unseen"
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cub_resnet50
@@ -18,6 +19,7 @@ from folders import open_folder
 from settings import Settings
 
 from udmlss import EmbeddingModel
+from udmlss.backbones import color_augmentation
 from udmlss.data import Glyphs, ImageFiles, glyphs, split_classes
 from udmlss.types import Images
 
@@ -28,6 +30,7 @@ class Data:
 
     Args:
         train: Training images with their augmentations.
+        colors: The same images with `udmlss.backbones.color_augmentation` as well.
         plain: The same images with test-time transforms.
         labels: Class of each training image, from 0. Upper bounds train on them, and methods whose number of clusters
             depends on the number of classes count them.
@@ -36,6 +39,7 @@ class Data:
     """
 
     train: Images
+    colors: Images
     plain: Images
     labels: Tensor
     test: Images
@@ -48,33 +52,38 @@ def open_data(settings: Settings, root: Path) -> Data:
     The test classes are the second half of the classes, and with `validate` the second half of the training classes.
     With the protocol `own`, the test images are the training images.
     """
-    open_split, augment, plain = _opener(settings, root)
-    train, clustered = open_split("train", transform=augment), open_split("train", transform=plain)
-    if settings.protocol == "own" and settings.validate:
-        return Data(train, clustered, train.labels, clustered, train.labels)
-    if not settings.validate:
-        test = open_split("test", transform=plain)
-        if settings.protocol == "unseen":
-            return Data(train, clustered, train.labels, test, test.labels)
-        images = ConcatDataset([clustered, test])
-        labels = torch.cat([train.labels, test.labels + train.labels.max() + 1]).unique(return_inverse=True)[1]
-        return Data(ConcatDataset([train, open_split("test", transform=augment)]), images, labels, images, labels)
-    first, second = (indices.tolist() for indices in split_classes(train.labels))
-    return Data(
-        train=Subset(train, first),
-        plain=Subset(clustered, first),
-        labels=train.labels[first],
-        test=Subset(clustered, second),
-        test_labels=train.labels[second],
-    )
+    open_split, *transforms = _opener(settings, root)
+    (train, *_), (colors, *_), plain = (_split(partial(open_split, transform=each), settings) for each in transforms)
+    return Data(train, colors, *plain)
 
 
-def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any]:
-    """Return a function that opens a split, and the transforms for training and for testing."""
+def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any, Any]:
+    """Return a function that opens a split, and the transforms for training, with varied colors, and for testing."""
     if settings.data == "glyphs":
-        return glyphs, quickstart.augment, None
-    build = partial(cub_resnet50.build_transforms, vary_colors=settings.vary_colors)
-    return partial(open_folder, root), *build(settings.backbone, settings.image_size)
+        return glyphs, quickstart.augment, v2.Compose([color_augmentation(), quickstart.augment]), None
+    build = partial(cub_resnet50.build_transforms, settings.backbone, settings.image_size)
+    (augment, plain), (colors, _) = build(), build(vary_colors=True)
+    return partial(open_folder, root), augment, colors, plain
+
+
+def _split(
+    open_split: Callable[[str], Glyphs | ImageFiles], settings: Settings
+) -> tuple[Images, Tensor, Images, Tensor]:
+    """Return the training images, their labels, the test images and their labels."""
+    train = open_split("train")
+    if settings.protocol == "own":
+        images, labels = (train, train.labels) if settings.validate else _join(train, open_split("test"))
+        return images, labels, images, labels
+    if settings.validate:
+        first, second = (indices.tolist() for indices in split_classes(train.labels))
+        return Subset(train, first), train.labels[first], Subset(train, second), train.labels[second]
+    test = open_split("test")
+    return train, train.labels, test, test.labels
+
+
+def _join(train: Glyphs | ImageFiles, test: Glyphs | ImageFiles) -> tuple[Images, Tensor]:
+    labels = torch.cat([train.labels, test.labels + train.labels.max() + 1])
+    return ConcatDataset([train, test]), labels.unique(return_inverse=True)[1]
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:

@@ -154,6 +154,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
+    vary_colors: bool = False,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -171,6 +172,7 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
+        vary_colors: Whether augmentations also change colors.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -187,7 +189,7 @@ def default(
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
-        data.train,
+        data.colors if vary_colors else data.train,
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
