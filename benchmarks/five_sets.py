@@ -27,7 +27,7 @@ from tables import NEIGHBORS, SCORED, Row
 
 SETS = (*PHOTO_SETS, "glyphs")
 FIRST = ("frozen", "frozen-from-features", "default", "recommended-true-k", "supervised-default")
-SECOND = ("default-colors", "udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
+SECOND = ("udml-true-k", "recommended-twice-k", "udml-ss-true-k", "instance")
 OWN = ("frozen", "frozen-from-features", "default", "recommended-true-k")
 START, UPPER = "frozen", "supervised-default"
 TITLES = {
@@ -39,7 +39,6 @@ TITLES = {
     "recommended-true-k": "recommended, true k",
     "recommended-twice-k": "recommended, twice the true k",
     "default": "default, no k",
-    "default-colors": "default with varied colors, no k",
     "supervised-default": "default with true labels, embedder as trained",
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared

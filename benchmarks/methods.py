@@ -32,7 +32,8 @@ CLUSTER_MEMORY: dict[str, Method] = {
 }
 LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
-    "default-colors": partial(default, vary_colors=True),
+    "default-vary-colors": partial(default, vary_colors=True),
+    "default-keep-colors": partial(default, vary_colors=False),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
     "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),
@@ -50,7 +51,7 @@ SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
     "supervised-default": partial(default, true_labels=True),
-    "supervised-default-colors": partial(default, true_labels=True, vary_colors=True),
+    "supervised-default-keep-colors": partial(default, true_labels=True, vary_colors=False),
 }
 METHODS: dict[str, Method] = {
     **UNTRAINED,
@@ -82,5 +83,5 @@ METHODS: dict[str, Method] = {
 }
 COMPARED = (
     *("frozen", "frozen-from-features", "instance", "udml-true-k", "udml-ss-true-k"),
-    *("recommended-true-k", "recommended-twice-k", "default", "default-colors", "supervised-default"),
+    *("recommended-true-k", "recommended-twice-k", "default", "supervised-default"),
 )

@@ -19,7 +19,7 @@ from folders import open_folder
 from settings import Settings
 
 from udmlss import EmbeddingModel
-from udmlss.backbones import color_augmentation
+from udmlss.backbones import Backbone, color_augmentation
 from udmlss.data import Glyphs, ImageFiles, glyphs, split_classes
 from udmlss.types import Images
 
@@ -84,6 +84,13 @@ def _split(
 def _join(train: Glyphs | ImageFiles, test: Glyphs | ImageFiles) -> tuple[Images, Tensor]:
     labels = torch.cat([train.labels, test.labels + train.labels.max() + 1])
     return ConcatDataset([train, test]), labels.unique(return_inverse=True)[1]
+
+
+def backbone_of(model: EmbeddingModel, settings: Settings) -> Backbone:
+    """Return the trunk of a model with the normalization of the images of the settings."""
+    _, plain = cub_resnet50.build_transforms(settings.backbone, settings.image_size)
+    normalize = plain.transforms[-1]
+    return Backbone(settings.backbone, model.trunk, settings.image_size, tuple(normalize.mean), tuple(normalize.std))
 
 
 def build_model(settings: Settings, seed: int) -> EmbeddingModel:

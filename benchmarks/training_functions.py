@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from metric_losses import build_loss
 from published import LABELERS, build_criterion
 from settings import Settings
-from setups import Data
+from setups import Data, backbone_of
 from true_labels import TrueLabels
 from two_views import TwoViews, train_cbswr, train_instances, train_stml
 
@@ -24,6 +24,7 @@ from udmlss import (
     FitResult,
     RotationPretextHead,
     WeightAverage,
+    compare_colors,
     embed,
     embedder_from_features,
     fit,
@@ -154,7 +155,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
-    vary_colors: bool = False,
+    vary_colors: bool | None = None,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -172,7 +173,7 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
-        vary_colors: Whether augmentations also change colors.
+        vary_colors: Whether augmentations also change colors. None compares the colors, if the trunk is pretrained.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -182,6 +183,8 @@ def default(
     """
     from_scratch = settings.backbone == "small"
     if not from_scratch:
+        if vary_colors is None:
+            vary_colors = compare_colors(backbone_of(model, settings), data.plain).vary_colors
         model.embedder = embedder_of(model, data, settings, {})
     if true_labels:
         own_labeler: Labeler | None = TrueLabels(data.labels)

@@ -2,6 +2,7 @@
 
 from udmlss import metrics
 from udmlss.clustering import ClusterPseudoLabeler
+from udmlss.color_comparison import ColorComparison, compare_colors
 from udmlss.dataset import IndexedImages
 from udmlss.evaluation import evaluate, evaluate_embeddings
 from udmlss.inference import embed
@@ -40,6 +41,7 @@ __all__ = [
     "CSVLogger",
     "Checkpoint",
     "ClusterPseudoLabeler",
+    "ColorComparison",
     "EarlyStopping",
     "EmbeddingModel",
     "Epochs",
@@ -59,6 +61,7 @@ __all__ = [
     "UDMLSSLoss",
     "WandbLogger",
     "WeightAverage",
+    "compare_colors",
     "embed",
     "embedder_from_features",
     "evaluate",

@@ -209,10 +209,10 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
 
 def _conversion(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 (any annotation)
     """Return the settings of `add_argument` for an annotation: a switch, a number, one of several words, or text."""
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
     is_union = typing.get_origin(annotation) in {typing.Union, types.UnionType}
     kinds = [kind for kind in (typing.get_args(annotation) if is_union else [annotation]) if kind is not type(None)]
+    if kinds[0] is bool:
+        return {"action": argparse.BooleanOptionalAction}
     if kinds[0] in {int, float}:
         return {"type": kinds[0], "metavar": "N"}
     words = typing.get_args(kinds[0])

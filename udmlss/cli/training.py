@@ -20,6 +20,7 @@ from udmlss import (
     EmbeddingModel,
     Epochs,
     FitResult,
+    compare_colors,
     embed,
     embedder_from_features,
     fit,
@@ -60,7 +61,7 @@ def train(
     images_per_cluster: int | None = None,
     clusters: int | None = None,
     epochs: float | None = None,
-    vary_colors: bool = False,
+    vary_colors: bool | None = None,
     seed: int = 0,
     workers: int | None = None,
     device: str | None = None,
@@ -89,7 +90,7 @@ def train(
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
         vary_colors: Whether to change the colors of images at random during training, so that the embeddings depend on
-            shapes. Use it if the same thing has different colors, and not if colors distinguish things.
+            shapes, because the same thing has different colors. By default it is chosen by `udmlss.compare_colors`.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -137,7 +138,7 @@ def train(
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
         "epochs": default_epochs(len(paths), machine.device) if epochs is None else float(epochs),
-        "vary_colors": bool(vary_colors),
+        "vary_colors": None if vary_colors is None else bool(vary_colors),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -176,14 +177,12 @@ class _Training:
         self.epochs = max(settings["epochs"], 2 * _IMAGES_PER_STEP / len(paths))  # two rounds can be compared
         self.paths, self.progress = paths, progress
         self.say = messenger(progress=progress)
-        transforms = network.test_transform(), network.train_transform(vary_colors=settings["vary_colors"])
-        self.images, self.views = (
-            ImageFiles(paths, transform=transform, min_size=network.min_size) for transform in transforms
-        )
+        self.images = ImageFiles(paths, transform=network.test_transform(), min_size=network.min_size)
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""
         model = self._build_model()
+        self.vary_colors = self._choose_colors()
         result = self._fit(model)
         self._write(model, result)
 
@@ -200,6 +199,20 @@ class _Training:
         self._save_embeddings(model, self.start_features, self.run.start_embeddings, torch.float16)
         return model
 
+    def _choose_colors(self) -> bool:
+        """Return whether training varies colors: as the user chose, or as the pretrained backbone suggests."""
+        chosen: bool | None = self.settings["vary_colors"]
+        if chosen is not None:
+            return chosen
+        found = compare_colors(
+            self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
+        )
+        self.say(
+            f"Training {'varies' if found.vary_colors else 'keeps'} colors: near images have {found.with_colors:.0%} "
+            f"of their neighbors in common with colors, and {found.without_colors:.0%} without"
+        )
+        return found.vary_colors
+
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
@@ -210,9 +223,10 @@ class _Training:
             f"about {duration(seconds)}{' in all' * self.run.has_checkpoints}; "
             "Ctrl-C stops it, and the same command resumes it"
         )
+        augment = self.network.train_transform(vary_colors=self.vary_colors)
         result = fit(
             model,
-            self.views,
+            ImageFiles(self.paths, transform=augment, min_size=self.network.min_size),
             cluster_images=self.images,
             labeler=self.labeler,
             max_steps=Epochs(self.epochs),
@@ -236,7 +250,9 @@ class _Training:
         self.say("3/4 Embedding and clustering the images with the trained model")
         features = self._compute_features(model) if result.features is None else result.features
         self.embedder.fit(features)
-        save_model(model, self.run.model, backbone=self.network, recipe=self.settings)
+        save_model(
+            model, self.run.model, backbone=self.network, recipe=self.settings | {"vary_colors": self.vary_colors}
+        )
         embeddings = self._save_embeddings(model, features, self.run.embeddings, torch.float32)
         pseudo_labels = self.labeler.label(embeddings)
         neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)

@@ -1,0 +1,153 @@
+"""Find without labels whether colors distinguish the things in images."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from udmlss._checks import as_features, check_integer, value_error
+from udmlss._torch import device_of
+from udmlss.backbones import Backbone
+from udmlss.dataset import IndexedImages
+from udmlss.inference import embed
+from udmlss.models import EmbeddingModel, embedder_from_features
+from udmlss.neighbors import neighbor_lists
+from udmlss.types import Images, Precision
+
+_N_NEIGHBORS = 20
+_STANDARD_ERRORS = 2
+_EMBEDDING_SIZE = 512
+_FEWEST = 4  # images, so that there are two neighbors
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image, ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class ColorComparison:
+    """The result of `compare_colors`.
+
+    Attributes:
+        with_colors: Mean fraction of its 20 nearest images that an image has in common with the nearest of them.
+        without_colors: The same fraction for images without colors.
+        standard_error: Standard error of the difference between the two.
+    """
+
+    with_colors: float
+    without_colors: float
+    standard_error: float
+
+    @property
+    def vary_colors(self) -> bool:
+        """Whether training should vary colors: more neighbors are common without colors, by two standard errors."""
+        return self.without_colors - self.with_colors > _STANDARD_ERRORS * self.standard_error
+
+
+def compare_colors(
+    backbone: Backbone,
+    images: Images,
+    *,
+    max_images: int = 1000,
+    batch_size: int = 128,
+    num_workers: int | None = None,
+    precision: Precision = "float32",
+    seed: int = 0,
+    progress: bool = False,
+) -> ColorComparison:
+    """Find without labels whether training should vary the colors of images.
+
+    If two images show the same thing, they tend to have the same neighbors. Images are therefore embedded by a
+    pretrained backbone with and without colors, and the fractions of neighbors that nearest images have in common are
+    compared. If the fraction is larger without colors, things differ in color from image to image, as logos and
+    products may, and training should vary the colors. If it is smaller, colors distinguish things, as they distinguish
+    birds.
+
+    The features of an image without colors are the mean of those of the gray image and of its negative. The embeddings
+    are those of `embedder_from_features`.
+
+    Args:
+        backbone: A pretrained backbone.
+        images: Images with the backbone's test transform: any dataset that `embed` accepts.
+        max_images: Number of images that are compared, chosen at random if there are more.
+        batch_size: Number of images per forward pass.
+        num_workers: As for `embed`.
+        precision: "bfloat16" and "float16" embed in mixed precision.
+        seed: Seed of the choice of the images.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The fractions, and whether to vary colors.
+
+    Raises:
+        ValueError: There are fewer than 4 images, their features are all equal or not finite, or a setting is out of
+            range.
+        TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
+
+    Example:
+        >>> from udmlss.backbones import Backbone
+        >>> backbone = Backbone("flat", nn.Flatten(), image_size=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+        >>> gray_images = torch.randn(40, 1, 8, 8).expand(40, 3, 8, 8)
+        >>> compare_colors(backbone, gray_images).vary_colors
+        False
+
+    References:
+        Clustering Using a Similarity Measure Based on Shared Near Neighbors. Jarvis, Patrick. 1973.
+        https://doi.org/10.1109/T-C.1973.223640. It introduced the number of common neighbors as a similarity.
+    """
+    check_integer("max_images", max_images, _FEWEST)
+    check_integer("seed", seed, 0)
+    dataset = IndexedImages(images)
+    if len(dataset) < _FEWEST:
+        rule = f"Colors can be compared on at least {_FEWEST} images"
+        raise value_error(rule, f"{len(dataset)} images", "Pass more images")
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
+    trunk = _WithoutColors(backbone).to(device_of(backbone.trunk))
+    features = embed(
+        EmbeddingModel(trunk, nn.Identity()),
+        Subset(dataset, chosen.tolist()),
+        output="features",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        precision=precision,
+        progress=progress,
+    )
+    with_colors, without_colors = (_common_neighbors(each) for each in features.chunk(2, dim=1))
+    difference = without_colors - with_colors
+    return ColorComparison(
+        float(with_colors.mean()), float(without_colors.mean()), float(difference.std() / len(difference) ** 0.5)
+    )
+
+
+class _WithoutColors(nn.Module):
+    """A trunk that returns the features (b, 2f) of normalized images, and of the same images without colors."""
+
+    mean: Tensor
+    std: Tensor
+    luma: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.trunk = backbone.trunk
+        for name, values in (("mean", backbone.mean), ("std", backbone.std), ("luma", _LUMA)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b g"]:
+        gray = ((images * self.std + self.mean) * self.luma).sum(dim=1, keepdim=True)
+        inputs = images, self._normalize(gray), self._normalize(1 - gray)
+        with_colors, of_gray, of_negative = (as_features(self.trunk(each)) for each in inputs)
+        return torch.cat([with_colors, (of_gray + of_negative) / 2], dim=1)
+
+    def _normalize(self, gray: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return (gray - self.mean) / self.std
+
+
+def _common_neighbors(features: Float[Tensor, "n f"]) -> Float32[Tensor, " n"]:
+    """Return the fraction of its neighbors that each image has in common with the nearest of them."""
+    n, size = features.shape
+    if (features == features[0]).all():
+        return torch.zeros(n)
+    embedder = embedder_from_features(features, min(_EMBEDDING_SIZE, size))
+    neighbors = neighbor_lists(embedder(features).detach(), min(_N_NEIGHBORS, n // 2)).indices
+    nearest = neighbors[:, 0]
+    common = (neighbors.unsqueeze(2) == neighbors[nearest].unsqueeze(1)).any(dim=2).sum(dim=1)
+    return common / (neighbors.shape[1] - 1)  # neither image is a neighbor of itself
