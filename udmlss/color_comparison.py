@@ -19,6 +19,7 @@ from udmlss.types import Images, Precision
 _N_NEIGHBORS = 20
 _STANDARD_ERRORS = 2
 _EMBEDDING_SIZE = 512
+_ROUNDING = 1e-3  # of features, as a fraction; trunks amplify the rounding of their inputs
 _FEWEST = 4  # images, so that there are two neighbors
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image, ITU-R BT.601
 
@@ -79,8 +80,7 @@ def compare_colors(
         The fractions, and whether to vary colors.
 
     Raises:
-        ValueError: There are fewer than 4 images, their features are all equal or not finite, or a setting is out of
-            range.
+        ValueError: There are fewer than 4 images, their features are not finite, or a setting is out of range.
         TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
 
     Example:
@@ -142,9 +142,12 @@ class _WithoutColors(nn.Module):
 
 
 def _common_neighbors(features: Float[Tensor, "n f"]) -> Float32[Tensor, " n"]:
-    """Return the fraction of its neighbors that each image has in common with the nearest of them."""
+    """Return the fraction of its neighbors that each image has in common with the nearest of them.
+
+    It is 0 if the features differ by rounding only, so that neighbors mean nothing.
+    """
     n, size = features.shape
-    if (features == features[0]).all():
+    if (features - features.mean(dim=0)).norm() < _ROUNDING * features.norm():
         return torch.zeros(n)
     embedder = embedder_from_features(features, min(_EMBEDDING_SIZE, size))
     neighbors = neighbor_lists(embedder(features).detach(), min(_N_NEIGHBORS, n // 2)).indices

@@ -1,6 +1,8 @@
 """The command on a folder of small images, from training to the export."""
 
+import json
 import os
+import shutil
 import sys
 import warnings
 
@@ -94,6 +96,34 @@ def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkey
     assert " in all; Ctrl-C" in err
     for name in ("embeddings.npy", "embeddings-before.npy", "images.parquet"):
         assert (trained[0] / "resumed" / name).read_bytes() == (trained[0] / "run" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def drawings(photos):
+    """A folder of 6 drawings in 12 random pairs of colors each."""
+    generator = np.random.default_rng(0)
+    (photos / "drawings").mkdir()
+    for number, drawing in enumerate(generator.integers(0, 2, (6, 4, 4, 1)).repeat(12, axis=0)):
+        ink, paper = generator.integers(0, 256, (2, 3))
+        pixels = np.where(drawing, ink, paper).repeat(10, axis=0).repeat(10, axis=1)
+        Image.fromarray(pixels.astype(np.uint8)).save(photos / "drawings" / f"{number}.png")
+    yield
+    shutil.rmtree(photos / "drawings")
+
+
+@pytest.mark.usefixtures("drawings")
+def test_colors_are_varied_if_the_images_suggest_it_or_the_user_asks_for_it(photos, run):
+    outputs = {}
+    for name, options in {"found": [], "varied": ["--vary-colors"], "kept": ["--no-vary-colors"]}.items():
+        code, _, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
+        assert code == 0
+        assert ("Training varies colors: near images have " in err) == (name == "found")
+        recipe = json.loads((photos / name / "model/config.json").read_text())["recipe"]
+        assert recipe["vary_colors"] == (name != "kept")
+        outputs[name] = np.load(photos / name / "embeddings.npy")
+        shutil.rmtree(photos / name)
+    np.testing.assert_array_equal(outputs["found"], outputs["varied"])
+    assert np.abs(outputs["found"] - outputs["kept"]).max() > 0.01
 
 
 def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):
