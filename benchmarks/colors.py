@@ -3,7 +3,8 @@
     python benchmarks/colors.py
     python benchmarks/colors.py --data logos,cub100 --image-size 160
 
-The table has the fractions of neighbors that near images have in common, for several numbers of random images.
+The table has the fractions of neighbors that an image has in common with its nearest neighbor, for several numbers of
+random images.
 """
 
 import argparse

@@ -30,7 +30,7 @@ class Data:
 
     Args:
         train: Training images with their augmentations.
-        colors: The same images with `udmlss.backbones.color_augmentation` as well.
+        train_varied: The same images with `udmlss.backbones.color_augmentation` as well.
         plain: The same images with test-time transforms.
         labels: Class of each training image, from 0. Upper bounds train on them, and methods whose number of clusters
             depends on the number of classes count them.
@@ -39,7 +39,7 @@ class Data:
     """
 
     train: Images
-    colors: Images
+    train_varied: Images
     plain: Images
     labels: Tensor
     test: Images

@@ -34,7 +34,7 @@ def train(length: int | None, seed: int, settings: Settings, data: Data) -> Run:
     options = {"max_steps": LENGTH_OF_TRAINING, "vary_colors": False, "label_free": True}
     result = default(model, data, settings, seed, labeler=labeler, **options)
     assert result.label_free is not None  # noqa: S101 (it was asked for)
-    return describe("default", seed, settings, sum(report.seconds for report in result.history)) | {
+    return describe("default-keep-colors", seed, settings, sum(report.seconds for report in result.history)) | {
         "length": length,
         "n_clusters": result.history[-1].n_clusters,
         "label_free": asdict(result.label_free),

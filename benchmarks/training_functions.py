@@ -192,7 +192,7 @@ def default(
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
-        data.colors if vary_colors else data.train,
+        data.train_varied if vary_colors else data.train,
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,

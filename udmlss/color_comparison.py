@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from udmlss._checks import as_features, check_integer, value_error
+from udmlss._checks import as_features, check_integer
 from udmlss._torch import device_of
 from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
@@ -19,7 +19,7 @@ from udmlss.types import Images, Precision
 _N_NEIGHBORS = 20
 _STANDARD_ERRORS = 2
 _EMBEDDING_SIZE = 512
-_ROUNDING = 1e-3  # of features, as a fraction; trunks amplify the rounding of their inputs
+_ROUNDING = 1e-2  # of features in any precision, as a fraction of their length
 _FEWEST = 4  # images, so that there are two neighbors
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image, ITU-R BT.601
 
@@ -29,8 +29,9 @@ class ColorComparison:
     """The result of `compare_colors`.
 
     Attributes:
-        with_colors: Mean fraction of its 20 nearest images that an image has in common with the nearest of them.
-        without_colors: The same fraction for images without colors.
+        with_colors: Mean fraction of the neighbors of an image that are also neighbors of its nearest neighbor.
+        without_colors: The same fraction for images without colors: for the mean of the features of the gray image and
+            of its negative.
         standard_error: Standard error of the difference between the two.
     """
 
@@ -40,7 +41,7 @@ class ColorComparison:
 
     @property
     def vary_colors(self) -> bool:
-        """Whether training should vary colors: more neighbors are common without colors, by two standard errors."""
+        """True if `without_colors` exceeds `with_colors` by more than two standard errors."""
         return self.without_colors - self.with_colors > _STANDARD_ERRORS * self.standard_error
 
 
@@ -58,13 +59,14 @@ def compare_colors(
     """Find without labels whether training should vary the colors of images.
 
     If two images show the same thing, they tend to have the same neighbors. Images are therefore embedded by a
-    pretrained backbone with and without colors, and the fractions of neighbors that nearest images have in common are
-    compared. If the fraction is larger without colors, things differ in color from image to image, as logos and
-    products may, and training should vary the colors. If it is smaller, colors distinguish things, as they distinguish
-    birds.
+    pretrained backbone with and without colors, and the fractions of neighbors that an image has in common with its
+    nearest neighbor are compared. If the fraction is larger without colors, the same thing occurs in different colors,
+    as a logo does, and training should vary the colors. If it is smaller, colors distinguish things, as they
+    distinguish species of birds.
 
     The features of an image without colors are the mean of those of the gray image and of its negative. The embeddings
-    are those of `embedder_from_features`.
+    are those of `embedder_from_features`. An image has 20 neighbors, or half the number of images if there are fewer
+    than 40. Fewer than 4 images are not compared: the fractions are 0, and colors are kept.
 
     Args:
         backbone: A pretrained backbone.
@@ -80,7 +82,7 @@ def compare_colors(
         The fractions, and whether to vary colors.
 
     Raises:
-        ValueError: There are fewer than 4 images, their features are not finite, or a setting is out of range.
+        ValueError: There are no images, their features are not finite, or a setting is out of range.
         TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
 
     Example:
@@ -98,13 +100,12 @@ def compare_colors(
     check_integer("seed", seed, 0)
     dataset = IndexedImages(images)
     if len(dataset) < _FEWEST:
-        rule = f"Colors can be compared on at least {_FEWEST} images"
-        raise value_error(rule, f"{len(dataset)} images", "Pass more images")
+        return ColorComparison(0.0, 0.0, 0.0)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
-    trunk = _WithoutColors(backbone).to(device_of(backbone.trunk))
+    trunk = _WithAndWithoutColors(backbone).to(device_of(backbone.trunk))
     features = embed(
         EmbeddingModel(trunk, nn.Identity()),
-        Subset(dataset, chosen.tolist()),
+        images[chosen] if isinstance(images, Tensor) else Subset(dataset, chosen.tolist()),
         output="features",
         batch_size=batch_size,
         num_workers=num_workers,
@@ -118,7 +119,7 @@ def compare_colors(
     )
 
 
-class _WithoutColors(nn.Module):
+class _WithAndWithoutColors(nn.Module):
     """A trunk that returns the features (b, 2f) of normalized images, and of the same images without colors."""
 
     mean: Tensor
@@ -133,7 +134,7 @@ class _WithoutColors(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b g"]:
         gray = ((images * self.std + self.mean) * self.luma).sum(dim=1, keepdim=True)
-        inputs = images, self._normalize(gray), self._normalize(1 - gray)
+        inputs = images, *(self._normalize(each).to(images.dtype) for each in (gray, 1 - gray))
         with_colors, of_gray, of_negative = (as_features(self.trunk(each)) for each in inputs)
         return torch.cat([with_colors, (of_gray + of_negative) / 2], dim=1)
 
@@ -142,7 +143,7 @@ class _WithoutColors(nn.Module):
 
 
 def _common_neighbors(features: Float[Tensor, "n f"]) -> Float32[Tensor, " n"]:
-    """Return the fraction of its neighbors that each image has in common with the nearest of them.
+    """Return the fraction of the neighbors of each image that are also neighbors of its nearest neighbor.
 
     It is 0 if the features differ by rounding only, so that neighbors mean nothing.
     """

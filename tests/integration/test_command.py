@@ -90,10 +90,12 @@ def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkey
         code, out, err = run(*TRAIN, "--out", "resumed")
     assert (code, out) == (130, "")
     assert err.endswith("udmlss: interrupted: Run the same command again to continue\n")
+    assert "neighbors in common with colors" in err
     code, _, err = run(*TRAIN, "--out", "resumed")
     assert code == 0
     assert "resumes from" in err
     assert " in all; Ctrl-C" in err
+    assert "neighbors in common with colors" not in err  # the choice was stored
     for name in ("embeddings.npy", "embeddings-before.npy", "images.parquet"):
         assert (trained[0] / "resumed" / name).read_bytes() == (trained[0] / "run" / name).read_bytes()
 
@@ -117,7 +119,7 @@ def test_colors_are_varied_if_the_images_suggest_it_or_the_user_asks_for_it(phot
     for name, options in {"found": [], "varied": ["--vary-colors"], "kept": ["--no-vary-colors"]}.items():
         code, _, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
         assert code == 0
-        assert ("Training varies colors: near images have " in err) == (name == "found")
+        assert ("Training varies colors: images have " in err) == (name == "found")
         recipe = json.loads((photos / name / "model/config.json").read_text())["recipe"]
         assert recipe["vary_colors"] == (name != "kept")
         outputs[name] = np.load(photos / name / "embeddings.npy")

@@ -1,7 +1,11 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils.data import TensorDataset
 
 from udmlss import compare_colors, embedder_from_features
 from udmlss.backbones import Backbone
@@ -105,10 +109,41 @@ def test_the_model_remains_in_its_mode_and_on_its_weights():
     assert all(torch.equal(weight, before[name]) for name, weight in own.trunk.state_dict().items())
 
 
+def test_fewer_than_four_images_are_not_compared():
+    found = compare_colors(backbone(), normalized(torch.rand(3, 3, 8, 8)))
+    assert (found.with_colors, found.without_colors, found.vary_colors) == (0, 0, False)
+
+
+class Outputs(nn.Module):
+    """A trunk that returns several outputs, as those of Hugging Face do."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, images):
+        return SimpleNamespace(pooler_output=self.layers(images))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "mixed precision", "pooler output", "dataset"])
+def test_other_kinds_of_trunks_and_images_are_compared_alike(kind):
+    patterns, colors = classes()
+    images, own = normalized(0.1 * torch.rand_like(patterns) + 0.9 * colors), backbone()
+    expected = compare_colors(own, images)
+    if kind == "bfloat16":
+        own.trunk.bfloat16()
+    found = compare_colors(
+        replace(own, trunk=Outputs(own.trunk)) if kind == "pooler output" else own,
+        TensorDataset(images) if kind == "dataset" else images,
+        precision="bfloat16" if kind == "mixed precision" else "float32",
+    )
+    assert found.with_colors == pytest.approx(expected.with_colors, abs=0.05)
+    assert found.without_colors == pytest.approx(expected.without_colors, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("images", "settings", "message"),
     [
-        (torch.rand(3, 3, 8, 8), {}, "at least 4 images, got 3 images. Pass more images"),
         (torch.full((9, 3, 8, 8), float("nan")), {}, "finite"),
         (torch.rand(9, 3, 8, 8), {"max_images": 3}, "`max_images` must be at least 4"),
     ],

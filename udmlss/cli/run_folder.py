@@ -86,6 +86,16 @@ class RunFolder:
         """Whether the folder has files that only a run has; run.json may also be the file of another program."""
         return self._state.is_file() and (self.images.is_file() or self.has_checkpoints)
 
+    @property
+    def vary_colors(self) -> bool | None:
+        """Whether training varies colors; None if that was not found out."""
+        found: bool | None = self._read().get("vary_colors")
+        return found
+
+    @vary_colors.setter
+    def vary_colors(self, chosen: bool) -> None:
+        self._write(self._read() | {"vary_colors": chosen})
+
     def read_summary(self) -> TrainedRun:
         """Return the result of a finished run."""
         return TrainedRun.from_dict(self.folder, self._read()["summary"])

@@ -90,7 +90,8 @@ def train(
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
         vary_colors: Whether to change the colors of images at random during training, so that the embeddings depend on
-            shapes, because the same thing has different colors. By default it is chosen by `udmlss.compare_colors`.
+            shapes. Use it if the same thing occurs in different colors. By default the command compares
+            the neighbors of images with and without their colors.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -200,17 +201,18 @@ class _Training:
         return model
 
     def _choose_colors(self) -> bool:
-        """Return whether training varies colors: as the user chose, or as the pretrained backbone suggests."""
-        chosen: bool | None = self.settings["vary_colors"]
-        if chosen is not None:
-            return chosen
+        """Return whether training varies colors: as the user chose, as before an interruption, or as is found out."""
+        for chosen in (self.settings["vary_colors"], self.run.vary_colors):
+            if chosen is not None:
+                return bool(chosen)
         found = compare_colors(
             self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
         )
         self.say(
-            f"Training {'varies' if found.vary_colors else 'keeps'} colors: near images have {found.with_colors:.0%} "
-            f"of their neighbors in common with colors, and {found.without_colors:.0%} without"
+            f"Training {'varies' if found.vary_colors else 'keeps'} colors: images have {found.with_colors:.1%} of "
+            f"their neighbors in common with colors, and {found.without_colors:.1%} without"
         )
+        self.run.vary_colors = found.vary_colors
         return found.vary_colors
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
