@@ -27,7 +27,7 @@ def test_the_first_runs_are_those_of_seed_0_that_the_conclusion_needs():
     order = list(five_sets.plan(2))
     assert order[:5] == [("unseen", method, 0) for method in five_sets.FIRST]
     assert [seed for _, _, seed in order] == sorted(seed for _, _, seed in order)
-    assert len(set(order)) == len(order) == 2 * (5 + 4 + 5)
+    assert len(set(order)) == len(order) == 2 * (5 + 4 + 4)
 
 
 def test_fraction_is_the_gain_over_frozen_features_as_a_fraction_of_that_of_true_labels():
