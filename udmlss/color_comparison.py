@@ -11,7 +11,7 @@ from udmlss._checks import as_features, check_integer
 from udmlss._torch import device_of
 from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
-from udmlss.inference import embed
+from udmlss.inference import InferenceOptions, embed
 from udmlss.models import EmbeddingModel, embedder_from_features
 from udmlss.neighbors import neighbor_lists
 from udmlss.types import Images, Precision
@@ -98,6 +98,7 @@ def compare_colors(
     """
     check_integer("max_images", max_images, _FEWEST)
     check_integer("seed", seed, 0)
+    InferenceOptions(num_workers, precision, batch_size)  # checks the settings
     dataset = IndexedImages(images)
     if len(dataset) < _FEWEST:
         return ColorComparison(0.0, 0.0, 0.0)

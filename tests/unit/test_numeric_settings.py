@@ -68,6 +68,7 @@ NOT_CHECKED = {
     "losses.SelfSupervisedRanking.set_default_seed": PROTOCOL,
     "losses.SynthesisRankingLoss.set_default_seed": PROTOCOL,
     "FitResult": RESULT,
+    "ColorComparison": RESULT,
     "LabelFreeScores": RESULT,
     "RoundReport": RESULT,
     "Scores": RESULT,
@@ -157,6 +158,9 @@ CALLS = {
     "UDMLSSLoss": lambda **changes: udmlss.UDMLSSLoss(pml_losses.MultiSimilarityLoss(), **changes),
     "WandbLogger": udmlss.WandbLogger,
     "WeightAverage": udmlss.WeightAverage,
+    "compare_colors": lambda **changes: udmlss.compare_colors(
+        backbones.Backbone("own", nn.Flatten(), 8, (0.5,) * 3, (0.5,) * 3), torch.rand(3, 3, 8, 8), **changes
+    ),
     "embed": lambda **changes: udmlss.embed(model(), IMAGES, **changes),
     "embedder_from_features": lambda **changes: udmlss.embedder_from_features(ROWS, **{"embedding_size": 4} | changes),
     "evaluate": lambda **changes: udmlss.evaluate(model(), IMAGES, LABELS, **{"ks": 1} | changes),
