@@ -30,7 +30,7 @@ def compare(data: str, root: Path, image_size: int) -> Iterator[list[str]]:
     for size in SIZES:
         found = compare_colors(backbone, images, max_images=size)
         numbers = (found.with_colors, found.without_colors, found.standard_error)
-        choice = "varied" if found.vary_colors else "kept"
+        choice = "yes" if found.vary_colors else "no"
         yield [data, str(size), *(f"{100 * number:.1f}" for number in numbers), choice]
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=preset("photos").image_size, help="size in pixels")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/colors.md", help="file of the table")
     args = parser.parse_args(arguments)
-    titles = ["", "images", "with colors", "without colors", "standard error of the difference", "colors"]
+    titles = ["", "images", "with colors", "without colors", "standard error of the difference", "vary colors"]
     rows = [row for data in args.data.split(",") for row in compare(data, args.root, args.image_size)]
     options = ["--data", args.data] if args.data != ",".join(PHOTO_SETS) else []
     options += ["--image-size", str(args.image_size)] if args.image_size != preset("photos").image_size else []

@@ -39,7 +39,7 @@ TITLES = {
     "recommended-true-k": "recommended, true k",
     "recommended-twice-k": "recommended, twice the true k",
     "default": "default, no k",
-    "default-keep-colors": "default with colors kept, no k",
+    "default-keep-colors": "default without varied colors, no k",
     "supervised-default": "default with true labels, embedder as trained",
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared

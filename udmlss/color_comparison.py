@@ -54,7 +54,7 @@ def compare_colors(
     num_workers: int | None = None,
     precision: Precision = "float32",
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> ColorComparison:
     """Find without labels whether training should vary the colors of images.
 
@@ -66,7 +66,7 @@ def compare_colors(
 
     The features of an image without colors are the mean of those of the gray image and of its negative. The embeddings
     are those of `embedder_from_features`. An image has 20 neighbors, or half the number of images if there are fewer
-    than 40. Fewer than 4 images are not compared: the fractions are 0, and colors are kept.
+    than 40. Fewer than 4 images are not compared: the fractions are 0, and `vary_colors` is False.
 
     Args:
         backbone: A pretrained backbone.
@@ -89,7 +89,7 @@ def compare_colors(
         >>> from udmlss.backbones import Backbone
         >>> backbone = Backbone("flat", nn.Flatten(), image_size=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
         >>> gray_images = torch.randn(40, 1, 8, 8).expand(40, 3, 8, 8)
-        >>> compare_colors(backbone, gray_images).vary_colors
+        >>> compare_colors(backbone, gray_images, progress=False).vary_colors
         False
 
     References:

@@ -90,8 +90,8 @@ def train(
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
         vary_colors: Whether to change the colors of images at random during training, so that the embeddings depend on
-            shapes. Use it if the same thing occurs in different colors. By default the command compares
-            the neighbors of images with and without their colors.
+            shapes. Use it if the same thing occurs in different colors. By default the command
+            compares the neighbors of images with and without their colors.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -205,12 +205,13 @@ class _Training:
         for chosen in (self.settings["vary_colors"], self.run.vary_colors):
             if chosen is not None:
                 return bool(chosen)
+        self.say("Comparing the images with and without their colors")
         found = compare_colors(
             self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
         )
         self.say(
-            f"Training {'varies' if found.vary_colors else 'keeps'} colors: images have {found.with_colors:.1%} of "
-            f"their neighbors in common with colors, and {found.without_colors:.1%} without"
+            f"Training {'varies' if found.vary_colors else 'does not vary'} colors: images have "
+            f"{found.with_colors:.1%} of their neighbors in common with colors, and {found.without_colors:.1%} without"
         )
         self.run.vary_colors = found.vary_colors
         return found.vary_colors
