@@ -30,7 +30,7 @@ def compare(data: str, root: Path, image_size: int) -> Iterator[list[str]]:
     for size in SIZES:
         found = compare_colors(backbone, images, max_images=size)
         numbers = (found.with_colors, found.without_colors, found.standard_error)
-        choice = "yes" if found.vary_colors else "no"
+        choice = "yes" if found.ignore_colors else "no"
         yield [data, str(size), *(f"{100 * number:.1f}" for number in numbers), choice]
 
 

@@ -32,8 +32,8 @@ CLUSTER_MEMORY: dict[str, Method] = {
 }
 LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
-    "default-vary-colors": partial(default, vary_colors=True),
-    "default-keep-colors": partial(default, vary_colors=False),
+    "default-ignore-colors": partial(default, ignore_colors=True),
+    "default-keep-colors": partial(default, ignore_colors=False),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
     "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),
@@ -51,7 +51,7 @@ SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
     "supervised-default": partial(default, true_labels=True),
-    "supervised-default-keep-colors": partial(default, true_labels=True, vary_colors=False),
+    "supervised-default-keep-colors": partial(default, true_labels=True, ignore_colors=False),
 }
 METHODS: dict[str, Method] = {
     **UNTRAINED,

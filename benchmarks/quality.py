@@ -3,7 +3,7 @@
     python benchmarks/quality.py --data glyphs
     python benchmarks/quality.py --data cub100 --methods udml,udml-ss --seeds 3 --steps 300
     python benchmarks/quality.py --data groceries --protocol own
-    python benchmarks/quality.py --data logos --validate --methods default-keep-colors,default-vary-colors
+    python benchmarks/quality.py --data logos --validate --methods default-keep-colors,default-ignore-colors
     python benchmarks/quality.py --data glyphs --no-searches        # without the scores of searches with neighbors
 
 Every method trains the same model for the same number of steps, except `default`, its variants and
@@ -16,7 +16,7 @@ of the methods; docs/guides/methods-side-by-side.md describes all of them:
     recipe                udml with two views and averaged weights
     recommended           recipe with an embedder initialized by a PCA, and averages of 5 neighbors before k-means
     default               the defaults of `fit`, which need no number of clusters, and the colors of `compare_colors`
-    default-vary-colors   default with augmentations that change colors; default-keep-colors: that do not
+    default-ignore-colors   default without colors; default-keep-colors: with colors
     supervised            udml with true labels, as an upper bound
     supervised-default    default with true labels and the embedder as it was trained, as an upper bound
 

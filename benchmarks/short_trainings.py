@@ -31,7 +31,7 @@ def train(length: int | None, seed: int, settings: Settings, data: Data) -> Run:
     """Train with a length of the lists, or with that of the library's rule, and score the model."""
     model = build_model(settings, seed)
     labeler = None if length is None else {"clusterer": Communities(length)}
-    options = {"max_steps": LENGTH_OF_TRAINING, "vary_colors": False, "label_free": True}
+    options = {"max_steps": LENGTH_OF_TRAINING, "ignore_colors": False, "label_free": True}
     result = default(model, data, settings, seed, labeler=labeler, **options)
     assert result.label_free is not None  # noqa: S101 (it was asked for)
     return describe("default-keep-colors", seed, settings, sum(report.seconds for report in result.history)) | {

@@ -155,7 +155,7 @@ def default(
     *,
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
-    vary_colors: bool | None = None,
+    ignore_colors: bool | None = None,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -173,7 +173,8 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
-        vary_colors: Whether augmentations also change colors. None compares the colors, if the trunk is pretrained.
+        ignore_colors: Whether to train the backbone without colors. None compares the colors, if the trunk is
+            pretrained.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -183,8 +184,11 @@ def default(
     """
     from_scratch = settings.backbone == "small"
     if not from_scratch:
-        if vary_colors is None:
-            vary_colors = compare_colors(backbone_of(model, settings), data.plain).vary_colors
+        backbone = backbone_of(model, settings)
+        if ignore_colors is None:
+            ignore_colors = compare_colors(backbone, data.plain).ignore_colors
+        if ignore_colors:
+            model.trunk = backbone.without_colors().trunk
         model.embedder = embedder_of(model, data, settings, {})
     if true_labels:
         own_labeler: Labeler | None = TrueLabels(data.labels)
@@ -192,7 +196,7 @@ def default(
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
-        data.train_varied if vary_colors else data.train,
+        data.train_varied if ignore_colors else data.train,
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,

@@ -7,8 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from udmlss._checks import as_features, check_integer
-from udmlss._torch import device_of
+from udmlss._checks import as_features, check_integer, value_error
 from udmlss.backbones import Backbone
 from udmlss.dataset import IndexedImages
 from udmlss.inference import InferenceOptions, embed
@@ -21,7 +20,6 @@ _STANDARD_ERRORS = 2
 _EMBEDDING_SIZE = 512
 _ROUNDING = 1e-2  # of features in any precision, as a fraction of their length
 _FEWEST = 4  # images, so that there are two neighbors
-_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image, ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class ColorComparison:
     standard_error: float
 
     @property
-    def vary_colors(self) -> bool:
+    def ignore_colors(self) -> bool:
         """True if `without_colors` exceeds `with_colors` by more than two standard errors."""
         return self.without_colors - self.with_colors > _STANDARD_ERRORS * self.standard_error
 
@@ -56,20 +54,21 @@ def compare_colors(
     seed: int = 0,
     progress: bool = True,
 ) -> ColorComparison:
-    """Find without labels whether training should vary the colors of images.
+    """Find without labels whether the colors of images should be ignored.
 
     If two images show the same thing, they tend to have the same neighbors. Images are therefore embedded by a
     pretrained backbone with and without colors, and the fractions of neighbors that an image has in common with its
     nearest neighbor are compared. If the fraction is larger without colors, the same thing occurs in different colors,
-    as a logo does, and training should vary the colors. If it is smaller, colors distinguish things, as they
-    distinguish species of birds.
+    as a logo does: use `backbone.without_colors()`. If it is smaller, colors distinguish things, as they distinguish
+    species of birds.
 
-    The features of an image without colors are the mean of those of the gray image and of its negative. The embeddings
-    are those of `embedder_from_features`. An image has 20 neighbors, or half the number of images if there are fewer
-    than 40. Fewer than 4 images are not compared: the fractions are 0, and `vary_colors` is False.
+    The features without colors are those of `backbone.without_colors()`: the mean of the features of the gray image
+    and of its negative. The embeddings are those of `embedder_from_features`. An image has 20 neighbors, or half the
+    number of images if there are fewer than 40. Fewer than 4 images are not compared: the fractions are 0, and
+    `ignore_colors` is False.
 
     Args:
-        backbone: A pretrained backbone.
+        backbone: A pretrained backbone that does not ignore colors.
         images: Images with the backbone's test transform: any dataset that `embed` accepts.
         max_images: Number of images that are compared, chosen at random if there are more.
         batch_size: Number of images per forward pass.
@@ -79,17 +78,18 @@ def compare_colors(
         progress: Whether to show a progress bar.
 
     Returns:
-        The fractions, and whether to vary colors.
+        The fractions, and whether to ignore colors.
 
     Raises:
-        ValueError: There are no images, their features are not finite, or a setting is out of range.
+        ValueError: There are no images, their features are not finite, the backbone ignores colors, or a setting is
+            out of range.
         TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
 
     Example:
         >>> from udmlss.backbones import Backbone
         >>> backbone = Backbone("flat", nn.Flatten(), image_size=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
         >>> gray_images = torch.randn(40, 1, 8, 8).expand(40, 3, 8, 8)
-        >>> compare_colors(backbone, gray_images, progress=False).vary_colors
+        >>> compare_colors(backbone, gray_images, progress=False).ignore_colors
         False
 
     References:
@@ -99,13 +99,15 @@ def compare_colors(
     check_integer("max_images", max_images, _FEWEST)
     check_integer("seed", seed, 0)
     InferenceOptions(num_workers, precision, batch_size)  # checks the settings
+    if backbone.ignores_colors:
+        rule, found = "`backbone` must not ignore colors", "the result of `without_colors`"
+        raise value_error(rule, found, "Pass the backbone on which it was called")
     dataset = IndexedImages(images)
     if len(dataset) < _FEWEST:
         return ColorComparison(0.0, 0.0, 0.0)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
-    trunk = _WithAndWithoutColors(backbone).to(device_of(backbone.trunk))
     features = embed(
-        EmbeddingModel(trunk, nn.Identity()),
+        EmbeddingModel(_Trunks(backbone.trunk, backbone.without_colors().trunk), nn.Identity()),
         images[chosen] if isinstance(images, Tensor) else Subset(dataset, chosen.tolist()),
         output="features",
         batch_size=batch_size,
@@ -120,27 +122,15 @@ def compare_colors(
     )
 
 
-class _WithAndWithoutColors(nn.Module):
-    """A trunk that returns the features (b, 2f) of normalized images, and of the same images without colors."""
+class _Trunks(nn.Module):
+    """A trunk that returns the features of several trunks, one after the other."""
 
-    mean: Tensor
-    std: Tensor
-    luma: Tensor
-
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, *trunks: nn.Module) -> None:
         super().__init__()
-        self.trunk = backbone.trunk
-        for name, values in (("mean", backbone.mean), ("std", backbone.std), ("luma", _LUMA)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.trunks = nn.ModuleList(trunks)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b g"]:
-        gray = ((images * self.std + self.mean) * self.luma).sum(dim=1, keepdim=True)
-        inputs = images, *(self._normalize(each).to(images.dtype) for each in (gray, 1 - gray))
-        with_colors, of_gray, of_negative = (as_features(self.trunk(each)) for each in inputs)
-        return torch.cat([with_colors, (of_gray + of_negative) / 2], dim=1)
-
-    def _normalize(self, gray: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return (gray - self.mean) / self.std
+        return torch.cat([as_features(trunk(images)) for trunk in self.trunks], dim=1)
 
 
 def _common_neighbors(features: Float[Tensor, "n f"]) -> Float32[Tensor, " n"]:

@@ -114,17 +114,17 @@ def drawings(photos):
 
 
 @pytest.mark.usefixtures("drawings")
-def test_colors_are_varied_if_the_images_suggest_it_or_the_user_asks_for_it(photos, run):
+def test_colors_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(photos, run):
     outputs = {}
-    for name, options in {"found": [], "varied": ["--vary-colors"], "kept": ["--no-vary-colors"]}.items():
+    for name, options in {"found": [], "ignored": ["--ignore-colors"], "kept": ["--no-ignore-colors"]}.items():
         code, _, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
         assert code == 0
-        assert ("Training varies colors: images have " in err) == (name == "found")
+        assert ("Colors are ignored: images have " in err) == (name == "found")
         recipe = json.loads((photos / name / "model/config.json").read_text())["recipe"]
-        assert recipe["vary_colors"] == (name != "kept")
+        assert recipe["ignore_colors"] == (name != "kept")
         outputs[name] = np.load(photos / name / "embeddings.npy")
         shutil.rmtree(photos / name)
-    np.testing.assert_array_equal(outputs["found"], outputs["varied"])
+    np.testing.assert_array_equal(outputs["found"], outputs["ignored"])
     assert np.abs(outputs["found"] - outputs["kept"]).max() > 0.01
 
 

@@ -48,30 +48,30 @@ def random_colors(n):
     return colors / (colors * LUMA).sum(dim=1, keepdim=True) * 0.4
 
 
-def test_colors_are_varied_if_images_of_the_same_shape_differ_in_color():
+def test_colors_are_ignored_if_images_of_the_same_shape_differ_in_color():
     patterns, _ = classes()
     found = compare_colors(backbone(), normalized((0.6 + 0.4 * patterns) * random_colors(len(patterns))))
-    assert found.vary_colors
+    assert found.ignore_colors
     assert found.without_colors > found.with_colors + 0.05
 
 
 def test_colors_are_kept_if_they_distinguish_the_images():
     patterns, colors = classes()
     found = compare_colors(backbone(), normalized(0.1 * torch.rand_like(patterns) + 0.9 * colors))
-    assert not found.vary_colors
+    assert not found.ignore_colors
     assert found.with_colors > found.without_colors + 0.1
 
 
 def test_colors_are_kept_of_gray_images():
     patterns, _ = classes()
-    assert not compare_colors(backbone(), normalized(patterns.expand(-1, 3, -1, -1))).vary_colors
+    assert not compare_colors(backbone(), normalized(patterns.expand(-1, 3, -1, -1))).ignore_colors
 
 
 def test_colors_are_kept_of_images_that_are_equal_without_them():
     images = normalized(random_colors(40).expand(-1, -1, 8, 8).contiguous())
     found = compare_colors(Backbone("own", nn.Sequential(nn.Flatten(), nn.Linear(192, 9)), 8, MEAN, STD), images)
     assert found.without_colors < found.with_colors
-    assert not found.vary_colors
+    assert not found.ignore_colors
 
 
 def common_neighbors(features):
@@ -111,7 +111,7 @@ def test_the_model_remains_in_its_mode_and_on_its_weights():
 
 def test_fewer_than_four_images_are_not_compared():
     found = compare_colors(backbone(), normalized(torch.rand(3, 3, 8, 8)))
-    assert (found.with_colors, found.without_colors, found.vary_colors) == (0, 0, False)
+    assert (found.with_colors, found.without_colors, found.ignore_colors) == (0, 0, False)
 
 
 class Outputs(nn.Module):
@@ -151,3 +151,8 @@ def test_other_kinds_of_trunks_and_images_are_compared_alike(kind):
 def test_invalid_arguments_are_errors(images, settings, message):
     with pytest.raises(ValueError, match=message):
         compare_colors(backbone(), images, **settings)
+
+
+def test_a_backbone_that_ignores_colors_is_an_error():
+    with pytest.raises(ValueError, match="`backbone` must not ignore colors"):
+        compare_colors(backbone().without_colors(), torch.rand(9, 3, 8, 8))

@@ -1,13 +1,15 @@
 """A trunk together with the image size and the normalization of its weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
+from udmlss._torch import device_of
+from udmlss.backbones.averaged_views import AveragedViews, GrayImage
 from udmlss.backbones.colors import color_augmentation
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -73,13 +75,37 @@ class Backbone:
     def _resized_size(self) -> int:
         return round(self.image_size / self.crop_fraction)
 
-    def train_transform(self, *, vary_colors: bool = False) -> Transform:
+    @property
+    def ignores_colors(self) -> bool:
+        """Whether the backbone is a result of `without_colors`."""
+        return isinstance(self.trunk, AveragedViews) and any(isinstance(each, GrayImage) for each in self.trunk.views)
+
+    def without_colors(self) -> "Backbone":
+        """Return this backbone for images whose colors are to be ignored, because the same thing has different colors.
+
+        Its trunk has the same weights. In evaluation mode it returns the mean of the features of the gray image and of
+        its negative, which takes twice as long. Its training transform also changes the colors at random. Call
+        `compare_colors` to find out whether to ignore colors.
+
+        Returns:
+            The backbone with another trunk, or this one if it already ignores colors.
+
+        Example:
+            >>> backbone = Backbone("flat", nn.Flatten(), image_size=1, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+            >>> trunk = backbone.without_colors().trunk.eval()
+            >>> trunk(torch.rand(2, 3, 1, 1)).abs().max() < 1e-5  # a gray level and its negative have a mean of 0.5
+            tensor(True)
+        """
+        if self.ignores_colors:
+            return self
+        views = [GrayImage(self.mean, self.std, negative=negative) for negative in (False, True)]
+        return replace(self, trunk=AveragedViews(self.trunk, views).to(device_of(self.trunk)))
+
+    def train_transform(self) -> Transform:
         """Return the transform of training images: a random crop, a random flip, and normalization.
 
-        Crops cover 16 % to 100 % of the area of a picture.
-
-        Args:
-            vary_colors: Whether to also change the colors of a crop by `color_augmentation`.
+        Crops cover 16 % to 100 % of the area of a picture. If the backbone ignores colors, `color_augmentation` changes
+        the colors of a crop.
 
         Returns:
             A transform from an RGB PIL picture to a float tensor (3, image_size, image_size).
@@ -88,7 +114,7 @@ class Backbone:
 
         interpolation = v2.InterpolationMode(self.interpolation)
         crop = v2.RandomResizedCrop(self.image_size, scale=_CROP_SCALE, interpolation=interpolation)
-        colors = [color_augmentation()] if vary_colors else []
+        colors = [color_augmentation()] if self.ignores_colors else []
         return self._compose(crop, v2.RandomHorizontalFlip(), *colors)
 
     def test_transform(self) -> Transform:

@@ -87,14 +87,14 @@ class RunFolder:
         return self._state.is_file() and (self.images.is_file() or self.has_checkpoints)
 
     @property
-    def vary_colors(self) -> bool | None:
-        """Whether training varies colors; None if that was not found out."""
-        found: bool | None = self._read().get("vary_colors")
+    def ignore_colors(self) -> bool | None:
+        """Whether to ignore colors; None if that was not found out."""
+        found: bool | None = self._read().get("ignore_colors")
         return found
 
-    @vary_colors.setter
-    def vary_colors(self, chosen: bool) -> None:
-        self._write(self._read() | {"vary_colors": chosen})
+    @ignore_colors.setter
+    def ignore_colors(self, chosen: bool) -> None:
+        self._write(self._read() | {"ignore_colors": chosen})
 
     def read_summary(self) -> TrainedRun:
         """Return the result of a finished run."""

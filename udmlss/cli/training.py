@@ -49,7 +49,7 @@ _IMAGES_PER_STEP = 80  # by the defaults of `fit`
 _EPOCHS, _LEAST_STEPS = 4, 125  # half as long as `fit`
 _MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
-_COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass
+_COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass of one view
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     images_per_cluster: int | None = None,
     clusters: int | None = None,
     epochs: float | None = None,
-    vary_colors: bool | None = None,
+    ignore_colors: bool | None = None,
     seed: int = 0,
     workers: int | None = None,
     device: str | None = None,
@@ -89,9 +89,9 @@ def train(
         epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
-        vary_colors: Whether to change the colors of images at random during training, so that the embeddings depend on
-            shapes. Use it if the same thing occurs in different colors. By default the command
-            compares the neighbors of images with and without their colors.
+        ignore_colors: Whether embeddings should not depend on colors, because the same thing occurs in different
+            colors. Embedding an image then takes twice as long. By default the command compares the neighbors of images
+            with and without their colors.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -139,7 +139,7 @@ def train(
         "images_per_cluster": images_per_cluster,
         "clusters": clusters,
         "epochs": default_epochs(len(paths), machine.device) if epochs is None else float(epochs),
-        "vary_colors": None if vary_colors is None else bool(vary_colors),
+        "ignore_colors": None if ignore_colors is None else bool(ignore_colors),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -182,8 +182,9 @@ class _Training:
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""
+        if self._choose_colors():
+            self.network = self.network.without_colors()
         model = self._build_model()
-        self.vary_colors = self._choose_colors()
         result = self._fit(model)
         self._write(model, result)
 
@@ -201,32 +202,35 @@ class _Training:
         return model
 
     def _choose_colors(self) -> bool:
-        """Return whether training varies colors: as the user chose, as before an interruption, or as is found out."""
-        for chosen in (self.settings["vary_colors"], self.run.vary_colors):
+        """Return whether to ignore colors: as the user chose, as before an interruption, or as is found out."""
+        for chosen in (self.settings["ignore_colors"], self.run.ignore_colors):
             if chosen is not None:
                 return bool(chosen)
         self.say("Comparing the images with and without their colors")
-        found = compare_colors(
-            self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
-        )
+        self.machine.place(self.network.trunk)
+        with advise_skipping():
+            found = compare_colors(
+                self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
+            )
         self.say(
-            f"Training {'varies' if found.vary_colors else 'does not vary'} colors: images have "
-            f"{found.with_colors:.1%} of their neighbors in common with colors, and {found.without_colors:.1%} without"
+            f"Colors are {'' if found.ignore_colors else 'not '}ignored: images have {found.with_colors:.1%} of their "
+            f"neighbors in common with colors, and {found.without_colors:.1%} without"
         )
-        self.run.vary_colors = found.vary_colors
-        return found.vary_colors
+        self.run.ignore_colors = found.ignore_colors
+        return found.ignore_colors
 
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
-        seconds = self.seconds_per_pass * (_COST_OF_TRAINING * self.epochs + n_rounds)
+        n_views = 2 if self.network.ignores_colors else 1
+        seconds = self.seconds_per_pass * (_COST_OF_TRAINING / n_views * self.epochs + n_rounds)
         n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(
             f"2/4 Training for {count(n_steps, 'step')} ({self.epochs:.3g} epoch{'s' * (self.epochs != 1)}), "
             f"about {duration(seconds)}{' in all' * self.run.has_checkpoints}; "
             "Ctrl-C stops it, and the same command resumes it"
         )
-        augment = self.network.train_transform(vary_colors=self.vary_colors)
+        augment = self.network.train_transform()
         result = fit(
             model,
             ImageFiles(self.paths, transform=augment, min_size=self.network.min_size),
@@ -254,7 +258,10 @@ class _Training:
         features = self._compute_features(model) if result.features is None else result.features
         self.embedder.fit(features)
         save_model(
-            model, self.run.model, backbone=self.network, recipe=self.settings | {"vary_colors": self.vary_colors}
+            model,
+            self.run.model,
+            backbone=self.network,
+            recipe=self.settings | {"ignore_colors": self.network.ignores_colors},
         )
         embeddings = self._save_embeddings(model, features, self.run.embeddings, torch.float32)
         pseudo_labels = self.labeler.label(embeddings)

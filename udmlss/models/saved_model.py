@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
         "mean": [float(value) for value in backbone.mean],
         "std": [float(value) for value in backbone.std],
         "crop_fraction": float(backbone.crop_fraction),
+        "ignores_colors": backbone.ignores_colors,
     }
 
 
@@ -129,15 +130,19 @@ def _build_backbone(described: dict[str, Any] | None, folder: Path, trunk: nn.Mo
     if described is None:
         return None
     settings = described | {"mean": tuple(described["mean"]), "std": tuple(described["std"])}
-    if trunk is not None:
-        return Backbone(trunk=trunk, **settings)
+    ignores_colors = settings.pop("ignores_colors", False)  # folders of earlier versions do not have it
+    backbone = Backbone(trunk=_load_trunk(described, folder) if trunk is None else trunk, **settings)
+    return backbone.without_colors() if ignores_colors else backbone
+
+
+def _load_trunk(described: dict[str, Any], folder: Path) -> nn.Module:
+    """Return the trunk of the described backbone with random weights."""
     name, size = described["name"], described["image_size"]
     try:
-        loaded = load_backbone(name, image_size=size, pretrained=False)
+        return load_backbone(name, image_size=size, pretrained=False).trunk
     except ValueError as error:  # the name of a backbone that the caller created
         rule = f"`trunk` must be passed for the backbone {name!r}"
         raise value_error(rule, f"None for {folder} ({error})", "Pass a trunk of the same architecture") from error
-    return replace(loaded, **settings)
 
 
 def _describe_layers(layer: nn.Module) -> dict[str, Any] | None:

@@ -57,13 +57,13 @@ def test_the_train_transform_crops_and_flips_at_random(interpolation):
     assert len({round(abs(slope), 3) for slope in slopes}) > 3  # crops of several sizes
 
 
-def test_colors_vary_only_on_request():
+def test_colors_vary_only_if_they_are_ignored():
     torch.manual_seed(0)
+    backbone = replace(BACKBONE, mean=(0, 0, 0), std=(1, 1, 1))
     color = torch.tensor([200, 120, 40], dtype=torch.uint8).view(3, 1, 1).expand(3, 30, 40)
     colors = {
-        vary: torch.stack([transform(picture(color))[:, 4, 4] for _ in range(100)])
-        for vary in (False, True)
-        for transform in [replace(BACKBONE, mean=(0, 0, 0), std=(1, 1, 1)).train_transform(vary_colors=vary)]
+        each.ignores_colors: torch.stack([each.train_transform()(picture(color))[:, 4, 4] for _ in range(100)])
+        for each in (backbone, backbone.without_colors())
     }
     torch.testing.assert_close(colors[False], (color[:, 0, 0] / 255).expand(100, 3), atol=1e-5, rtol=0)
     red, _, blue = colors[True].unbind(1)

@@ -14,6 +14,10 @@ NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
 FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
 
 
+def without_colors():
+    return torchvision_backbone().without_colors()
+
+
 def transformers_backbone():
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -48,7 +52,7 @@ def pictures(backbone, n):
     return torch.randint(256, (n, 3, backbone.image_size, backbone.image_size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone, transformers_backbone])
+@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone, transformers_backbone, without_colors])
 def test_onnxruntime_computes_the_same_embeddings_of_any_number_of_pictures(build, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

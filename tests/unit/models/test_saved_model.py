@@ -79,6 +79,20 @@ def test_a_model_with_a_backbone_of_the_caller_needs_the_trunk(tmp_path):
     assert repr(backbone) == repr(OWN)
 
 
+@pytest.mark.parametrize("trunk", [None, "loaded"])
+def test_a_model_whose_backbone_ignores_colors_ignores_them_when_loaded(trunk, tmp_path):
+    raw = load_backbone("torchvision/shufflenet_v2_x0_5", image_size=32, pretrained=False)
+    images, backbone = torch.rand(2, 3, 32, 32), raw.without_colors()
+    model = EmbeddingModel(backbone.trunk, nn.Linear(1024, 4)).eval()
+    with pytest.raises(ValueError, match="Pass the backbone whose trunk the model has"):
+        save_model(model, tmp_path / "model", backbone=raw)
+    save_model(model, tmp_path / "model", backbone=backbone)
+    other = load_backbone(raw.name, image_size=32, pretrained=False).trunk
+    loaded, again = load_model(tmp_path / "model", trunk=other if trunk else None)
+    assert torch.equal(loaded(images), model(images))
+    assert again.ignores_colors
+
+
 def test_a_model_with_an_embedder_of_the_caller_needs_the_embedder(tmp_path):
     class Embedder(nn.Linear):
         pass

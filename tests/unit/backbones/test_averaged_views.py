@@ -1,0 +1,77 @@
+from types import SimpleNamespace
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from udmlss.backbones import AveragedViews, Backbone
+from udmlss.backbones.averaged_views import GrayImage
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+LAYERS = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.ReLU())
+
+
+def normalized(pixels):
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+class Outputs(nn.Module):
+    """A trunk that returns several outputs, as those of Hugging Face do."""
+
+    def forward(self, images):
+        return SimpleNamespace(pooler_output=LAYERS(images))
+
+
+@pytest.mark.parametrize("trunk", [LAYERS, Outputs()])
+def test_features_are_the_mean_over_the_views_in_evaluation_mode_only(trunk):
+    images, features = torch.rand(5, 3, 8, 8), AveragedViews(trunk, [nn.Identity(), v2.RandomHorizontalFlip(p=1)])
+    features.eval()
+    LAYERS.eval()
+    torch.testing.assert_close(features(images), (LAYERS(images) + LAYERS(images.flip(3))) / 2)
+    features.train()
+    torch.testing.assert_close(features(images), LAYERS(images))
+    assert features.training
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_gray_image_is_that_of_torchvision(negative):
+    pixels = torch.rand(5, 3, 8, 8)
+    gray = rgb_to_grayscale(pixels, num_output_channels=3)
+    expected = normalized(1 - gray if negative else gray)
+    images = normalized(pixels).to(memory_format=torch.channels_last)
+    found = GrayImage(MEAN, STD, negative=negative)(images)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert GrayImage(MEAN, STD)(images.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_backbone_without_colors_has_the_same_weights_and_equal_features_of_equal_gray_levels():
+    own = Backbone("own", LAYERS, 8, MEAN, STD)
+    found = own.without_colors()
+    assert found.ignores_colors
+    assert found.without_colors() is found
+    assert not own.ignores_colors
+    assert [*found.trunk.parameters()] == [*LAYERS.parameters()]
+    assert not {*found.trunk.state_dict()} - {f"trunk.{name}" for name in LAYERS.state_dict()}
+    pixels = torch.rand(5, 3, 8, 8)
+    found.trunk.eval()
+    features = found.trunk(normalized(pixels))
+    for same in (rgb_to_grayscale(pixels, num_output_channels=3), 1 - pixels):
+        torch.testing.assert_close(found.trunk(normalized(same)), features, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Flatten, [nn.Identity()]), "`trunk` must be an nn.Module, got the class Flatten"),
+        ((nn.Flatten(), []), "`views` must have at least one view, got none"),
+        ((nn.Flatten(), [nn.Identity(), torch.flip]), "`views` must be an nn.Module, got"),
+    ],
+)
+def test_wrong_arguments_are_errors(arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((ValueError, TypeError), match=message):
+        AveragedViews(*arguments)
