@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=preset("photos").image_size, help="size in pixels")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/colors.md", help="file of the table")
     args = parser.parse_args(arguments)
-    titles = ["", "images", "with colors", "without colors", "standard error of the difference", "vary colors"]
+    titles = ["", "images", "with colors", "without colors", "standard error of the difference", "ignore colors"]
     rows = [row for data in args.data.split(",") for row in compare(data, args.root, args.image_size)]
     options = ["--data", args.data] if args.data != ",".join(PHOTO_SETS) else []
     options += ["--image-size", str(args.image_size)] if args.image_size != preset("photos").image_size else []

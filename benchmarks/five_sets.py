@@ -33,13 +33,15 @@ START, UPPER = "frozen", "supervised-default"
 TITLES = {
     "frozen": "frozen",
     "frozen-from-features": "frozen, embedder from features",
+    "frozen-flips": "frozen, embedder from features, averages with mirror images",
     "instance": "each image is a class",
     "udml-true-k": "UDML, true k",
     "udml-ss-true-k": "UDML-SS, true k",
     "recommended-true-k": "recommended, true k",
     "recommended-twice-k": "recommended, twice the true k",
     "default": "default, no k",
-    "default-keep-colors": "default without varied colors, no k",
+    "default-keep-colors": "default with colors, no k",
+    "default-flips": "default, averages with mirror images, no k",
     "supervised-default": "default with true labels, embedder as trained",
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from metric_losses import build_loss
@@ -30,6 +31,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
+from udmlss.backbones import AveragedViews
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
 from udmlss.training.rounds import MAX_STEPS
@@ -40,9 +42,21 @@ TEACHER_SPAN = 0.23  # fraction of the training that STML's teacher averages ove
 
 
 def frozen(
-    model: EmbeddingModel, data: Data, settings: Settings, _seed: int, *, embedder: dict[str, Any] | None = None
+    model: EmbeddingModel,
+    data: Data,
+    settings: Settings,
+    _seed: int,
+    *,
+    embedder: dict[str, Any] | None = None,
+    flips: bool = False,
 ) -> None:
-    """Do not train; with `embedder`, the options of `embedder_from_features`, initialize the embedder."""
+    """Do not train.
+
+    With `embedder`, the options of `embedder_from_features`, initialize the embedder. With `flips`, average each image
+    and its mirror image.
+    """
+    if flips:
+        average_flips(model)
     if embedder is not None:
         initialize_embedder(model, data, settings, embedder)
 
@@ -156,6 +170,7 @@ def default(
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
     ignore_colors: bool | None = None,
+    flips: bool = False,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
     callbacks: Sequence[object] = (),
@@ -175,6 +190,7 @@ def default(
         true_labels: Whether to train on the true labels in place of clusters.
         ignore_colors: Whether to train the backbone without colors. None compares the colors, if the trunk is
             pretrained.
+        flips: Whether images are clustered and searched by the mean of the features of the image and its mirror image.
         max_steps: As for `fit`.
         label_free: As for `fit`.
         callbacks: As for `fit`.
@@ -189,6 +205,8 @@ def default(
             ignore_colors = compare_colors(backbone, data.plain).ignore_colors
         if ignore_colors:
             model.trunk = backbone.without_colors().trunk
+        if flips:
+            average_flips(model)
         model.embedder = embedder_of(model, data, settings, {})
     if true_labels:
         own_labeler: Labeler | None = TrueLabels(data.labels)
@@ -211,6 +229,11 @@ def default(
     if result.stop_reason == "interrupt":
         raise KeyboardInterrupt
     return result
+
+
+def average_flips(model: EmbeddingModel) -> None:
+    """Let the trunk average the features of each image and of its mirror image, except in training."""
+    model.trunk = AveragedViews(model.trunk, [nn.Identity(), v2.RandomHorizontalFlip(p=1)])
 
 
 def embedder_of(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> nn.Linear:

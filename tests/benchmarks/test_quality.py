@@ -108,7 +108,7 @@ def test_all_methods_differ(results):
     losses = {method: tuple(report["loss"] for report in run["history"]) for method, run in results.items()}
     # these differ in what is clustered, in the final weights, or in the clusterer, and all clusterers find the classes
     same_steps = {"features", "averaged", "recipe", "cluster-contrast-communities", "spcl"}
-    same_steps |= {"default", "supervised-default", "supervised-default-keep-colors"}  # colors are varied or kept
+    same_steps |= {"default", "supervised-default", "supervised-default-keep-colors", "default-flips"}
     same_steps |= {"default-coarse", "default-coarse-left-out"}  # four clusters have no coarse clusters
     others = [found for method, found in losses.items() if found and method not in same_steps]
     assert len(set(others)) == len(others)
@@ -127,9 +127,10 @@ def test_numbers_of_clusters_are_that_of_the_settings_or_multiples_of_the_classe
 
 
 def test_only_the_embedder_distinguishes_the_untrained_models(results):
-    frozen, initialized = (results[method]["label_free"] for method in methods.UNTRAINED)
+    frozen, initialized, flipped = (results[method]["label_free"] for method in methods.UNTRAINED)
     assert frozen["features"] == initialized["features"]
     assert frozen["embeddings"] != initialized["embeddings"]
+    assert flipped["features"] != frozen["features"]
 
 
 def test_existing_runs_are_not_repeated(finished, flowers, options, monkeypatch):
