@@ -25,6 +25,7 @@ from markdown_tables import markdown_table
 from pyarrow import parquet
 from runs import versions
 from settings import PHOTO_SETS, ROOT
+from torch import nn
 
 sys.path.insert(0, str(ROOT / "examples"))
 from folders import open_folder
@@ -55,10 +56,12 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
     assert backbone is not None  # noqa: S101 (the command saves it)
     train.transform = test.transform = backbone.test_transform()
     model.to(memory_format=torch.channels_last)
-    trunk = load_backbone(backbone.name, image_size=backbone.image_size).trunk.to(memory_format=torch.channels_last)
-    start = EmbeddingModel.from_trunk(trunk, train, num_workers=2)
+    pretrained = load_backbone(backbone.name, image_size=backbone.image_size)
+    pretrained.trunk.to(memory_format=torch.channels_last)
+    used = pretrained.without_colors() if backbone.ignores_colors else pretrained
+    start = EmbeddingModel.from_trunk(used.trunk, train, num_workers=2)
     embeddings = {
-        "features": embed(start, test, output="features", num_workers=2),
+        "features": embed(EmbeddingModel(pretrained.trunk, nn.Identity()), test, output="features", num_workers=2),
         "start": embed(start, test, num_workers=2),
         "after": embed(model, test, num_workers=2),
     }

@@ -33,6 +33,7 @@ START, UPPER = "frozen", "supervised-default"
 TITLES = {
     "frozen": "frozen",
     "frozen-from-features": "frozen, embedder from features",
+    "frozen-ignore-colors": "frozen, embedder from features, without colors",
     "frozen-flips": "frozen, embedder from features, averages with mirror images",
     "instance": "each image is a class",
     "udml-true-k": "UDML, true k",

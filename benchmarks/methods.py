@@ -25,6 +25,7 @@ FLIPS = {"flips": True}
 UNTRAINED: dict[str, Method] = {
     "frozen": frozen,
     "frozen-from-features": partial(frozen, embedder={}),
+    "frozen-ignore-colors": partial(frozen, embedder={}, ignore_colors=True),
     "frozen-flips": partial(frozen, embedder={}, **FLIPS),
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}

@@ -30,7 +30,7 @@ class Data:
 
     Args:
         train: Training images with their augmentations.
-        train_varied: The same images with `udmlss.backbones.color_augmentation` as well.
+        train_recolored: The same images with `udmlss.backbones.color_augmentation` as well.
         plain: The same images with test-time transforms.
         labels: Class of each training image, from 0. Upper bounds train on them, and methods whose number of clusters
             depends on the number of classes count them.
@@ -39,7 +39,7 @@ class Data:
     """
 
     train: Images
-    train_varied: Images
+    train_recolored: Images
     plain: Images
     labels: Tensor
     test: Images
@@ -53,17 +53,17 @@ def open_data(settings: Settings, root: Path) -> Data:
     With the protocol `own`, the test images are the training images.
     """
     open_split, *transforms = _opener(settings, root)
-    (train, *_), (colors, *_), plain = (_split(partial(open_split, transform=each), settings) for each in transforms)
-    return Data(train, colors, *plain)
+    (train, *_), (recolored, *_), plain = (_split(partial(open_split, transform=each), settings) for each in transforms)
+    return Data(train, recolored, *plain)
 
 
 def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any, Any]:
-    """Return a function that opens a split, and the transforms for training, with varied colors, and for testing."""
+    """Return a function that opens a split, and the transforms for training, with changed colors, and for testing."""
     if settings.data == "glyphs":
         return glyphs, quickstart.augment, v2.Compose([color_augmentation(), quickstart.augment]), None
     build = partial(cub_resnet50.build_transforms, settings.backbone, settings.image_size)
-    (augment, plain), (colors, _) = build(), build(vary_colors=True)
-    return partial(open_folder, root), augment, colors, plain
+    (augment, plain), (recolor, _) = build(), build(change_colors=True)
+    return partial(open_folder, root), augment, recolor, plain
 
 
 def _split(

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
-from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from metric_losses import build_loss
@@ -31,7 +30,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
-from udmlss.backbones import AveragedViews
+from udmlss.backbones import AveragedViews, MirrorImage
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
 from udmlss.training.rounds import MAX_STEPS
@@ -48,6 +47,7 @@ def frozen(
     _seed: int,
     *,
     embedder: dict[str, Any] | None = None,
+    ignore_colors: bool = False,
     flips: bool = False,
 ) -> None:
     """Do not train.
@@ -55,6 +55,8 @@ def frozen(
     With `embedder`, the options of `embedder_from_features`, initialize the embedder. With `flips`, average each image
     and its mirror image.
     """
+    if ignore_colors:
+        model.trunk = backbone_of(model, settings).without_colors().trunk
     if flips:
         average_flips(model)
     if embedder is not None:
@@ -188,8 +190,8 @@ def default(
         seed: Seed of the run.
         labeler: Options of `ClusterPseudoLabeler`.
         true_labels: Whether to train on the true labels in place of clusters.
-        ignore_colors: Whether to train the backbone without colors. None compares the colors, if the trunk is
-            pretrained.
+        ignore_colors: Whether to ignore colors. A network that is trained from scratch only trains on changed colors.
+            None compares the colors, if the trunk is pretrained.
         flips: Whether images are clustered and searched by the mean of the features of the image and its mirror image.
         max_steps: As for `fit`.
         label_free: As for `fit`.
@@ -205,8 +207,9 @@ def default(
             ignore_colors = compare_colors(backbone, data.plain).ignore_colors
         if ignore_colors:
             model.trunk = backbone.without_colors().trunk
-        if flips:
-            average_flips(model)
+    if flips:
+        average_flips(model)
+    if not from_scratch:
         model.embedder = embedder_of(model, data, settings, {})
     if true_labels:
         own_labeler: Labeler | None = TrueLabels(data.labels)
@@ -214,7 +217,7 @@ def default(
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
-        data.train_varied if ignore_colors else data.train,
+        data.train_recolored if ignore_colors else data.train,
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
@@ -233,7 +236,7 @@ def default(
 
 def average_flips(model: EmbeddingModel) -> None:
     """Let the trunk average the features of each image and of its mirror image, except in training."""
-    model.trunk = AveragedViews(model.trunk, [nn.Identity(), v2.RandomHorizontalFlip(p=1)])
+    model.trunk = AveragedViews(model.trunk, [nn.Identity(), MirrorImage()])
 
 
 def embedder_of(model: EmbeddingModel, data: Data, settings: Settings, options: dict[str, Any]) -> nn.Linear:

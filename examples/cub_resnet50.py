@@ -86,11 +86,11 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
 
 
 def build_transforms(
-    backbone: str, size: int, crop_scale: tuple[float, float] = (0.16, 1), *, vary_colors: bool = False
+    backbone: str, size: int, crop_scale: tuple[float, float] = (0.16, 1), *, change_colors: bool = False
 ) -> tuple[v2.Transform, v2.Transform]:
     """Return the transforms for training and for testing.
 
-    `crop_scale` is the range of the area of random crops. `vary_colors` also changes colors at random.
+    `crop_scale` is the range of the area of random crops. `change_colors` also changes colors at random.
     """
     if backbone == "efficientnet-lite0":
         normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
@@ -98,7 +98,7 @@ def build_transforms(
         normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
     train = [v2.RandomResizedCrop(size, scale=crop_scale), v2.RandomHorizontalFlip()]
-    if vary_colors:
+    if change_colors:
         train += [v2.ToImage(), color_augmentation()]
     test = [v2.Resize(round(size * 256 / 227)), v2.CenterCrop(size)]
     return v2.Compose([*train, *to_tensor]), v2.Compose([*test, *to_tensor])

@@ -19,7 +19,7 @@ def row(method, output, recall, spread=None):
 
 def test_all_methods_of_the_comparison_exist_and_have_a_title():
     assert {*five_sets.FIRST, *five_sets.SECOND} == {*methods.COMPARED}
-    others = {"default-keep-colors", "default-flips", "frozen-flips"}
+    others = {"frozen-ignore-colors", "frozen-flips", "default-keep-colors", "default-flips"}
     assert five_sets.TITLES.keys() == {*methods.COMPARED, *others} <= methods.METHODS.keys()
     assert {*five_sets.OWN} <= {*five_sets.FIRST}
 

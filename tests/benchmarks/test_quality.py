@@ -127,10 +127,11 @@ def test_numbers_of_clusters_are_that_of_the_settings_or_multiples_of_the_classe
 
 
 def test_only_the_embedder_distinguishes_the_untrained_models(results):
-    frozen, initialized, flipped = (results[method]["label_free"] for method in methods.UNTRAINED)
+    frozen, initialized, *averaged = (results[method]["label_free"] for method in methods.UNTRAINED)
     assert frozen["features"] == initialized["features"]
     assert frozen["embeddings"] != initialized["embeddings"]
-    assert flipped["features"] != frozen["features"]
+    assert all(found["features"] != frozen["features"] for found in averaged)
+    assert results["default-flips"]["label_free"] != results["default-keep-colors"]["label_free"]
 
 
 def test_existing_runs_are_not_repeated(finished, flowers, options, monkeypatch):

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pyarrow import parquet
 
 from udmlss import cli
@@ -120,12 +120,20 @@ def test_colors_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(pho
         code, _, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
         assert code == 0
         assert ("Colors are ignored: images have " in err) == (name == "found")
-        recipe = json.loads((photos / name / "model/config.json").read_text())["recipe"]
-        assert recipe["ignore_colors"] == (name != "kept")
-        outputs[name] = np.load(photos / name / "embeddings.npy")
-        shutil.rmtree(photos / name)
-    np.testing.assert_array_equal(outputs["found"], outputs["ignored"])
-    assert np.abs(outputs["found"] - outputs["kept"]).max() > 0.01
+        config = json.loads((photos / name / "model/config.json").read_text())
+        recipe = config["recipe"]
+        assert recipe["ignore_colors"] == config["backbone"]["ignores_colors"] == (name != "kept")
+        outputs[name] = [np.load(photos / name / f"embeddings{when}.npy") for when in ("-before", "")]
+    for found, ignored, kept in zip(*outputs.values(), strict=True):
+        np.testing.assert_array_equal(found, ignored)
+        assert np.abs(found - kept).max() > 0.01
+    negative = ImageOps.invert(Image.open(photos / "drawings/0.png"))
+    negative.save(photos / "negative.png")
+    _, out, _ = run("search", "found", "negative.png", "--k", 1)
+    assert out.split()[1:] == ["1.000", "drawings/0.png"]
+    for name in (*outputs, "negative.png"):
+        path = photos / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
-from udmlss._torch import device_of
 from udmlss.backbones.averaged_views import AveragedViews, GrayImage
 from udmlss.backbones.colors import color_augmentation
 
@@ -78,17 +77,19 @@ class Backbone:
     @property
     def ignores_colors(self) -> bool:
         """Whether the backbone is a result of `without_colors`."""
-        return isinstance(self.trunk, AveragedViews) and any(isinstance(each, GrayImage) for each in self.trunk.views)
+        trunk = getattr(self.trunk, "_orig_mod", self.trunk)  # of a compiled trunk
+        return isinstance(trunk, AveragedViews) and any(isinstance(view, GrayImage) for view in trunk.views)
 
     def without_colors(self) -> "Backbone":
-        """Return this backbone for images whose colors are to be ignored, because the same thing has different colors.
+        """Return a backbone whose features do not depend on the colors of images.
 
-        Its trunk has the same weights. In evaluation mode it returns the mean of the features of the gray image and of
-        its negative, which takes twice as long. Its training transform also changes the colors at random. Call
-        `compare_colors` to find out whether to ignore colors.
+        Use it if the same thing occurs in different colors; `compare_colors` finds out. Its trunk shares the weights of
+        this one. In evaluation mode it returns the mean of the features of the gray image and of its negative, which
+        takes twice as long, and in training mode the features of the images as they are. The training transform also
+        changes the colors of images at random.
 
         Returns:
-            The backbone with another trunk, or this one if it already ignores colors.
+            A backbone with another trunk, or this one if it already ignores colors.
 
         Example:
             >>> backbone = Backbone("flat", nn.Flatten(), image_size=1, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
@@ -99,7 +100,7 @@ class Backbone:
         if self.ignores_colors:
             return self
         views = [GrayImage(self.mean, self.std, negative=negative) for negative in (False, True)]
-        return replace(self, trunk=AveragedViews(self.trunk, views).to(device_of(self.trunk)))
+        return replace(self, trunk=AveragedViews(self.trunk, views))
 
     def train_transform(self) -> Transform:
         """Return the transform of training images: a random crop, a random flip, and normalization.

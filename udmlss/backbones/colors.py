@@ -4,7 +4,7 @@ from torch import nn
 
 
 def color_augmentation() -> nn.Module:
-    """Return an augmentation that changes the colors of an image at random, for classes whose colors differ.
+    """Return an augmentation that changes the colors of an image at random, for classes whose images differ in color.
 
     With a probability of 0.8 it changes brightness, contrast and saturation by up to 40 % and the hue by any angle.
     Afterwards it makes the image gray, inverts it and blurs it, each with a probability of 0.3. Use it if images of the

@@ -89,9 +89,9 @@ def train(
         epochs: Length of training: how often each image is seen on average. By default 4, or more if the dataset is so
             small that 4 epochs have fewer than 125 optimizer steps. On a CPU the default is at most 150 steps, so that
             it is less than 4 epochs of more than 3,000 images.
-        ignore_colors: Whether embeddings should not depend on colors, because the same thing occurs in different
-            colors. Embedding an image then takes twice as long. By default the command compares the neighbors of images
-            with and without their colors.
+        ignore_colors: Whether embeddings ignore colors. Use it if the same thing occurs in different colors. Embedding
+            an image then takes twice as long. By default a comparison of the neighbors of images with and without their
+            colors decides.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -213,8 +213,8 @@ class _Training:
                 self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
             )
         self.say(
-            f"Colors are {'' if found.ignore_colors else 'not '}ignored: images have {found.with_colors:.1%} of their "
-            f"neighbors in common with colors, and {found.without_colors:.1%} without"
+            f"Colors are {'' if found.ignore_colors else 'not '}ignored: with colors an image and its nearest neighbor "
+            f"have {found.with_colors:.1%} of their neighbors in common, and without colors {found.without_colors:.1%}"
         )
         self.run.ignore_colors = found.ignore_colors
         return found.ignore_colors
@@ -222,7 +222,7 @@ class _Training:
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
-        n_views = 2 if self.network.ignores_colors else 1
+        n_views = 2 if self.network.ignores_colors else 1  # of a pass; a training step has the images themselves
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING / n_views * self.epochs + n_rounds)
         n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udmlss._checks import check_module, value_error
 from udmlss._torch import check_weights, device_of, load_plain_state_dict, plain_state_dict, trunk_of
-from udmlss.backbones import Backbone, load_backbone
+from udmlss.backbones import AveragedViews, Backbone, load_backbone
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
 from udmlss.models.pca import PCAEmbedder
@@ -71,6 +71,7 @@ def save_model(
     if backbone is not None:
         remedy = "Pass the backbone whose trunk the model has, or None"
         check_weights_fit(_weights_of(backbone.trunk), _weights_of(trunk), remedy)
+        _check_views(backbone.trunk, trunk, remedy)
     config = {
         "version": import_module("udmlss").__version__,
         "backbone": None if backbone is None else _describe_backbone(backbone),
@@ -100,6 +101,16 @@ def read_model(
     load_plain_state_dict(model, weights, assign=True)  # assigns the data types too
     model.to(device)
     return trunk, embedder, backbone
+
+
+def _check_views(expected: nn.Module, found: nn.Module, remedy: str) -> None:
+    """Raise ValueError unless two trunks average the same views."""
+    views = [
+        [type(view).__name__ for view in each.views] if isinstance(each, AveragedViews) else []
+        for each in (getattr(trunk, "_orig_mod", trunk) for trunk in (expected, found))
+    ]
+    if views[0] != views[1]:
+        raise value_error("`model` must average the views of the backbone", f"{views[1]}, not {views[0]}", remedy)
 
 
 def _as_one(trunk: nn.Module, embedder: nn.Module) -> nn.ModuleDict:

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from udmlss import EmbeddingModel, embedder_from_features
-from udmlss.backbones import Backbone, load_backbone
+from udmlss.backbones import AveragedViews, Backbone, MirrorImage, load_backbone
 from udmlss.models import export, export_onnx, export_torch, save_model
 
 pytestmark = pytest.mark.xdist_group("backbones")  # which one process then imports
@@ -14,8 +15,9 @@ NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
 FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
 
 
-def without_colors():
-    return torchvision_backbone().without_colors()
+def averaged():
+    backbone = torchvision_backbone().without_colors()
+    return replace(backbone, trunk=AveragedViews(backbone.trunk, [nn.Identity(), MirrorImage()]))
 
 
 def transformers_backbone():
@@ -52,7 +54,7 @@ def pictures(backbone, n):
     return torch.randint(256, (n, 3, backbone.image_size, backbone.image_size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone, transformers_backbone, without_colors])
+@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone, transformers_backbone, averaged])
 def test_onnxruntime_computes_the_same_embeddings_of_any_number_of_pictures(build, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

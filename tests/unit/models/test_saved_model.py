@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from udmlss import EmbeddingModel
-from udmlss.backbones import Backbone, load_backbone
+from udmlss.backbones import AveragedViews, Backbone, MirrorImage, load_backbone
 from udmlss.models import BatchNormNeck, embedder_from_features, load_model, save_model
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -91,6 +91,19 @@ def test_a_model_whose_backbone_ignores_colors_ignores_them_when_loaded(trunk, t
     loaded, again = load_model(tmp_path / "model", trunk=other if trunk else None)
     assert torch.equal(loaded(images), model(images))
     assert again.ignores_colors
+    assert again.trunk is loaded.trunk
+    flipped = EmbeddingModel(AveragedViews(raw.trunk, [MirrorImage()]), model.embedder)
+    with pytest.raises(ValueError, match=r"`model` must average the views of the backbone, got \['MirrorImage'\], not"):
+        save_model(flipped, tmp_path / "flipped", backbone=backbone)
+
+
+def test_a_folder_of_a_version_without_this_choice_keeps_colors(tmp_path):
+    save_model(EmbeddingModel(OWN.trunk, nn.Linear(12, 4)), tmp_path / "model", backbone=OWN)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["backbone"]["ignores_colors"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    _, backbone = load_model(tmp_path / "model", trunk=nn.Sequential(nn.Flatten(), nn.Linear(192, 12)))
+    assert not backbone.ignores_colors
 
 
 def test_a_model_with_an_embedder_of_the_caller_needs_the_embedder(tmp_path):
