@@ -123,8 +123,9 @@ def test_colors_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(pho
     assert "Colors are ignored: with colors an image" in err
     outputs = {}
     for name, options in {"found": [], "ignored": ["--ignore-colors"], "kept": ["--no-ignore-colors"]}.items():
-        code, _, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
+        code, out, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
         assert code == 0
+        assert ("The embeddings ignore the colors" in out) == (name != "kept")
         assert "Colors are ignored" not in err  # the choice is that of the user or of the interrupted run
         config = json.loads((photos / name / "model/config.json").read_text())
         recipe = config["recipe"]

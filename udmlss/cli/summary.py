@@ -32,6 +32,7 @@ class TrainedRun:
         start: Label-free scores before training.
         history: One report per round.
         weights_step: The optimizer step after which the model had its weights; 0 is before training.
+        ignores_colors: Whether the embeddings ignore the colors of images.
     """
 
     folder: Path
@@ -40,13 +41,17 @@ class TrainedRun:
     start: LabelFreeScores
     history: tuple[RoundReport, ...]
     weights_step: int
+    ignores_colors: bool = False
 
     @classmethod
-    def of(cls, folder: Path, result: FitResult, pseudo_labels: PseudoLabels) -> "TrainedRun":
+    def of(
+        cls, folder: Path, result: FitResult, pseudo_labels: PseudoLabels, *, ignores_colors: bool = False
+    ) -> "TrainedRun":
         """Collect the results of `fit` and of the last clustering."""
         assert result.start is not None  # noqa: S101 (`BestWeights` needs the scores)
         sizes = tuple(pseudo_labels.sizes.tolist())
-        return cls(folder, len(pseudo_labels.labels), sizes, result.start, result.history, result.weights_step)
+        n_images = len(pseudo_labels.labels)
+        return cls(folder, n_images, sizes, result.start, result.history, result.weights_step, ignores_colors)
 
     @classmethod
     def from_dict(cls, folder: Path, values: Mapping[str, Any]) -> "TrainedRun":
@@ -58,6 +63,7 @@ class TrainedRun:
             LabelFreeScores(**values["start"]),
             tuple(RoundReport.from_dict(each) for each in values["history"]),
             values["weights_step"],
+            values.get("ignores_colors", False),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,7 +93,8 @@ class TrainedRun:
             after[2:-2] = ["..."]
         length = f"Trained for {count(steps, 'step')} in {count(len(self.history), 'round')}, {duration(seconds)}."
         score = f"Label-free score: {before} before training, {', '.join(after)} after the rounds."
-        return "\n".join([length, score, self._verdict(steps), self._clusters()])
+        colors = ["The embeddings ignore the colors of the images."] if self.ignores_colors else []
+        return "\n".join([length, score, self._verdict(steps), *colors, self._clusters()])
 
     def _verdict(self, steps: int) -> str:
         if self.weights_step == 0:

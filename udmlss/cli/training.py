@@ -267,7 +267,8 @@ class _Training:
         pseudo_labels = self.labeler.label(embeddings)
         neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)
         self.run.write_images(self.paths, pseudo_labels, neighbors)
-        self.run.finish(TrainedRun.of(self.run.folder, result, pseudo_labels))
+        summary = TrainedRun.of(self.run.folder, result, pseudo_labels, ignores_colors=self.network.ignores_colors)
+        self.run.finish(summary)
 
     def _compute_features(self, model: EmbeddingModel) -> Tensor:
         return embed(model, self.images, output="features", progress=self.progress, **self.machine.options)
