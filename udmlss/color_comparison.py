@@ -70,7 +70,8 @@ def compare_colors(
     Args:
         backbone: A pretrained backbone that does not ignore colors.
         images: Images with the backbone's test transform: any dataset that `embed` accepts.
-        max_images: Number of images that are compared, chosen at random if there are more.
+        max_images: Number of images that are compared, chosen at random if there are more. Raise it if so many images
+            include few of the same thing.
         batch_size: Number of images per forward pass.
         num_workers: As for `embed`.
         precision: "bfloat16" and "float16" embed in mixed precision.
