@@ -21,12 +21,11 @@ FROM_FEATURES, AVERAGE_NEIGHBORS = {"embedder": {"center": False, "power": 0}}, 
 RECIPE = TWO_VIEWS | AVERAGED
 RECOMMENDED = RECIPE | FROM_FEATURES | AVERAGE_NEIGHBORS
 TRUE_K, TWICE_K = {"clusters_per_class": 1}, {"clusters_per_class": 2}
-FLIPS = {"flips": True}
 UNTRAINED: dict[str, Method] = {
     "frozen": frozen,
     "frozen-from-features": partial(frozen, embedder={}),
     "frozen-ignore-colors": partial(frozen, embedder={}, ignore_colors=True),
-    "frozen-flips": partial(frozen, embedder={}, **FLIPS),
+    "frozen-flips": partial(frozen, embedder={}, flips=True),
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
 DEEP_METRIC = tuple(name for name in OTHERS if name not in {"normalized-softmax", "cluster-memory"})
@@ -40,7 +39,7 @@ LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
     "default-ignore-colors": partial(default, ignore_colors=True),
     "default-keep-colors": partial(default, ignore_colors=False),
-    "default-flips": partial(default, **FLIPS),
+    "default-flips": partial(default, flips=True),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
     "default-coarse-left-out": partial(default, labeler=LEFT_OUT | COARSE),

@@ -16,7 +16,7 @@ of the methods; docs/guides/methods-side-by-side.md describes all of them:
     recipe                udml with two views and averaged weights
     recommended           recipe with an embedder initialized by a PCA, and averages of 5 neighbors before k-means
     default               the defaults of `fit`, which need no number of clusters, and the colors of `compare_colors`
-    default-ignore-colors   default without colors; default-keep-colors: with colors
+    default-ignore-colors default without colors; default-keep-colors: with colors
     supervised            udml with true labels, as an upper bound
     supervised-default    default with true labels and the embedder as it was trained, as an upper bound
 

@@ -70,8 +70,8 @@ def compare_colors(
     Args:
         backbone: A pretrained backbone that does not ignore colors.
         images: Images with the backbone's test transform: any dataset that `embed` accepts.
-        max_images: Number of images that are compared, chosen at random if there are more. Raise it if so many images
-            include few of the same thing.
+        max_images: Number of images that are compared, chosen at random if there are more. If few of the chosen images
+            show the same thing, pass a larger number.
         batch_size: Number of images per forward pass.
         num_workers: As for `embed`.
         precision: "bfloat16" and "float16" embed in mixed precision.
@@ -82,8 +82,8 @@ def compare_colors(
         The fractions, and whether to ignore colors.
 
     Raises:
-        ValueError: There are no images, their features are not finite, the backbone ignores colors, or a setting is
-            out of range.
+        ValueError: `images` is empty, its features are not finite, the backbone ignores colors, or a setting is out of
+            range.
         TypeError: `images` is not a map-style dataset, or the trunk does not return a tensor.
 
     Example:

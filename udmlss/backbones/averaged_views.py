@@ -25,7 +25,7 @@ class AveragedViews(nn.Module):
 
     Raises:
         TypeError: `trunk` or a view is not a module.
-        ValueError: There are no views.
+        ValueError: `views` is empty.
 
     Example:
         >>> from udmlss.backbones import AveragedViews, MirrorImage
@@ -67,7 +67,7 @@ class MirrorImage(nn.Module):
 
 
 class GrayImage(nn.Module):
-    """A view without colors of normalized images: the gray image, or its negative.
+    """A view of normalized images without their colors: the gray image, or its negative.
 
     Args:
         mean: Mean of the red, green and blue pixels, which lie in 0..1, that was subtracted from the images.

@@ -81,7 +81,7 @@ class Backbone:
         return isinstance(trunk, AveragedViews) and any(isinstance(view, GrayImage) for view in trunk.views)
 
     def without_colors(self) -> "Backbone":
-        """Return a backbone whose features do not depend on the colors of images.
+        """Return a backbone whose embeddings ignore the colors of images.
 
         Use it if the same thing occurs in different colors; `compare_colors` finds out. Its trunk shares the weights of
         this one. In evaluation mode it returns the mean of the features of the gray image and of its negative, which
