@@ -58,7 +58,8 @@ def measure(root: Path, options: list[str]) -> dict[str, Any]:
     model.to(memory_format=torch.channels_last)
     pretrained = load_backbone(backbone.name, image_size=backbone.image_size)
     pretrained.trunk.to(memory_format=torch.channels_last)
-    used = pretrained.without_colors() if backbone.ignores_colors else pretrained
+    used = pretrained.without_orientation() if backbone.ignores_orientation else pretrained
+    used = used.without_colors() if backbone.ignores_colors else used
     start = EmbeddingModel.from_trunk(used.trunk, train, num_workers=2)
     embeddings = {
         "features": embed(EmbeddingModel(pretrained.trunk, nn.Identity()), test, output="features", num_workers=2),

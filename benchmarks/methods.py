@@ -25,6 +25,7 @@ UNTRAINED: dict[str, Method] = {
     "frozen": frozen,
     "frozen-from-features": partial(frozen, embedder={}),
     "frozen-ignore-colors": partial(frozen, embedder={}, ignore_colors=True),
+    "frozen-ignore-orientation": partial(frozen, embedder={}, ignore_orientation=True),
     "frozen-flips": partial(frozen, embedder={}, flips=True),
 }
 WITHOUT_CLUSTERS: dict[str, Method] = {"instance": instance, "cbswr": cbswr, "stml": stml}
@@ -39,6 +40,7 @@ LEFT_OUT, COARSE = {"unassigned_fraction": 0.2}, {"coarse": True}
 DEFAULT_VARIANTS: dict[str, Method] = {
     "default-ignore-colors": partial(default, ignore_colors=True),
     "default-keep-colors": partial(default, ignore_colors=False),
+    "default-ignore-orientation": partial(default, ignore_orientation=True),
     "default-flips": partial(default, flips=True),
     "default-left-out": partial(default, labeler=LEFT_OUT),
     "default-coarse": partial(default, labeler=COARSE),
@@ -57,6 +59,7 @@ SUPERVISED: dict[str, Method] = {
     "supervised": partial(udml, true_labels=True),
     "supervised-recipe-from-features": partial(udml, true_labels=True, **RECIPE, **FROM_FEATURES),
     "supervised-default": partial(default, true_labels=True),
+    "supervised-default-ignore-orientation": partial(default, true_labels=True, ignore_orientation=True),
     "supervised-default-keep-colors": partial(default, true_labels=True, ignore_colors=False),
 }
 METHODS: dict[str, Method] = {

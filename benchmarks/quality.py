@@ -17,6 +17,8 @@ of the methods; docs/guides/methods-side-by-side.md describes all of them:
     recommended           recipe with an embedder initialized by a PCA, and averages of 5 neighbors before k-means
     default               the defaults of `fit`, which need no number of clusters, and the colors of `compare_colors`
     default-ignore-colors default without colors; default-keep-colors: with colors
+    default-ignore-orientation
+                          default without orientation: images are rotated by multiples of 90 degrees
     supervised            udml with true labels, as an upper bound
     supervised-default    default with true labels and the embedder as it was trained, as an upper bound
 

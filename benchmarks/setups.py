@@ -19,7 +19,7 @@ from folders import open_folder
 from settings import Settings
 
 from udmlss import EmbeddingModel
-from udmlss.backbones import Backbone, color_augmentation
+from udmlss.backbones import Backbone, color_augmentation, rotation_augmentation
 from udmlss.data import Glyphs, ImageFiles, glyphs, split_classes
 from udmlss.types import Images
 
@@ -29,8 +29,8 @@ class Data:
     """The images of a benchmark. Training and test images have no class in common, or are the same images.
 
     Args:
-        train: Training images with their augmentations.
-        train_recolored: The same images with `udmlss.backbones.color_augmentation` as well.
+        open_train: Returns the training images with their augmentations, and with those of `udmlss.backbones` for
+            which `change_colors` or `rotate` is True.
         plain: The same images with test-time transforms.
         labels: Class of each training image, from 0. Upper bounds train on them, and methods whose number of clusters
             depends on the number of classes count them.
@@ -38,12 +38,16 @@ class Data:
         test_labels: Class of each test image.
     """
 
-    train: Images
-    train_recolored: Images
+    open_train: Callable[..., Images]
     plain: Images
     labels: Tensor
     test: Images
     test_labels: Tensor
+
+    @property
+    def train(self) -> Images:
+        """The training images with augmentations that keep colors and orientation."""
+        return self.open_train()
 
 
 def open_data(settings: Settings, root: Path) -> Data:
@@ -52,18 +56,24 @@ def open_data(settings: Settings, root: Path) -> Data:
     The test classes are the second half of the classes, and with `validate` the second half of the training classes.
     With the protocol `own`, the test images are the training images.
     """
-    open_split, *transforms = _opener(settings, root)
-    (train, *_), (recolored, *_), plain = (_split(partial(open_split, transform=each), settings) for each in transforms)
-    return Data(train, recolored, *plain)
+    open_split = glyphs if settings.data == "glyphs" else partial(open_folder, root)
+
+    def open_images(transform: Any) -> tuple[Images, Tensor, Images, Tensor]:  # noqa: ANN401 (any transform, or None)
+        return _split(partial(open_split, transform=transform), settings)
+
+    def open_train(**changes: bool) -> Images:
+        return open_images(_transforms(settings, **changes)[0])[0]
+
+    return Data(open_train, *open_images(_transforms(settings)[1]))
 
 
-def _opener(settings: Settings, root: Path) -> tuple[Callable[..., Glyphs | ImageFiles], Any, Any, Any]:
-    """Return a function that opens a split, and the transforms for training, with changed colors, and for testing."""
-    if settings.data == "glyphs":
-        return glyphs, quickstart.augment, v2.Compose([color_augmentation(), quickstart.augment]), None
-    build = partial(cub_resnet50.build_transforms, settings.backbone, settings.image_size)
-    (augment, plain), (recolor, _) = build(), build(change_colors=True)
-    return partial(open_folder, root), augment, recolor, plain
+def _transforms(settings: Settings, *, change_colors: bool = False, rotate: bool = False) -> tuple[Any, Any]:
+    """Return the transforms for training and for testing."""
+    if settings.data != "glyphs":
+        changes = {"change_colors": change_colors, "rotate": rotate}
+        return cub_resnet50.build_transforms(settings.backbone, settings.image_size, **changes)
+    steps = [rotation_augmentation()] * rotate + [color_augmentation()] * change_colors + [quickstart.augment]
+    return v2.Compose(steps), None
 
 
 def _split(

@@ -30,7 +30,7 @@ from udmlss import (
     fit,
     parameter_groups,
 )
-from udmlss.backbones import AveragedViews, MirrorImage
+from udmlss.backbones import AveragedViews, Backbone, MirrorImage
 from udmlss.losses import SelfSupervisedRanking
 from udmlss.models import BatchNormNeck
 from udmlss.training.rounds import MAX_STEPS
@@ -48,6 +48,7 @@ def frozen(
     *,
     embedder: dict[str, Any] | None = None,
     ignore_colors: bool = False,
+    ignore_orientation: bool = False,
     flips: bool = False,
 ) -> None:
     """Do not train.
@@ -55,8 +56,7 @@ def frozen(
     With `embedder`, the options of `embedder_from_features`, initialize the embedder. With `flips`, average each image
     and its mirror image.
     """
-    if ignore_colors:
-        model.trunk = backbone_of(model, settings).without_colors().trunk
+    model.trunk = _backbone(model, settings, colors=not ignore_colors, orientation=not ignore_orientation).trunk
     if flips:
         average_flips(model)
     if embedder is not None:
@@ -172,6 +172,7 @@ def default(
     labeler: dict[str, Any] | None = None,
     true_labels: bool = False,
     ignore_colors: bool | None = None,
+    ignore_orientation: bool = False,
     flips: bool = False,
     max_steps: int | Epochs = MAX_STEPS,
     label_free: bool = False,
@@ -192,6 +193,8 @@ def default(
         true_labels: Whether to train on the true labels in place of clusters.
         ignore_colors: Whether to ignore colors. A network that is trained from scratch only trains on changed colors.
             None compares the colors, if the trunk is pretrained.
+        ignore_orientation: Whether to ignore the orientation. A network that is trained from scratch only trains on
+            rotated images.
         flips: Whether images are clustered and searched by the mean of the features of the image and its mirror image.
         max_steps: As for `fit`.
         label_free: As for `fit`.
@@ -202,11 +205,9 @@ def default(
     """
     from_scratch = settings.backbone == "small"
     if not from_scratch:
-        backbone = backbone_of(model, settings)
         if ignore_colors is None:
-            ignore_colors = compare_colors(backbone, data.plain).ignore_colors
-        if ignore_colors:
-            model.trunk = backbone.without_colors().trunk
+            ignore_colors = compare_colors(backbone_of(model, settings), data.plain).ignore_colors
+        model.trunk = _backbone(model, settings, colors=not ignore_colors, orientation=not ignore_orientation).trunk
     if flips:
         average_flips(model)
     if not from_scratch:
@@ -217,7 +218,7 @@ def default(
         own_labeler = None if labeler is None else ClusterPseudoLabeler(**labeler)
     result = fit(
         model,
-        data.train_recolored if ignore_colors else data.train,
+        data.open_train(change_colors=bool(ignore_colors), rotate=ignore_orientation),
         labeler=own_labeler,
         cluster_images=data.plain,
         from_scratch=from_scratch,
@@ -232,6 +233,13 @@ def default(
     if result.stop_reason == "interrupt":
         raise KeyboardInterrupt
     return result
+
+
+def _backbone(model: EmbeddingModel, settings: Settings, *, colors: bool, orientation: bool) -> Backbone:
+    """Return the backbone of the model, with or without colors and orientation."""
+    backbone = backbone_of(model, settings)
+    backbone = backbone if orientation else backbone.without_orientation()
+    return backbone if colors else backbone.without_colors()
 
 
 def average_flips(model: EmbeddingModel) -> None:

@@ -32,7 +32,7 @@ from udmlss import (
     keep_freed_memory,
     parameter_groups,
 )
-from udmlss.backbones import color_augmentation, load_backbone
+from udmlss.backbones import color_augmentation, load_backbone, rotation_augmentation
 from udmlss.data import cub200
 from udmlss.distributed import is_rank_zero, process_group
 from udmlss.types import Output
@@ -86,11 +86,17 @@ def build_model(args: argparse.Namespace, device: torch.device) -> EmbeddingMode
 
 
 def build_transforms(
-    backbone: str, size: int, crop_scale: tuple[float, float] = (0.16, 1), *, change_colors: bool = False
+    backbone: str,
+    size: int,
+    crop_scale: tuple[float, float] = (0.16, 1),
+    *,
+    change_colors: bool = False,
+    rotate: bool = False,
 ) -> tuple[v2.Transform, v2.Transform]:
     """Return the transforms for training and for testing.
 
-    `crop_scale` is the range of the area of random crops. `change_colors` also changes colors at random.
+    `crop_scale` is the range of the area of random crops. `change_colors` also changes colors at random, and `rotate`
+    rotates images by multiples of 90 degrees.
     """
     if backbone == "efficientnet-lite0":
         normalize = v2.Normalize([0.498] * 3, [0.502] * 3)
@@ -98,6 +104,8 @@ def build_transforms(
         normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
     train = [v2.RandomResizedCrop(size, scale=crop_scale), v2.RandomHorizontalFlip()]
+    if rotate:
+        train += [rotation_augmentation()]
     if change_colors:
         train += [v2.ToImage(), color_augmentation()]
     test = [v2.Resize(round(size * 256 / 227)), v2.CenterCrop(size)]

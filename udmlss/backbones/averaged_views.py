@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from udmlss._checks import as_features, check_module, value_error
+from udmlss._checks import as_features, check_integer, check_module, value_error
 from udmlss._torch import at_least_float32
 
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image, ITU-R BT.601
@@ -52,6 +52,12 @@ class AveragedViews(nn.Module):
         return torch.stack([as_features(self.trunk(view(images))) for view in self.views]).mean(dim=0)
 
 
+def views_of(trunk: nn.Module) -> list[nn.Module]:
+    """Return the views that a trunk averages, and those of the trunk within it."""
+    trunk = getattr(trunk, "_orig_mod", trunk)  # of a compiled trunk
+    return [*trunk.views, *views_of(trunk.trunk)] if isinstance(trunk, AveragedViews) else []
+
+
 class MirrorImage(nn.Module):
     """A view that is flipped horizontally.
 
@@ -64,6 +70,33 @@ class MirrorImage(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the mirror images."""
         return images.flip(-1)
+
+
+class RotatedImage(nn.Module):
+    """A view that is rotated counterclockwise by a multiple of 90 degrees.
+
+    Args:
+        quarter_turns: Number of rotations by 90 degrees, in 0..3.
+
+    Raises:
+        TypeError: `quarter_turns` is not an integer.
+        ValueError: `quarter_turns` is out of range.
+
+    Example:
+        >>> from udmlss.backbones import RotatedImage
+        >>> RotatedImage(1)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
+        tensor([[[[1., 3.],
+                  [0., 2.]]]])
+    """
+
+    def __init__(self, quarter_turns: int) -> None:
+        super().__init__()
+        check_integer("quarter_turns", quarter_turns, 0, 3)
+        self.quarter_turns = quarter_turns
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
+        """Return the rotated images. Height and width change places if the number of quarter turns is odd."""
+        return images.rot90(self.quarter_turns, (2, 3))
 
 
 class GrayImage(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
-from udmlss.backbones.averaged_views import AveragedViews, GrayImage
-from udmlss.backbones.colors import color_augmentation
+from udmlss.backbones.augmentations import color_augmentation, rotation_augmentation
+from udmlss.backbones.averaged_views import AveragedViews, GrayImage, RotatedImage, views_of
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Any], Tensor]
@@ -77,8 +77,12 @@ class Backbone:
     @property
     def ignores_colors(self) -> bool:
         """Whether the backbone is a result of `without_colors`."""
-        trunk = getattr(self.trunk, "_orig_mod", self.trunk)  # of a compiled trunk
-        return isinstance(trunk, AveragedViews) and any(isinstance(view, GrayImage) for view in trunk.views)
+        return any(isinstance(view, GrayImage) for view in views_of(self.trunk))
+
+    @property
+    def ignores_orientation(self) -> bool:
+        """Whether the backbone is a result of `without_orientation`."""
+        return any(isinstance(view, RotatedImage) for view in views_of(self.trunk))
 
     def without_colors(self) -> "Backbone":
         """Return a backbone whose embeddings ignore the colors of images.
@@ -102,11 +106,33 @@ class Backbone:
         views = [GrayImage(self.mean, self.std, negative=negative) for negative in (False, True)]
         return replace(self, trunk=AveragedViews(self.trunk, views))
 
+    def without_orientation(self) -> "Backbone":
+        """Return a backbone whose embeddings ignore by which multiple of 90 degrees images are rotated.
+
+        Use it if the same thing occurs in any orientation, as under a microscope or seen from above. Its trunk shares
+        the weights of this one. In evaluation mode it returns the mean of the features of an image rotated by 0, 90,
+        180 and 270 degrees, which takes four times as long, and in training mode the features of the images as they
+        are. The training transform also rotates images by one of these angles at random.
+
+        Returns:
+            A backbone with another trunk, or this one if it already ignores orientation.
+
+        Example:
+            >>> backbone = Backbone("flat", nn.Flatten(), image_size=2, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+            >>> trunk = backbone.without_orientation().trunk.eval()
+            >>> images = torch.rand(5, 3, 2, 2)
+            >>> torch.allclose(trunk(images), trunk(images.rot90(1, (2, 3))))
+            True
+        """
+        if self.ignores_orientation:
+            return self
+        return replace(self, trunk=AveragedViews(self.trunk, [RotatedImage(turns) for turns in range(4)]))
+
     def train_transform(self) -> Transform:
         """Return the transform of training images: a random crop, a random flip, and normalization.
 
-        Crops cover 16 % to 100 % of the area of a picture. If the backbone ignores colors, `color_augmentation` changes
-        the colors of a crop.
+        Crops cover 16 % to 100 % of the area of a picture. If the backbone ignores orientation, a crop is also rotated
+        by a multiple of 90 degrees. If it ignores colors, `color_augmentation` changes the colors of a crop.
 
         Returns:
             A transform from an RGB PIL picture to a float tensor (3, image_size, image_size).
@@ -115,8 +141,12 @@ class Backbone:
 
         interpolation = v2.InterpolationMode(self.interpolation)
         crop = v2.RandomResizedCrop(self.image_size, scale=_CROP_SCALE, interpolation=interpolation)
-        colors = [color_augmentation()] if self.ignores_colors else []
-        return self._compose(crop, v2.RandomHorizontalFlip(), *colors)
+        steps: list[nn.Module] = [crop, v2.RandomHorizontalFlip()]
+        if self.ignores_orientation:
+            steps.append(rotation_augmentation())
+        if self.ignores_colors:
+            steps.append(color_augmentation())
+        return self._compose(*steps)
 
     def test_transform(self) -> Transform:
         """Return the transform of images that are embedded: resizing, a center crop, and normalization.

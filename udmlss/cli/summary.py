@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udmlss import FitResult, LabelFreeScores, PseudoLabels, RoundReport
+from udmlss.backbones import Backbone
 from udmlss.cli.messages import columns, count, duration, short_path
 
 _FILES = {
@@ -33,6 +34,7 @@ class TrainedRun:
         history: One report per round.
         weights_step: The optimizer step after which the model had its weights; 0 is before training.
         ignores_colors: Whether the embeddings ignore the colors of images.
+        ignores_orientation: Whether they ignore by which multiple of 90 degrees images are rotated.
     """
 
     folder: Path
@@ -42,16 +44,23 @@ class TrainedRun:
     history: tuple[RoundReport, ...]
     weights_step: int
     ignores_colors: bool = False
+    ignores_orientation: bool = False
 
     @classmethod
-    def of(
-        cls, folder: Path, result: FitResult, pseudo_labels: PseudoLabels, *, ignores_colors: bool = False
-    ) -> "TrainedRun":
+    def of(cls, folder: Path, result: FitResult, pseudo_labels: PseudoLabels, backbone: Backbone) -> "TrainedRun":
         """Collect the results of `fit` and of the last clustering."""
         assert result.start is not None  # noqa: S101 (`BestWeights` needs the scores)
         sizes = tuple(pseudo_labels.sizes.tolist())
-        n_images = len(pseudo_labels.labels)
-        return cls(folder, n_images, sizes, result.start, result.history, result.weights_step, ignores_colors)
+        return cls(
+            folder,
+            len(pseudo_labels.labels),
+            sizes,
+            result.start,
+            result.history,
+            result.weights_step,
+            backbone.ignores_colors,
+            backbone.ignores_orientation,
+        )
 
     @classmethod
     def from_dict(cls, folder: Path, values: Mapping[str, Any]) -> "TrainedRun":
@@ -64,6 +73,7 @@ class TrainedRun:
             tuple(RoundReport.from_dict(each) for each in values["history"]),
             values["weights_step"],
             values.get("ignores_colors", False),
+            values.get("ignores_orientation", False),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,8 +103,11 @@ class TrainedRun:
             after[2:-2] = ["..."]
         length = f"Trained for {count(steps, 'step')} in {count(len(self.history), 'round')}, {duration(seconds)}."
         score = f"Label-free score: {before} before training, {', '.join(after)} after the rounds."
-        colors = ["The embeddings ignore the colors of the images."] if self.ignores_colors else []
-        return "\n".join([length, score, self._verdict(steps), *colors, self._clusters()])
+        return "\n".join([length, score, self._verdict(steps), *self._ignored(), self._clusters()])
+
+    def _ignored(self) -> list[str]:
+        ignored = ["colors"] * self.ignores_colors + ["orientation"] * self.ignores_orientation
+        return [f"The embeddings ignore the {' and the '.join(ignored)} of the images."] if ignored else []
 
     def _verdict(self, steps: int) -> str:
         if self.weights_step == 0:

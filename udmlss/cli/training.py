@@ -62,6 +62,7 @@ def train(
     clusters: int | None = None,
     epochs: float | None = None,
     ignore_colors: bool | None = None,
+    ignore_orientation: bool = False,
     seed: int = 0,
     workers: int | None = None,
     device: str | None = None,
@@ -92,6 +93,9 @@ def train(
         ignore_colors: Whether embeddings ignore colors. Use it if the same thing occurs in different colors. Embedding
             an image then takes twice as long. By default a comparison of the neighbors of images with and without their
             colors decides.
+        ignore_orientation: Whether embeddings ignore by which multiple of 90 degrees images are rotated. Use it if the
+            same thing occurs in any orientation, as under a microscope or seen from above. Embedding an image then
+            takes four times as long.
         seed: Seed of all random numbers.
         workers: Number of processes that load images. By default one per core, at most 16, and fewer if their batches
             do not fit into shared memory. On a single core the main process loads the images.
@@ -140,6 +144,7 @@ def train(
         "clusters": clusters,
         "epochs": default_epochs(len(paths), machine.device) if epochs is None else float(epochs),
         "ignore_colors": None if ignore_colors is None else bool(ignore_colors),
+        "ignore_orientation": bool(ignore_orientation),
         "seed": seed,
         "precision": machine.precision,
     }
@@ -182,6 +187,8 @@ class _Training:
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""
+        if self.settings["ignore_orientation"]:
+            self.network = self.network.without_orientation()
         if self._choose_colors():
             self.network = self.network.without_colors()
         model = self._build_model()
@@ -222,7 +229,8 @@ class _Training:
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
-        n_views = 2 if self.network.ignores_colors else 1  # of a pass; a training step has the images themselves
+        # Of a pass; a training step has the images themselves
+        n_views = (2 if self.network.ignores_colors else 1) * (4 if self.network.ignores_orientation else 1)
         seconds = self.seconds_per_pass * (_COST_OF_TRAINING / n_views * self.epochs + n_rounds)
         n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(
@@ -267,7 +275,7 @@ class _Training:
         pseudo_labels = self.labeler.label(embeddings)
         neighbors = neighbor_lists(embeddings, min(_NEIGHBORS, len(embeddings) - 1), seed=self.seed)
         self.run.write_images(self.paths, pseudo_labels, neighbors)
-        summary = TrainedRun.of(self.run.folder, result, pseudo_labels, ignores_colors=self.network.ignores_colors)
+        summary = TrainedRun.of(self.run.folder, result, pseudo_labels, self.network)
         self.run.finish(summary)
 
     def _compute_features(self, model: EmbeddingModel) -> Tensor:

@@ -198,8 +198,8 @@ def load_model(
     Args:
         folder: Path of the folder.
         trunk: Module of the same architecture as the saved trunk, whose weights are replaced. If the saved backbone
-            ignores colors, pass the trunk of the backbone before `without_colors`. None builds the backbone that the
-            folder names.
+            ignores colors or orientation, pass the trunk of the backbone before `without_colors` or
+            `without_orientation`. None builds the backbone that the folder names.
         embedder: Module of the same architecture as the saved embedder, whose weights are replaced. None builds it from
             its description, which holds linear layers, normalizations and activations.
 

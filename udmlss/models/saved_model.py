@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from udmlss._checks import check_module, value_error
 from udmlss._torch import check_weights, device_of, load_plain_state_dict, plain_state_dict, trunk_of
-from udmlss.backbones import AveragedViews, Backbone, load_backbone
+from udmlss.backbones import Backbone, load_backbone
+from udmlss.backbones.averaged_views import views_of
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
 from udmlss.models.pca import PCAEmbedder
@@ -105,10 +106,7 @@ def read_model(
 
 def _check_views(expected: nn.Module, found: nn.Module, remedy: str) -> None:
     """Raise ValueError unless two trunks average the same views."""
-    views = [
-        [type(view).__name__ for view in each.views] if isinstance(each, AveragedViews) else []
-        for each in (getattr(trunk, "_orig_mod", trunk) for trunk in (expected, found))
-    ]
+    views = [[type(view).__name__ for view in views_of(trunk)] for trunk in (expected, found)]
     if views[0] != views[1]:
         raise value_error("`model` must average the views of the backbone", f"{views[1]}, not {views[0]}", remedy)
 
@@ -133,6 +131,7 @@ def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
         "std": [float(value) for value in backbone.std],
         "crop_fraction": float(backbone.crop_fraction),
         "ignores_colors": backbone.ignores_colors,
+        "ignores_orientation": backbone.ignores_orientation,
     }
 
 
@@ -141,9 +140,13 @@ def _build_backbone(described: dict[str, Any] | None, folder: Path, trunk: nn.Mo
     if described is None:
         return None
     settings = described | {"mean": tuple(described["mean"]), "std": tuple(described["std"])}
-    ignores_colors = settings.pop("ignores_colors", False)  # folders of earlier versions do not have it
+    # Folders of earlier versions do not have these
+    ignores_colors, ignores_orientation = (
+        settings.pop(name, False) for name in ("ignores_colors", "ignores_orientation")
+    )
     backbone = Backbone(trunk=_load_trunk(described, folder) if trunk is None else trunk, **settings)
-    return backbone.without_colors() if ignores_colors else backbone
+    backbone = backbone.without_colors() if ignores_colors else backbone
+    return backbone.without_orientation() if ignores_orientation else backbone
 
 
 def _load_trunk(described: dict[str, Any], folder: Path) -> nn.Module:

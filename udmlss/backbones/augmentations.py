@@ -1,4 +1,4 @@
-"""An augmentation that changes the colors of an image."""
+"""Augmentations for things that occur in different colors or orientations."""
 
 from torch import nn
 
@@ -35,4 +35,28 @@ def color_augmentation() -> nn.Module:
             v2.RandomApply([blur], p=0.3),
         ]
     )
+    return augmentation
+
+
+def rotation_augmentation() -> nn.Module:
+    """Return an augmentation that rotates an image by 0, 90, 180 or 270 degrees, for classes in any orientation.
+
+    Each angle has the same probability. Use it if the same thing occurs in any orientation. Do not use it if the
+    orientation distinguishes the classes, or if all images are upright.
+
+    Returns:
+        A transform from a picture or a tensor (c, h, w) to one of the same type. Height and width change places if the
+        angle is 90 or 270 degrees.
+
+    Example:
+        >>> import torch
+        >>> from udmlss.backbones import rotation_augmentation
+        >>> rotation_augmentation()(torch.rand(3, 32, 32)).shape
+        torch.Size([3, 32, 32])
+    """
+    from torchvision.transforms import v2  # noqa: PLC0415 (as above)
+
+    # Rotations by multiples of 90 degrees with `expand` only move pixels
+    rotations = [v2.RandomRotation((angle, angle), expand=True) for angle in (0, 90, 180, 270)]
+    augmentation: nn.Module = v2.RandomChoice(rotations)
     return augmentation
