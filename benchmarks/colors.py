@@ -21,7 +21,7 @@ from setups import backbone_of, build_model, open_data
 
 from udmlss import compare_colors
 
-SIZES = (1000, 500, 250)
+SIZES = (2000, 1000, 500)
 
 
 def compare(data: str, root: Path, image_size: int, protocol: Literal["unseen", "own"]) -> Iterator[list[str]]:

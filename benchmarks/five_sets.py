@@ -34,6 +34,7 @@ TITLES = {
     "frozen": "frozen",
     "frozen-from-features": "frozen, embedder from features",
     "frozen-ignore-colors": "frozen, embedder from features, without colors",
+    "frozen-ignore-orientation": "frozen, embedder from features, without orientation",
     "frozen-flips": "frozen, embedder from features, averages with mirror images",
     "instance": "each image is a class",
     "udml-true-k": "UDML, true k",
@@ -42,8 +43,10 @@ TITLES = {
     "recommended-twice-k": "recommended, twice the true k",
     "default": "default, no k",
     "default-keep-colors": "default with colors, no k",
+    "default-ignore-orientation": "default without orientation, no k",
     "default-flips": "default, averages with mirror images, no k",
     "supervised-default": "default with true labels, embedder as trained",
+    "supervised-default-ignore-orientation": "default without orientation, with true labels, embedder as trained",
 }
 START_OUTPUTS = {  # by output, the output of the frozen model with which it is compared
     "embeddings": "features",

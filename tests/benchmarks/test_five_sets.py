@@ -19,7 +19,8 @@ def row(method, output, recall, spread=None):
 
 def test_all_methods_of_the_comparison_exist_and_have_a_title():
     assert {*five_sets.FIRST, *five_sets.SECOND} == {*methods.COMPARED}
-    others = {"frozen-ignore-colors", "frozen-flips", "default-keep-colors", "default-flips"}
+    others = {"frozen-ignore-colors", "frozen-ignore-orientation", "frozen-flips", "default-keep-colors"}
+    others |= {"default-ignore-orientation", "default-flips", "supervised-default-ignore-orientation"}
     assert five_sets.TITLES.keys() == {*methods.COMPARED, *others} <= methods.METHODS.keys()
     assert {*five_sets.OWN} <= {*five_sets.FIRST}
 

@@ -115,12 +115,12 @@ def drawings(photos):
 
 
 @pytest.mark.usefixtures("drawings")
-def test_colors_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(photos, run, monkeypatch):
+def test_colors_and_orientation_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(photos, run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CSVLogger, "on_round", press_ctrl_c)
         code, _, err = run("train", "drawings", *TRAIN[2:], "--out", "found")
     assert code == 130
-    assert "Colors are ignored: with colors an image" in err
+    assert "Colors are ignored: an image and its nearest neighbors have" in err
     outputs = {}
     for name, options in {"found": [], "ignored": ["--ignore-colors"], "kept": ["--no-ignore-colors"]}.items():
         code, out, err = run("train", "drawings", *TRAIN[2:], "--out", name, *options)
@@ -134,11 +134,17 @@ def test_colors_are_ignored_if_the_images_suggest_it_or_the_user_asks_for_it(pho
     for found, ignored, kept in zip(*outputs.values(), strict=True):  # before and after training
         np.testing.assert_array_equal(found, ignored)
         assert np.abs(found - kept).max() > 0.01
+    code, out, _ = run("train", "drawings", *TRAIN[2:], "--out", "rotated", "--ignore-colors", "--ignore-orientation")
+    assert code == 0
+    assert "The embeddings ignore the colors and the orientation of the images." in out
     negative = ImageOps.invert(Image.open(photos / "drawings/0.png"))
     negative.save(photos / "negative.png")
     _, out, _ = run("search", "found", "negative.png", "--k", 1)
     assert out.split()[1:] == ["1.000", "drawings/0.png"]
-    for name in (*outputs, "negative.png"):
+    negative.rotate(90).save(photos / "negative.png")
+    found = {name: run("search", name, "negative.png", "--k", 1)[1].split()[1:] for name in ("found", "rotated")}
+    assert found["rotated"] == ["1.000", "drawings/0.png"] != found["found"]
+    for name in (*outputs, "rotated", "negative.png"):
         path = photos / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -219,6 +219,7 @@ CALLS = {
     "backbones.Backbone": lambda **changes: backbones.Backbone(
         **{"name": "own", "trunk": Unused(), "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)} | padded(changes)
     ),
+    "backbones.RotatedImage": backbones.RotatedImage,
     "backbones.load_backbone": backbones.load_backbone,
     "data.TarImages": lambda **changes: data.TarImages(["a.tar"], **padded(changes)),
     "data.check_images": lambda **changes: data.check_images(["a.png"], **changes),

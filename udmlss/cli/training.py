@@ -220,8 +220,8 @@ class _Training:
                 self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
             )
         self.say(
-            f"Colors are {'' if found.ignore_colors else 'not '}ignored: with colors an image and its nearest neighbor "
-            f"have {found.with_colors:.1%} of their neighbors in common, and without colors {found.without_colors:.1%}"
+            f"Colors are {'' if found.ignore_colors else 'not '}ignored: an image and its nearest neighbors have "
+            f"{found.with_colors:.1%} of their neighbors in common with colors, and {found.without_colors:.1%} without"
         )
         self.run.ignore_colors = found.ignore_colors
         return found.ignore_colors

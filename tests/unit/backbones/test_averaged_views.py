@@ -5,10 +5,11 @@ import jaxtyping
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from udmlss import EmbeddingModel, embed, fit
-from udmlss.backbones import AveragedViews, Backbone, MirrorImage
+from udmlss.backbones import AveragedViews, Backbone, MirrorImage, RotatedImage
 from udmlss.backbones.averaged_views import GrayImage
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
@@ -65,6 +66,35 @@ def test_a_backbone_without_colors_has_the_same_weights_and_equal_features_of_eq
     features = found.trunk(normalized(pixels))
     for same in (rgb_to_grayscale(pixels, num_output_channels=3), 1 - pixels):
         torch.testing.assert_close(found.trunk(normalized(same)), features, atol=1e-3, rtol=0)
+
+
+def test_a_backbone_without_orientation_has_the_same_weights_and_equal_features_of_rotated_images():
+    own, layers = Backbone("own", LAYERS, 8, MEAN, STD), LAYERS.eval()
+    found = own.without_orientation()
+    assert found.ignores_orientation
+    assert found.without_orientation() is found
+    assert not own.ignores_orientation
+    assert not found.ignores_colors
+    assert [*found.trunk.parameters()] == [*LAYERS.parameters()]
+    images = torch.rand(5, 3, 8, 8)
+    features = found.trunk(images)
+    for turns in range(4):
+        rotated = RotatedImage(turns)(images)
+        torch.testing.assert_close(rotated, v2.functional.rotate(images, 90 * turns, expand=True))
+        torch.testing.assert_close(found.trunk(rotated), features)
+    torch.testing.assert_close(features, sum(layers(RotatedImage(turns)(images)) for turns in range(4)) / 4)
+
+
+def test_colors_and_orientation_are_ignored_together():
+    own = Backbone("own", LAYERS.eval(), 8, MEAN, STD)
+    both, reversed_ = own.without_colors().without_orientation(), own.without_orientation().without_colors()
+    assert both.ignores_colors
+    assert both.ignores_orientation
+    assert both.without_colors() is both
+    pixels = torch.rand(5, 3, 8, 8)
+    features = both.trunk(normalized(pixels))
+    torch.testing.assert_close(reversed_.trunk(normalized(pixels)), features)
+    torch.testing.assert_close(both.trunk(normalized(1 - pixels.rot90(1, (2, 3)))), features, atol=1e-3, rtol=0)
 
 
 class Recorded(nn.Module):

@@ -73,6 +73,22 @@ def test_colors_vary_only_if_they_are_ignored():
     assert (colors[True].unique(dim=0).shape[0]) > 50
 
 
+@pytest.mark.parametrize("with_colors", [True, False])
+def test_training_images_are_rotated_only_if_their_orientation_is_ignored(with_colors):
+    torch.manual_seed(0)
+    own = replace(BACKBONE, mean=(0, 0, 0), std=(1, 1, 1))
+    own = own if with_colors else own.without_colors()
+    ramp = torch.arange(0, 200, 5, dtype=torch.uint8).expand(3, 40, 40)  # brighter to the right
+    for backbone, shares in ((own, (0.5, 0, 0.5, 0)), (own.without_orientation(), (0.25,) * 4)):
+        directions = []
+        for _ in range(400):
+            image = backbone.train_transform()(picture(ramp)).mean(dim=0)
+            across, down = float(image[4, -1] - image[4, 0]), float(image[-1, 4] - image[0, 4])
+            directions.append((across > 0, down > 0, across < 0, down < 0))
+        found = torch.tensor(directions).float().mean(dim=0)
+        torch.testing.assert_close(found, torch.tensor(shares), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,9 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from udmlss import FitResult, LabelFreeScores, PseudoLabels, RoundReport
+from udmlss.backbones import Backbone
 from udmlss.cli import TrainedRun
+
+BACKBONE = Backbone("own", nn.Flatten(), 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def scores(value):
@@ -20,7 +24,8 @@ def report(number, score):
 
 def run(weights_step, *after):
     history = tuple(report(number, score) for number, score in enumerate(after))
-    return TrainedRun.of(Path("run"), FitResult(history, None, "max_steps", scores(0.4), weights_step), LABELS)
+    result = FitResult(history, None, "max_steps", scores(0.4), weights_step)
+    return TrainedRun.of(Path("run"), result, LABELS, BACKBONE)
 
 
 LABELS = PseudoLabels.from_labels([0, 0, 1, 1, 1, -1])
@@ -61,5 +66,6 @@ def test_the_name_of_the_folder_is_quoted_for_the_shell():
 
 
 def test_it_is_the_same_after_it_was_written_and_read():
-    written = replace(run(10, 0.6, 0.5), ignores_colors=True)
+    written = replace(run(10, 0.6, 0.5), ignores_colors=True, ignores_orientation=True)
+    assert "The embeddings ignore the colors and the orientation of the images." in written.describe()
     assert TrainedRun.from_dict(Path("run"), json.loads(json.dumps(written.as_dict()))) == written

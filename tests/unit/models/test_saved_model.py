@@ -80,9 +80,12 @@ def test_a_model_with_a_backbone_of_the_caller_needs_the_trunk(tmp_path):
 
 
 @pytest.mark.parametrize("trunk", [None, "loaded"])
-def test_a_model_whose_backbone_ignores_colors_ignores_them_when_loaded(trunk, tmp_path):
+@pytest.mark.parametrize("ignored", ["colors", "orientation", "colors and orientation"])
+def test_a_model_whose_backbone_ignores_something_ignores_it_when_loaded(trunk, ignored, tmp_path):
     raw = load_backbone("torchvision/shufflenet_v2_x0_5", image_size=32, pretrained=False)
-    images, backbone = torch.rand(2, 3, 32, 32), raw.without_colors()
+    images, backbone = torch.rand(2, 3, 32, 32), raw
+    for each in ignored.split(" and "):
+        backbone = getattr(backbone, f"without_{each}")()
     model = EmbeddingModel(backbone.trunk, nn.Linear(1024, 4)).eval()
     with pytest.raises(ValueError, match="Pass the backbone whose trunk the model has"):
         save_model(model, tmp_path / "model", backbone=raw)
@@ -90,20 +93,23 @@ def test_a_model_whose_backbone_ignores_colors_ignores_them_when_loaded(trunk, t
     other = load_backbone(raw.name, image_size=32, pretrained=False).trunk
     loaded, again = load_model(tmp_path / "model", trunk=other if trunk else None)
     assert torch.equal(loaded(images), model(images))
-    assert again.ignores_colors
+    assert again.ignores_colors == ("colors" in ignored)
+    assert again.ignores_orientation == ("orientation" in ignored)
     assert again.trunk is loaded.trunk
-    flipped = EmbeddingModel(AveragedViews(raw.trunk, [MirrorImage()]), model.embedder)
-    with pytest.raises(ValueError, match=r"`model` must average the views of the backbone, got \['MirrorImage'\], not"):
+    within = raw.without_orientation().trunk if " and " in ignored else raw.trunk
+    flipped = EmbeddingModel(AveragedViews(within, [MirrorImage()]), model.embedder)
+    with pytest.raises(ValueError, match=r"must average the views of the backbone, got \['MirrorImage'.*\], not"):
         save_model(flipped, tmp_path / "flipped", backbone=backbone)
 
 
-def test_a_folder_of_a_version_without_this_choice_keeps_colors(tmp_path):
+def test_a_folder_of_a_version_without_these_choices_ignores_nothing(tmp_path):
     save_model(EmbeddingModel(OWN.trunk, nn.Linear(12, 4)), tmp_path / "model", backbone=OWN)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    del config["backbone"]["ignores_colors"]
+    del config["backbone"]["ignores_colors"], config["backbone"]["ignores_orientation"]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     _, backbone = load_model(tmp_path / "model", trunk=nn.Sequential(nn.Flatten(), nn.Linear(192, 12)))
     assert not backbone.ignores_colors
+    assert not backbone.ignores_orientation
 
 
 def test_a_model_with_an_embedder_of_the_caller_needs_the_embedder(tmp_path):
