@@ -33,7 +33,7 @@ def compare(data: str, root: Path, image_size: int, protocol: Literal["unseen", 
         found = compare_colors(backbone, images, max_images=size)
         numbers = (found.with_colors, found.without_colors, found.standard_error)
         choice = "yes" if found.ignore_colors else "no"
-        yield [data, str(size), *(f"{100 * number:.1f}" for number in numbers), choice]
+        yield [data, str(min(size, len(images))), *(f"{100 * number:.1f}" for number in numbers), choice]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -91,12 +91,12 @@ def test_an_interrupted_run_is_continued_to_the_same_result(trained, run, monkey
         code, out, err = run(*TRAIN, "--out", "resumed")
     assert (code, out) == (130, "")
     assert err.endswith("udmlss: interrupted: Run the same command again to continue\n")
-    assert "neighbors in common, and without colors" in err
+    assert "neighbors in common with colors, and" in err
     code, _, err = run(*TRAIN, "--out", "resumed")
     assert code == 0
     assert "resumes from" in err
     assert " in all; Ctrl-C" in err
-    assert "neighbors in common, and without colors" not in err  # the choice was stored
+    assert "neighbors in common with colors, and" not in err  # the choice was stored
     for name in ("embeddings.npy", "embeddings-before.npy", "images.parquet"):
         assert (trained[0] / "resumed" / name).read_bytes() == (trained[0] / "run" / name).read_bytes()
 

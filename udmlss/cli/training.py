@@ -1,11 +1,11 @@
 """The subcommand `train`."""
 
 import os
-import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from udmlss.cli.machine import Machine, check_workers, choose_device
 from udmlss.cli.messages import count, duration, messenger
 from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder
+from udmlss.cli.stopwatch import Stopwatch
 from udmlss.cli.summary import TrainedRun
 from udmlss.data import ImageFiles
 from udmlss.inference import embed_features
@@ -48,6 +49,8 @@ _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
 _IMAGES_PER_STEP = 80  # by the defaults of `fit`
 _EPOCHS, _LEAST_STEPS = 4, 125  # half as long as `fit`
 _MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
+_BATCH_SIZE = 128  # of embedding
+_TIMED_BATCHES = 8
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass of one view
 
@@ -198,11 +201,11 @@ class _Training:
     def _build_model(self) -> EmbeddingModel:
         """Initialize the embedder from the features of the images, and store the embeddings before training."""
         self.say("1/4 Embedding the images with the pretrained backbone")
-        started = time.perf_counter()
         model = EmbeddingModel(self.machine.place(self.network.trunk), nn.Identity())
-        with advise_skipping():
-            self.start_features = self._compute_features(model)
-        self.seconds_per_pass = time.perf_counter() - started
+        with advise_skipping(), Stopwatch(model.trunk) as stopwatch:
+            batch_size = min(_BATCH_SIZE, ceil(len(self.paths) / _TIMED_BATCHES))
+            self.start_features = self._compute_features(model, batch_size)
+        self.seconds_per_pass = stopwatch.seconds_per_image * len(self.paths)
         self.embedder = embedder_from_features(self.start_features, min(_EMBEDDING_SIZE, self.start_features.shape[1]))
         model = self.machine.place(EmbeddingModel(model.trunk, self.embedder))
         self._save_embeddings(model, self.start_features, self.run.start_embeddings, torch.float16)
@@ -278,8 +281,9 @@ class _Training:
         summary = TrainedRun.of(self.run.folder, result, pseudo_labels, self.network)
         self.run.finish(summary)
 
-    def _compute_features(self, model: EmbeddingModel) -> Tensor:
-        return embed(model, self.images, output="features", progress=self.progress, **self.machine.options)
+    def _compute_features(self, model: EmbeddingModel, batch_size: int = _BATCH_SIZE) -> Tensor:
+        options = self.machine.options | {"batch_size": batch_size, "progress": self.progress}
+        return embed(model, self.images, output="features", **options)
 
     def _save_embeddings(self, model: EmbeddingModel, features: Tensor, path: Path, dtype: torch.dtype) -> Tensor:
         """Compute embeddings from features of the trunk, write them to a .npy file and return them."""
