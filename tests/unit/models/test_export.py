@@ -1,5 +1,4 @@
 import sys
-from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -7,7 +6,7 @@ import torch
 from torch import nn
 
 from udmlss import EmbeddingModel, embedder_from_features
-from udmlss.backbones import AveragedViews, Backbone, MirrorImage, load_backbone
+from udmlss.backbones import Backbone, load_backbone
 from udmlss.models import export, export_onnx, export_torch, save_model
 
 pytestmark = pytest.mark.xdist_group("backbones")  # which one process then imports
@@ -16,8 +15,7 @@ FLAT = Backbone("flat", nn.Flatten(), 4, **NORMALIZATION)
 
 
 def averaged():
-    backbone = torchvision_backbone().without_colors()
-    return replace(backbone, trunk=AveragedViews(backbone.trunk, [nn.Identity(), MirrorImage()]))
+    return torchvision_backbone().without_colors().without_orientation()
 
 
 def transformers_backbone():
