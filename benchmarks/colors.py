@@ -4,8 +4,8 @@
     python benchmarks/colors.py --data logos,cub100 --image-size 160
     python benchmarks/colors.py --data logos --protocol own
 
-The table has the fractions of neighbors that an image has in common with its nearest neighbor, for several numbers of
-random images.
+The table has the fractions of neighbors that an image has in common with its three nearest neighbors, for several
+numbers of random images.
 """
 
 import argparse

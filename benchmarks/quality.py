@@ -18,7 +18,7 @@ of the methods; docs/guides/methods-side-by-side.md describes all of them:
     default               the defaults of `fit`, which need no number of clusters, and the colors of `compare_colors`
     default-ignore-colors default without colors; default-keep-colors: with colors
     default-ignore-orientation
-                          default without orientation: images are rotated by multiples of 90 degrees
+                          default with embeddings that ignore rotations by multiples of 90 degrees
     supervised            udml with true labels, as an upper bound
     supervised-default    default with true labels and the embedder as it was trained, as an upper bound
 

@@ -16,7 +16,7 @@ from udmlss.neighbors import neighbor_lists
 from udmlss.types import Images, Precision
 
 _N_NEIGHBORS = 20
-_N_NEAREST = 3  # with fewer the fraction varies more between samples of the images
+_N_NEAREST = 3  # with fewer, the fraction varies more between samples of the images
 _STANDARD_ERRORS = 2
 _EMBEDDING_SIZE = 512
 _ROUNDING = 1e-2  # of features in any precision, as a fraction of their length
@@ -31,7 +31,8 @@ class ColorComparison:
         with_colors: Mean fraction of neighbors that an image has in common with each of its three nearest neighbors.
         without_colors: The same fraction for images without colors: for the mean of the features of the gray image and
             of its negative.
-        standard_error: Standard error of the difference between the two.
+        standard_error: Standard error of the difference between the two, as if the fractions of images were
+            independent.
     """
 
     with_colors: float

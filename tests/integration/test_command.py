@@ -76,6 +76,10 @@ def test_the_same_command_again_prints_the_result_and_another_setting_is_an_erro
     code, out, err = run(*TRAIN, "--out", "run")
     assert (code, out) == (0, f"{trained[1]}\n")
     assert "The run in run is finished" in err
+    state = json.loads((trained[0] / "run/run.json").read_text())
+    del state["settings"]["ignore_orientation"]  # of an earlier version
+    (trained[0] / "run/run.json").write_text(json.dumps(state))
+    assert run(*TRAIN, "--out", "run")[0] == 0
     code, out, err = run(*TRAIN, "--out", "run", "--seed", 1)
     assert (code, out) == (2, "")
     assert "seed: 0 before and 1 now" in err

@@ -1,6 +1,6 @@
 """A trunk that averages the features of several views of each image, and such views."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ class AveragedViews(nn.Module):
 
     Args:
         trunk: Module from images (b, c, h, w) to features (b, f). The new trunk is in the same mode.
-        views: At least one module from images (b, c, h, w) to images of the same shape, such as `MirrorImage()`.
+        views: At least one module from images (b, c, h, w) to images that the trunk accepts, such as `MirrorImage()`.
             `nn.Identity()` is the view that changes nothing.
 
     Raises:
@@ -52,10 +52,15 @@ class AveragedViews(nn.Module):
         return torch.stack([as_features(self.trunk(view(images))) for view in self.views]).mean(dim=0)
 
 
-def views_of(trunk: nn.Module) -> list[nn.Module]:
-    """Return the views that a trunk averages, and those of the trunk within it."""
+def averages_of(trunk: nn.Module) -> list[str]:
+    """Describe the views that a trunk averages, and those that trunks within it average, in alphabetical order."""
     trunk = getattr(trunk, "_orig_mod", trunk)  # of a compiled trunk
-    return [*trunk.views, *views_of(trunk.trunk)] if isinstance(trunk, AveragedViews) else []
+    return sorted([describe(trunk.views), *averages_of(trunk.trunk)]) if isinstance(trunk, AveragedViews) else []
+
+
+def describe(views: Iterable[nn.Module]) -> str:
+    """Describe views in one line."""
+    return ", ".join(map(repr, views))
 
 
 class MirrorImage(nn.Module):
@@ -92,7 +97,11 @@ class RotatedImage(nn.Module):
     def __init__(self, quarter_turns: int) -> None:
         super().__init__()
         check_integer("quarter_turns", quarter_turns, 0, 3)
-        self.quarter_turns = quarter_turns
+        self.quarter_turns = int(quarter_turns)
+
+    def extra_repr(self) -> str:
+        """Return the argument of the constructor, for `repr`."""
+        return f"{self.quarter_turns}"
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
         """Return the rotated images. Height and width change places if the number of quarter turns is odd."""
@@ -110,7 +119,12 @@ class GrayImage(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], *, negative: bool = False) -> None:
         super().__init__()
-        self.mean, self.std, self.negative = tuple(mean), tuple(std), negative
+        self.mean, self.std = (tuple(map(float, each)) for each in (mean, std))
+        self.negative = negative
+
+    def extra_repr(self) -> str:
+        """Return the arguments of the constructor, for `repr`."""
+        return f"{self.mean}, {self.std}, negative={self.negative}"
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return three equal channels, normalized as the images are."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from udmlss._checks import check_choice, check_integer, check_module, check_number, value_error
 from udmlss.backbones.augmentations import color_augmentation, rotation_augmentation
-from udmlss.backbones.averaged_views import AveragedViews, GrayImage, RotatedImage, views_of
+from udmlss.backbones.averaged_views import AveragedViews, GrayImage, RotatedImage, averages_of, describe
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Any], Tensor]
@@ -77,12 +77,20 @@ class Backbone:
     @property
     def ignores_colors(self) -> bool:
         """Whether the backbone is a result of `without_colors`."""
-        return any(isinstance(view, GrayImage) for view in views_of(self.trunk))
+        return describe(self._gray_views) in averages_of(self.trunk)
 
     @property
     def ignores_orientation(self) -> bool:
         """Whether the backbone is a result of `without_orientation`."""
-        return any(isinstance(view, RotatedImage) for view in views_of(self.trunk))
+        return describe(self._rotated_views) in averages_of(self.trunk)
+
+    @property
+    def _gray_views(self) -> list[nn.Module]:
+        return [GrayImage(self.mean, self.std, negative=negative) for negative in (False, True)]
+
+    @property
+    def _rotated_views(self) -> list[nn.Module]:
+        return [RotatedImage(quarter_turns) for quarter_turns in range(4)]
 
     def without_colors(self) -> "Backbone":
         """Return a backbone whose embeddings ignore the colors of images.
@@ -101,13 +109,10 @@ class Backbone:
             >>> trunk(torch.rand(2, 3, 1, 1)).abs().max() < 1e-5  # a gray level and its negative have a mean of 0.5
             tensor(True)
         """
-        if self.ignores_colors:
-            return self
-        views = [GrayImage(self.mean, self.std, negative=negative) for negative in (False, True)]
-        return replace(self, trunk=AveragedViews(self.trunk, views))
+        return self if self.ignores_colors else replace(self, trunk=AveragedViews(self.trunk, self._gray_views))
 
     def without_orientation(self) -> "Backbone":
-        """Return a backbone whose embeddings ignore by which multiple of 90 degrees images are rotated.
+        """Return a backbone whose embeddings ignore rotations of images by multiples of 90 degrees.
 
         Use it if the same thing occurs in any orientation, as under a microscope or seen from above. Its trunk shares
         the weights of this one. In evaluation mode it returns the mean of the features of an image rotated by 0, 90,
@@ -126,7 +131,7 @@ class Backbone:
         """
         if self.ignores_orientation:
             return self
-        return replace(self, trunk=AveragedViews(self.trunk, [RotatedImage(turns) for turns in range(4)]))
+        return replace(self, trunk=AveragedViews(self.trunk, self._rotated_views))
 
     def train_transform(self) -> Transform:
         """Return the transform of training images: a random crop, a random flip, and normalization.

@@ -116,8 +116,8 @@ def duplicates(
     """Find groups of near-duplicates among the images of a run, or between them and other images.
 
     They are images with similar embeddings. The report searches the embeddings before training and therefore shows
-    other groups. Raise the threshold until only copies remain. If the run ignores colors, copies in other
-    colors are near-duplicates too.
+    other groups. Raise the threshold until only copies remain. If the run ignores colors or orientation,
+    copies in other colors or rotated copies are near-duplicates too.
 
     Args:
         run: Folder of a finished run.

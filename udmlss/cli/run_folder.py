@@ -24,6 +24,7 @@ from udmlss.cli.summary import TrainedRun
 from udmlss.neighbors import NeighborLists
 
 FORMAT = 1
+_ADDED_SETTINGS = {"ignore_orientation": False}  # which runs of earlier versions do not have
 
 
 class RunFolder:
@@ -197,10 +198,11 @@ class RunFolder:
         if stored is None or not (self.is_finished or self.has_checkpoints):
             self._write({"format": FORMAT, "settings": dict(settings)})
             return
+        before = {name: stored.get(name, _ADDED_SETTINGS.get(name)) for name in {**stored, **settings}}
         changed = [
-            f"{name}: {stored.get(name)} before and {settings.get(name)} now"
-            for name in {**stored, **settings}
-            if stored.get(name) != settings.get(name)
+            f"{name}: {value} before and {settings.get(name)} now"
+            for name, value in before.items()
+            if value != settings.get(name)
         ]
         if changed:
             rule = f"The run in {self.folder} must be continued with its own images and settings"

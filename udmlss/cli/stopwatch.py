@@ -1,4 +1,4 @@
-"""Measuring how long embedding takes."""
+"""A timer of embedding."""
 
 import time
 

@@ -34,7 +34,7 @@ class TrainedRun:
         history: One report per round.
         weights_step: The optimizer step after which the model had its weights; 0 is before training.
         ignores_colors: Whether the embeddings ignore the colors of images.
-        ignores_orientation: Whether they ignore by which multiple of 90 degrees images are rotated.
+        ignores_orientation: Whether they ignore rotations of images by multiples of 90 degrees.
     """
 
     folder: Path

@@ -50,7 +50,7 @@ _IMAGES_PER_STEP = 80  # by the defaults of `fit`
 _EPOCHS, _LEAST_STEPS = 4, 125  # half as long as `fit`
 _MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
 _BATCH_SIZE = 128  # of embedding
-_TIMED_BATCHES = 8
+_TIMED_BATCHES = 8  # per worker, because a worker loads the next two while the first is embedded
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
 _COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass of one view
 
@@ -96,7 +96,7 @@ def train(
         ignore_colors: Whether embeddings ignore colors. Use it if the same thing occurs in different colors. Embedding
             an image then takes twice as long. By default a comparison of the neighbors of images with and without their
             colors decides.
-        ignore_orientation: Whether embeddings ignore by which multiple of 90 degrees images are rotated. Use it if the
+        ignore_orientation: Whether embeddings ignore rotations of images by multiples of 90 degrees. Use it if the
             same thing occurs in any orientation, as under a microscope or seen from above. Embedding an image then
             takes four times as long.
         seed: Seed of all random numbers.
@@ -190,10 +190,10 @@ class _Training:
 
     def run_all(self) -> None:
         """Train, and write the files of the run."""
-        if self.settings["ignore_orientation"]:
-            self.network = self.network.without_orientation()
         if self._choose_colors():
             self.network = self.network.without_colors()
+        if self.settings["ignore_orientation"]:
+            self.network = self.network.without_orientation()
         model = self._build_model()
         result = self._fit(model)
         self._write(model, result)
@@ -203,7 +203,8 @@ class _Training:
         self.say("1/4 Embedding the images with the pretrained backbone")
         model = EmbeddingModel(self.machine.place(self.network.trunk), nn.Identity())
         with advise_skipping(), Stopwatch(model.trunk) as stopwatch:
-            batch_size = min(_BATCH_SIZE, ceil(len(self.paths) / _TIMED_BATCHES))
+            n_batches = _TIMED_BATCHES * max(1, self.machine.num_workers)
+            batch_size = min(_BATCH_SIZE, ceil(len(self.paths) / n_batches))
             self.start_features = self._compute_features(model, batch_size)
         self.seconds_per_pass = stopwatch.seconds_per_image * len(self.paths)
         self.embedder = embedder_from_features(self.start_features, min(_EMBEDDING_SIZE, self.start_features.shape[1]))
@@ -232,9 +233,9 @@ class _Training:
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
-        # Of a pass; a training step has the images themselves
+        # A pass embeds all views of an image, a training step the image itself
         n_views = (2 if self.network.ignores_colors else 1) * (4 if self.network.ignores_orientation else 1)
-        seconds = self.seconds_per_pass * (_COST_OF_TRAINING / n_views * self.epochs + n_rounds)
+        seconds = self.seconds_per_pass * (max(1, _COST_OF_TRAINING / n_views) * self.epochs + n_rounds)
         n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(
             f"2/4 Training for {count(n_steps, 'step')} ({self.epochs:.3g} epoch{'s' * (self.epochs != 1)}), "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udmlss._checks import check_module, value_error
 from udmlss._torch import check_weights, device_of, load_plain_state_dict, plain_state_dict, trunk_of
 from udmlss.backbones import Backbone, load_backbone
-from udmlss.backbones.averaged_views import views_of
+from udmlss.backbones.averaged_views import averages_of
 from udmlss.models.model_folder import check_weights_fit, damaged_config, read_config, read_weights, write_model_folder
 from udmlss.models.neck import BatchNormNeck
 from udmlss.models.pca import PCAEmbedder
@@ -72,7 +72,7 @@ def save_model(
     if backbone is not None:
         remedy = "Pass the backbone whose trunk the model has, or None"
         check_weights_fit(_weights_of(backbone.trunk), _weights_of(trunk), remedy)
-        _check_views(backbone.trunk, trunk, remedy)
+        _check_views(backbone, trunk, remedy)
     config = {
         "version": import_module("udmlss").__version__,
         "backbone": None if backbone is None else _describe_backbone(backbone),
@@ -104,11 +104,15 @@ def read_model(
     return trunk, embedder, backbone
 
 
-def _check_views(expected: nn.Module, found: nn.Module, remedy: str) -> None:
-    """Raise ValueError unless two trunks average the same views."""
-    views = [[type(view).__name__ for view in views_of(trunk)] for trunk in (expected, found)]
-    if views[0] != views[1]:
-        raise value_error("`model` must average the views of the backbone", f"{views[1]}, not {views[0]}", remedy)
+def _check_views(backbone: Backbone, trunk: nn.Module, remedy: str) -> None:
+    """Raise ValueError unless the trunk averages the views of the backbone, and `config.json` can describe them."""
+    expected, found = averages_of(backbone.trunk), averages_of(trunk)
+    if found != expected:
+        rule = "`model` must average the views of the backbone"
+        raise value_error(rule, f"{found or 'none'}, not {expected or 'none'}", remedy)
+    if len(expected) > backbone.ignores_colors + backbone.ignores_orientation:
+        rule = "`backbone` must average no other views than those of `without_colors` and `without_orientation`"
+        raise value_error(rule, expected, "Omit `backbone`")
 
 
 def _as_one(trunk: nn.Module, embedder: nn.Module) -> nn.ModuleDict:

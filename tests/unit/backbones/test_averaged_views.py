@@ -75,6 +75,7 @@ def test_a_backbone_without_orientation_has_the_same_weights_and_equal_features_
     assert found.without_orientation() is found
     assert not own.ignores_orientation
     assert not found.ignores_colors
+    assert replace(found, trunk=torch.compile(found.trunk)).ignores_orientation
     assert [*found.trunk.parameters()] == [*LAYERS.parameters()]
     images = torch.rand(5, 3, 8, 8)
     features = found.trunk(images)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from udmlss import EmbeddingModel
-from udmlss.backbones import AveragedViews, Backbone, MirrorImage, load_backbone
+from udmlss.backbones import AveragedViews, Backbone, MirrorImage, RotatedImage, load_backbone
 from udmlss.models import BatchNormNeck, embedder_from_features, load_model, save_model
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -89,7 +89,10 @@ def test_a_model_whose_backbone_ignores_something_ignores_it_when_loaded(trunk, 
     model = EmbeddingModel(backbone.trunk, nn.Linear(1024, 4)).eval()
     with pytest.raises(ValueError, match="Pass the backbone whose trunk the model has"):
         save_model(model, tmp_path / "model", backbone=raw)
-    save_model(model, tmp_path / "model", backbone=backbone)
+    reordered = raw
+    for each in reversed(ignored.split(" and ")):
+        reordered = getattr(reordered, f"without_{each}")()
+    save_model(model, tmp_path / "model", backbone=reordered)
     other = load_backbone(raw.name, image_size=32, pretrained=False).trunk
     loaded, again = load_model(tmp_path / "model", trunk=other if trunk else None)
     assert torch.equal(loaded(images), model(images))
@@ -98,8 +101,18 @@ def test_a_model_whose_backbone_ignores_something_ignores_it_when_loaded(trunk, 
     assert again.trunk is loaded.trunk
     within = raw.without_orientation().trunk if " and " in ignored else raw.trunk
     flipped = EmbeddingModel(AveragedViews(within, [MirrorImage()]), model.embedder)
-    with pytest.raises(ValueError, match=r"must average the views of the backbone, got \['MirrorImage'.*\], not"):
+    with pytest.raises(ValueError, match=r"must average the views of the backbone, got \['MirrorImage\(\)'.*\], not"):
         save_model(flipped, tmp_path / "flipped", backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    "views", [[nn.Identity(), RotatedImage(2)], [RotatedImage(1)] * 4, [*map(RotatedImage, range(4)), MirrorImage()]]
+)
+def test_a_backbone_with_views_that_its_folder_cannot_describe_is_an_error(views, tmp_path):
+    backbone = replace(OWN, trunk=AveragedViews(OWN.trunk, views))
+    assert not backbone.ignores_orientation
+    with pytest.raises(ValueError, match="`backbone` must average no other views than those of `without_colors`"):
+        save_model(EmbeddingModel(backbone.trunk, nn.Linear(12, 4)), tmp_path / "model", backbone=backbone)
 
 
 def test_a_folder_of_a_version_without_these_choices_ignores_nothing(tmp_path):
