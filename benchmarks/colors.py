@@ -31,7 +31,7 @@ def compare(data: str, root: Path, image_size: int, protocol: Literal["unseen", 
     backbone = backbone_of(build_model(settings, seed=0), settings)
     for size in SIZES:
         found = compare_colors(backbone, images, max_images=size)
-        numbers = (found.with_colors, found.without_colors, found.standard_error)
+        numbers = (found.with_colors, found.without_colors, found.standard_error, found.saturation)
         choice = "yes" if found.ignore_colors else "no"
         yield [data, str(min(size, len(images))), *(f"{100 * number:.1f}" for number in numbers), choice]
 
@@ -44,7 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=("unseen", "own"), default="unseen", help="own: images of all classes")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/colors.md", help="file of the table")
     args = parser.parse_args(arguments)
-    titles = ["", "images", "with colors", "without colors", "standard error of the difference", "ignore colors"]
+    titles = [
+        "",
+        "images",
+        "with colors",
+        "without colors",
+        "standard error of the difference",
+        "saturation",
+        "ignore colors",
+    ]
     rows = [row for data in args.data.split(",") for row in compare(data, args.root, args.image_size, args.protocol)]
     options = ["--data", args.data] if args.data != ",".join(PHOTO_SETS) else []
     options += ["--image-size", str(args.image_size)] if args.image_size != preset("photos").image_size else []

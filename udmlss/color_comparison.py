@@ -1,5 +1,6 @@
 """Find without labels whether colors distinguish the things in images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ _STANDARD_ERRORS = 2
 _EMBEDDING_SIZE = 512
 _ROUNDING = 1e-2  # of features in any precision, as a fraction of their length
 _FEWEST = 4  # images, so that there are two neighbors
+_GRAY = 0.02  # largest saturation of gray images, whose colors may differ a little after compression
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,23 @@ class ColorComparison:
             of its negative.
         standard_error: Standard error of the difference between the two, as if the fractions of images were
             independent.
+        saturation: Mean difference between the largest and the smallest of red, green and blue, which lie in 0..1.
     """
 
     with_colors: float
     without_colors: float
     standard_error: float
+    saturation: float
+
+    @property
+    def are_gray(self) -> bool:
+        """Whether the images are gray: the saturation is below 0.02."""
+        return self.saturation < _GRAY
 
     @property
     def ignore_colors(self) -> bool:
-        """True if `without_colors` exceeds `with_colors` by more than two standard errors."""
-        return self.without_colors - self.with_colors > _STANDARD_ERRORS * self.standard_error
+        """True if images are not gray and `without_colors` exceeds `with_colors` by more than two standard errors."""
+        return not self.are_gray and self.without_colors - self.with_colors > _STANDARD_ERRORS * self.standard_error
 
 
 def compare_colors(
@@ -67,7 +76,7 @@ def compare_colors(
     The features without colors are those of `backbone.without_colors()`: the mean of the features of the gray image
     and of its negative. The embeddings are those of `embedder_from_features`. An image has 20 neighbors, or half the
     number of images if there are fewer than 40. Fewer than 4 images are not compared: the fractions are 0, and
-    `ignore_colors` is False.
+    `ignore_colors` is False. It is also False if the images are gray.
 
     Args:
         backbone: A pretrained backbone that does not ignore colors.
@@ -107,10 +116,11 @@ def compare_colors(
         raise value_error(rule, found, "Pass the backbone on which it was called")
     dataset = IndexedImages(images)
     if len(dataset) < _FEWEST:
-        return ColorComparison(0.0, 0.0, 0.0)
+        return ColorComparison(0.0, 0.0, 0.0, 0.0)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
+    trunks = _Trunks(backbone.trunk, backbone.without_colors().trunk, _Saturation(backbone.mean, backbone.std))
     features = embed(
-        EmbeddingModel(_Trunks(backbone.trunk, backbone.without_colors().trunk), nn.Identity()),
+        EmbeddingModel(trunks, nn.Identity()),
         images[chosen] if isinstance(images, Tensor) else Subset(dataset, chosen.tolist()),
         output="features",
         batch_size=batch_size,
@@ -118,11 +128,12 @@ def compare_colors(
         precision=precision,
         progress=progress,
     )
+    features, saturation = features[:, :-1], features[:, -1]
     with_colors, without_colors = (_common_neighbors(each) for each in features.chunk(2, dim=1))
     difference = without_colors - with_colors
-    return ColorComparison(
-        float(with_colors.mean()), float(without_colors.mean()), float(difference.std() / len(difference) ** 0.5)
-    )
+    standard_error = difference.std() / len(difference) ** 0.5
+    means = (each.mean() for each in (with_colors, without_colors, standard_error, saturation))
+    return ColorComparison(*map(float, means))
 
 
 class _Trunks(nn.Module):
@@ -134,6 +145,19 @@ class _Trunks(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b g"]:
         return torch.cat([as_features(trunk(images)) for trunk in self.trunks], dim=1)
+
+
+class _Saturation(nn.Module):
+    """Returns the mean difference between the largest and the smallest of red, green and blue of normalized images."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1"]:
+        mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        pixels = images * std + mean
+        return (pixels.amax(dim=1) - pixels.amin(dim=1)).mean(dim=(1, 2)).unsqueeze(1)
 
 
 def _common_neighbors(features: Float[Tensor, "n f"]) -> Float32[Tensor, " n"]:

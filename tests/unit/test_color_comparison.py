@@ -64,7 +64,11 @@ def test_colors_are_kept_if_they_distinguish_the_images():
 
 def test_colors_are_kept_of_gray_images():
     patterns, _ = classes()
-    assert not compare_colors(backbone(), normalized(patterns.expand(-1, 3, -1, -1))).ignore_colors
+    found = compare_colors(backbone(), normalized(patterns.expand(-1, 3, -1, -1)))
+    assert found.saturation < 1e-5
+    assert found.are_gray
+    assert not replace(found, without_colors=1.0).ignore_colors
+    assert replace(found, without_colors=1.0, saturation=0.03).ignore_colors
 
 
 def test_colors_are_kept_of_images_that_are_equal_without_them():
@@ -92,6 +96,7 @@ def test_the_fractions_and_the_standard_error_are_those_of_the_definition():
     assert found.with_colors == pytest.approx(one.mean(), abs=0.005)  # neighbors of equal similarity may be exchanged
     assert found.without_colors == pytest.approx(other.mean(), abs=0.005)
     assert found.standard_error == pytest.approx((other - one).std() / 60**0.5, rel=0.1)
+    assert found.saturation == pytest.approx(float((pixels.amax(1) - pixels.amin(1)).mean()), rel=1e-3)
 
 
 def test_no_more_images_are_embedded_than_max_images_and_the_seed_chooses_them():

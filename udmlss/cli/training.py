@@ -223,10 +223,13 @@ class _Training:
             found = compare_colors(
                 self.network, self.images, seed=self.seed, progress=self.progress, **self.machine.options
             )
-        self.say(
-            f"Colors are {'' if found.ignore_colors else 'not '}ignored: an image and its nearest neighbors have "
-            f"{found.with_colors:.1%} of their neighbors in common with colors, and {found.without_colors:.1%} without"
+        reason = (
+            "the images are gray"
+            if found.are_gray
+            else f"an image and its nearest neighbors have {found.with_colors:.1%} of their neighbors in common with "
+            f"colors, and {found.without_colors:.1%} without"
         )
+        self.say(f"Colors are {'' if found.ignore_colors else 'not '}ignored: {reason}")
         self.run.ignore_colors = found.ignore_colors
         return found.ignore_colors
 
