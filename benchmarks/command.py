@@ -11,6 +11,7 @@ are not repeated. All runs in the folder must have the same options.
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from udmlss import EmbeddingModel, embed, evaluate_embeddings, keep_freed_memory
 from udmlss.backbones import load_backbone
 from udmlss.models import load_model
 
+OUT = ROOT / "benchmarks/results/command"
 TITLES = ("dataset", "images", "minutes", "clusters / classes", "features", "start", "after `udmlss train`")
 SCORED = ("features", "start", "after")
 LEGEND = """R@1 and MAP@R in percent on classes that training did not see, one seed.
@@ -91,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=",".join(PHOTO_SETS), help="comma-separated folders in `--root`")
     parser.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the datasets")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/command", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     parser.add_argument("options", nargs="*", help="options of `udmlss train`, after --")
     args = parser.parse_args()
     keep_freed_memory()
@@ -103,7 +105,7 @@ def main() -> None:
             path.write_text(json.dumps(measure(args.root / data, args.options), indent=1) + "\n")
     runs = read(args.out)
     threads = " or ".join(sorted({run["versions"]["threads"] for run in runs.values()}))
-    text = f"{markdown(runs)}\n\n{LEGEND.format(threads)}\n\n```\n{_command(runs, args.options)}\n```\n"
+    text = f"{markdown(runs)}\n\n{LEGEND.format(threads)}\n\n```\n{_command(runs, args.out, args.options)}\n```\n"
     (args.out / "table.md").write_text(text)
     print(text)
 
@@ -124,8 +126,9 @@ def check_options(parser: argparse.ArgumentParser, folder: Path, options: list[s
             )
 
 
-def _command(runs: Mapping[str, object], options: list[str]) -> str:
+def _command(runs: Mapping[str, object], out: Path, options: list[str]) -> str:
     words = [] if set(runs) == set(PHOTO_SETS) else ["--data", ",".join(runs)]
+    words += [] if out.resolve() == OUT else ["--out", os.path.relpath(out, ROOT)]
     return shlex.join(["python", "benchmarks/command.py", *words, *(["--", *options] if options else [])])
 
 
