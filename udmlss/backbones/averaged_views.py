@@ -58,6 +58,12 @@ def averages_of(trunk: nn.Module) -> list[str]:
     return sorted([describe(trunk.views), *averages_of(trunk.trunk)]) if isinstance(trunk, AveragedViews) else []
 
 
+def count_views(trunk: nn.Module) -> int:
+    """Return the number of views of each image that a trunk embeds in evaluation mode."""
+    trunk = getattr(trunk, "_orig_mod", trunk)  # of a compiled trunk
+    return len(trunk.views) * count_views(trunk.trunk) if isinstance(trunk, AveragedViews) else 1
+
+
 def describe(views: Iterable[nn.Module]) -> str:
     """Describe views in one line."""
     return ", ".join(map(repr, views))

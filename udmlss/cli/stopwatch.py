@@ -1,8 +1,23 @@
-"""A timer of embedding."""
+"""A timer of embedding, and the duration of a training that follows from it."""
 
 import time
 
 from torch import Tensor, nn
+
+_COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass of one view
+
+
+def training_seconds(seconds_per_pass: float, *, n_views: int, epochs: float, n_rounds: int) -> float:
+    """Estimate the duration of a training in seconds.
+
+    Args:
+        seconds_per_pass: Time in which all images are embedded.
+        n_views: Number of views of an image that are embedded. Training uses the image itself only.
+        epochs: Length of the training.
+        n_rounds: Number of clusterings, before each of which all images are embedded.
+    """
+    seconds_per_epoch = seconds_per_pass * max(1, _COST_OF_TRAINING / n_views)
+    return epochs * seconds_per_epoch + n_rounds * seconds_per_pass
 
 
 class Stopwatch:

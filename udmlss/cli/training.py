@@ -28,12 +28,13 @@ from udmlss import (
 from udmlss._checks import check_integer, check_number, value_error
 from udmlss._files import replace_file
 from udmlss.backbones import Backbone, load_backbone
+from udmlss.backbones.averaged_views import count_views
 from udmlss.cli.images import advise_skipping, open_images
 from udmlss.cli.machine import Machine, check_workers, choose_device
 from udmlss.cli.messages import count, duration, messenger
 from udmlss.cli.outputs import report
 from udmlss.cli.run_folder import RunFolder
-from udmlss.cli.stopwatch import Stopwatch
+from udmlss.cli.stopwatch import Stopwatch, training_seconds
 from udmlss.cli.summary import TrainedRun
 from udmlss.data import ImageFiles
 from udmlss.inference import embed_features
@@ -52,7 +53,6 @@ _MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
 _BATCH_SIZE = 128  # of embedding
 _TIMED_BATCHES = 8  # per worker, because a worker loads the next two while the first is embedded
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
-_COST_OF_TRAINING = 3  # time of an epoch divided by the time of an embedding pass of one view
 
 
 def train(
@@ -236,9 +236,9 @@ class _Training:
     def _fit(self, model: EmbeddingModel) -> FitResult:
         epochs_per_round = max(1.0, _STEPS_PER_ROUND * _IMAGES_PER_STEP / len(self.paths))
         n_rounds = max(2, round(self.epochs / epochs_per_round))
-        # A pass embeds all views of an image, a training step the image itself
-        n_views = (2 if self.network.ignores_colors else 1) * (4 if self.network.ignores_orientation else 1)
-        seconds = self.seconds_per_pass * (max(1, _COST_OF_TRAINING / n_views) * self.epochs + n_rounds)
+        seconds = training_seconds(
+            self.seconds_per_pass, n_views=count_views(self.network.trunk), epochs=self.epochs, n_rounds=n_rounds
+        )
         n_steps = Epochs(self.epochs).in_steps(len(self.paths), _IMAGES_PER_STEP)
         self.say(
             f"2/4 Training for {count(n_steps, 'step')} ({self.epochs:.3g} epoch{'s' * (self.epochs != 1)}), "

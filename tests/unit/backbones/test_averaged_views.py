@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from udmlss import EmbeddingModel, embed, fit
 from udmlss.backbones import AveragedViews, Backbone, MirrorImage, RotatedImage
-from udmlss.backbones.averaged_views import GrayImage
+from udmlss.backbones.averaged_views import GrayImage, count_views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
 LAYERS = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.ReLU())
@@ -139,3 +139,9 @@ def test_wrong_arguments_are_errors(arguments, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, TypeError), match=message):
         AveragedViews(*arguments)
+
+
+def test_views_of_views_are_counted():
+    own = Backbone("own", LAYERS, 8, MEAN, STD)
+    assert count_views(own.trunk) == 1
+    assert count_views(torch.compile(own.without_colors().without_orientation().trunk)) == 2 * 4

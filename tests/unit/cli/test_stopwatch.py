@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from udmlss.cli.stopwatch import Stopwatch
+from udmlss.cli.stopwatch import Stopwatch, training_seconds
 
 
 class SlowAtFirst(nn.Module):
@@ -32,3 +32,10 @@ def test_of_a_single_batch_nothing_is_known():
     with Stopwatch(trunk) as stopwatch:
         trunk(torch.rand(2, 3))
     assert stopwatch.seconds_per_image == 0
+
+
+def test_a_training_embeds_all_views_before_each_round_and_trains_on_one():
+    assert training_seconds(10, n_views=1, epochs=4, n_rounds=2) == 10 * 2 + 30 * 4
+    # two views take twice as long to embed, and as long to train
+    assert training_seconds(20, n_views=2, epochs=4, n_rounds=2) == 20 * 2 + 30 * 4
+    assert training_seconds(40, n_views=4, epochs=4, n_rounds=2) == 40 * 2 + 40 * 4
