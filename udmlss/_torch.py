@@ -1,5 +1,6 @@
 """Devices, memory formats, data types, modes and precision of modules."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -88,8 +89,11 @@ def plain_state_dict(module: nn.Module) -> dict[str, Any]:
 
 def load_plain_state_dict(module: nn.Module, state: Mapping[str, Any], *, assign: bool = False) -> None:
     """Load the state that `plain_state_dict` returned into a module that may be compiled."""
-    names = {plain_name(name): name for name in module.state_dict()}
-    module.load_state_dict({names.get(name, name): value for name, value in state.items()}, assign=assign)
+    own: Any = module.state_dict()
+    names = {plain_name(name): name for name in own}
+    loaded: Any = OrderedDict((names.get(name, name), value) for name, value in state.items())
+    loaded._metadata = own._metadata  # noqa: SLF001 (of torch; without a version, MNASNet takes a state for an old one)
+    module.load_state_dict(loaded, assign=assign)
 
 
 @contextmanager

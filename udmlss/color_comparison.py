@@ -1,5 +1,6 @@
 """Find without labels whether colors distinguish the things in images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,8 +76,8 @@ def compare_colors(
 
     The features without colors are those of `backbone.without_colors()`: the mean of the features of the gray image
     and of its negative. The embeddings are those of `embedder_from_features`. An image has 20 neighbors, or half the
-    number of images if there are fewer than 40. Fewer than 4 images are not compared: the fractions are 0, and
-    `ignore_colors` is False. It is also False if the images are gray.
+    number of images if there are fewer than 40. Fewer than 4 images are not compared: the fractions are 0, the
+    saturation is NaN, and `ignore_colors` is False. It is also False if the images are gray.
 
     Args:
         backbone: A pretrained backbone that does not ignore colors.
@@ -116,7 +117,7 @@ def compare_colors(
         raise value_error(rule, found, "Pass the backbone on which it was called")
     dataset = IndexedImages(images)
     if len(dataset) < _FEWEST:
-        return ColorComparison(0.0, 0.0, 0.0, 0.0)
+        return ColorComparison(0.0, 0.0, 0.0, math.nan)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
     trunks = _Trunks(backbone.trunk, backbone.without_colors().trunk, _Saturation(backbone.mean, backbone.std))
     features = embed(

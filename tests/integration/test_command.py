@@ -166,17 +166,19 @@ def test_an_image_of_the_run_finds_its_copy_first_and_not_itself(trained, run):
     assert "1.000 photos/copy.png" in page
     code, out, err = run("search", "run", "none.png")
     assert (code, out) == (2, "")
-    assert "IMAGE must be image files, got none.png, which does not exist" in err
+    assert "Each of IMAGE must be an image file, got none.png, which does not exist" in err
 
 
 def test_an_image_of_the_run_does_not_find_itself_by_another_path(trained, run):
     (trained[0] / "link.png").symlink_to("photos/group 0/0.png")
-    for image in ("photos/group 1/../group 0/0.png", "link.png"):
+    (trained[0] / "hard.png").hardlink_to(trained[0] / "photos/group 0/0.png")
+    for image in ("photos/group 1/../group 0/0.png", "link.png", "hard.png"):
         code, out, _ = run("search", "run", image, "--k", 60)
         found = [line.split("  ")[1] for line in out.splitlines()[1:]]
         assert (code, len(found), found[0]) == (0, 60, "photos/copy.png")
         assert "photos/group 0/0.png" not in found
     (trained[0] / "link.png").unlink()
+    (trained[0] / "hard.png").unlink()
 
 
 def test_an_image_that_is_in_the_run_under_several_paths_does_not_reduce_the_number_found(trained, run):
@@ -233,6 +235,22 @@ def test_a_name_that_is_not_unicode_is_found_or_is_an_error_that_names_it(traine
         assert "udcff.png" in err
         assert err.splitlines()[-1].startswith("udmlss: error: ")
     assert sorted(trained[0].rglob("*")) == before
+
+
+def test_moved_images_are_named_on_the_page_of_a_search_and_skipped_by_a_comparison_of_runs(trained, run):
+    image, moved = trained[0] / "photos/copy.png", trained[0] / "moved.png"
+    image.rename(moved)
+    try:
+        code, _, err = run("search", "run", "photos/group 0/0.png", "--report", "found.html")
+        assert (code, (trained[0] / "found.html").is_file()) == (0, True)
+        assert "1 image on the page cannot be read, and a gray placeholder is shown instead" in err
+        options = ["--threshold", 0.99999, "--workers", 0, "--no-progress"]
+        code, _, err = run("duplicates", "run", "--other", "run", *options)
+        assert (code, "Pass --skip-unreadable to skip such files." in err) == (1, True)
+        code, out, _ = run("duplicates", "run", "--other", "run", *options, "--skip-unreadable")
+        assert (code, "copy.png\nphotos/copy.png" in out) == (0, False)
+    finally:
+        moved.rename(image)
 
 
 def test_near_duplicates_are_found_in_the_run_and_in_other_images(trained, run):

@@ -46,6 +46,14 @@ def test_features_of_other_weights_are_not_used(monkeypatch):
     assert torch.equal(weights(model.embedder), weights(expected))
 
 
+@pytest.mark.parametrize("rates", [{"trunk_lr": 0.0, "lr": 0.1}, {"trunk_lr": 0.1, "lr": 0.0}])
+def test_the_embedder_is_not_recomputed_if_a_part_has_a_learning_rate_of_zero(rates):
+    one, other = model_with_pca(), model_with_pca()
+    short_fit(one, **rates)
+    short_fit(other, refit_embedder=False, **rates)
+    assert torch.equal(weights(one), weights(other))
+
+
 def test_another_embedder_is_not_changed():
     one, other = make_model(), make_model()
     short_fit(one)

@@ -174,6 +174,11 @@ CHANGES = {
         TypeError,
         "`model` must be an EmbeddingModel, got Sequential. Wrap it: EmbeddingModel(trunk, embedder).",
     ),
+    "model in a wrapper that distributes it": (
+        lambda parts: {"model": nn.DataParallel(parts.model)},
+        TypeError,
+        "`model` must be an EmbeddingModel, got DataParallel. Pass the EmbeddingModel in it",
+    ),
     "trunk that does not flatten": (
         lambda parts: {"model": EmbeddingModel(parts.model.trunk[:-1], parts.model.embedder)},
         ValueError,

@@ -3,12 +3,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torchvision.models import mnasnet0_5
 
 from udmlss._torch import (
     check_weights,
     device_of,
     evaluation_mode,
     is_channels_last,
+    load_plain_state_dict,
+    plain_state_dict,
     restore_modes,
     to_device,
     to_dtype,
@@ -107,3 +110,10 @@ def test_restore_modes_restores_several_modules():
         head.train()
     assert all(part.training for part in model.modules())
     assert not head.training
+
+
+def test_a_state_is_loaded_into_a_module_that_depends_on_the_version_of_a_state():
+    source, target = mnasnet0_5(num_classes=2), mnasnet0_5(num_classes=2)
+    load_plain_state_dict(torch.compile(target), plain_state_dict(source))
+    for name, value in source.state_dict().items():
+        assert torch.equal(value, target.state_dict()[name])

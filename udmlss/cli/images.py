@@ -14,6 +14,8 @@ from udmlss.data.image_reader import is_unreadable
 from udmlss.data.path_lists import LIST_SUFFIXES
 from udmlss.data.published.verification import DATASETS, Verification, unpack_archive, verify_copy
 
+_LISTED_PATHS = 5  # in an error
+
 
 def check(
     folder: str | os.PathLike[str],
@@ -118,8 +120,13 @@ def open_images(
         if name in found:
             raise value_error("Each image must be listed once", f"{path} twice", f"Remove it from {folder}")
         found.add(name)
+    return without_unreadable(paths, progress=progress) if skip_unreadable else paths
+
+
+def without_unreadable(paths: Sequence[Path], *, progress: bool) -> Sequence[Path]:
+    """Read all files, and return the paths of those that are images, with a warning that lists the others."""
     # JPEG files are read completely also at an eighth of their resolution, which is faster
-    return ImageFiles(paths, min_size=1, on_error="skip", progress=progress).paths if skip_unreadable else paths
+    return ImageFiles(paths, min_size=1, on_error="skip", progress=progress).paths
 
 
 @contextmanager
@@ -138,7 +145,9 @@ def check_unicode(paths: Iterable[Path]) -> None:
     """Raise ValueError for all paths that are not valid Unicode, because a Parquet file could not hold them."""
     invalid = [ascii(str(path)) for path in paths if not _is_unicode(str(path))]
     if invalid:
-        raise value_error("A path must be valid Unicode", ", ".join(invalid), "Rename these files")
+        n_more = len(invalid) - _LISTED_PATHS
+        found = ", ".join(invalid[:_LISTED_PATHS]) + (f" and {n_more} more" if n_more > 0 else "")
+        raise value_error("A path must be valid Unicode", found, "Rename these files")
 
 
 def _is_unicode(path: str) -> bool:

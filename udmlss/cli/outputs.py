@@ -16,7 +16,7 @@ from udmlss._checks import value_error
 from udmlss._files import output_file, replace_file
 from udmlss.backbones import Backbone
 from udmlss.cli.images import advise_skipping, open_images
-from udmlss.cli.machine import Machine, check_workers
+from udmlss.cli.machine import Machine, check_workers, choose_device
 from udmlss.cli.messages import count, messenger
 from udmlss.cli.run_folder import RunFolder
 from udmlss.data import ImageFiles
@@ -73,15 +73,17 @@ def embed(
         raise value_error("`out` must have another name than the list of images", path, "Choose another name")
     if names.exists() and not path.exists():
         raise value_error("`out` must not have the name of another text file", names, "Choose another name")
+    opened = open_model(model)
+    choose_device(device)  # an error is raised before the images are read
     paths = open_images(folder, skip_unreadable=skip_unreadable, progress=progress)
     odd = next((each for each in paths if re.search(r"[\r\n]|\s\Z", str(each))), None)
     if odd is not None:
         rule = "A path in a text file must not contain line breaks or end in a blank"
         raise value_error(rule, repr(str(odd)), "Rename the file")
-    with advise_skipping():
-        embed_paths(model, paths, out=path, device=device, workers=workers, progress=progress)
     with replace_file(names) as part:
         part.write_text("".join(f"{each}\n" for each in paths), encoding="utf-8")
+        with advise_skipping():
+            embed_paths(*opened, paths, out=path, device=device, workers=workers, progress=progress)
     return path
 
 
@@ -109,7 +111,7 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         PosixPath('model.onnx')
     """
     path = output_file("path", path, ".onnx")
-    trained, backbone = _open_model(run)
+    trained, backbone = open_model(run)
     export_onnx(trained, path, backbone=backbone)
     return path
 
@@ -154,7 +156,8 @@ def report(run: str | os.PathLike[str]) -> Path:
 
 
 def embed_paths(
-    model: str | os.PathLike[str],
+    model: EmbeddingModel,
+    backbone: Backbone,
     paths: Sequence[Path],
     *,
     out: Path | None = None,
@@ -162,15 +165,14 @@ def embed_paths(
     workers: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "n d"]:
-    """Embed image files with the model of a run, or with a saved model; `embed` documents the arguments."""
-    trained, backbone = _open_model(model)
+    """Embed image files with a model and its backbone; `embed` documents the other arguments."""
     machine = Machine.choose(device, image_size=backbone.image_size, workers=workers)
     messenger(progress=progress)(f"Embedding {count(len(paths), 'image')} on {machine}")
     images = ImageFiles(paths, transform=backbone.test_transform(), min_size=backbone.min_size)
-    return udmlss.embed(machine.place(trained), images, out=out, progress=progress, **machine.options)
+    return udmlss.embed(machine.place(model), images, out=out, progress=progress, **machine.options)
 
 
-def _open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
+def open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
     """Load the model of a run, or a saved model."""
     path = Path(folder).expanduser()
     if (path / "run.json").is_file() and not (path / "config.json").is_file():

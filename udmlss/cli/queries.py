@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from warnings import warn
 
 from jaxtyping import Float
 from torch import Tensor
 
 from udmlss._checks import check_integer, check_number, value_error
 from udmlss._files import output_file, replace_file
-from udmlss.cli.images import advise_skipping, open_images
-from udmlss.cli.machine import check_workers
-from udmlss.cli.messages import columns, short_path
-from udmlss.cli.outputs import embed_paths
+from udmlss.cli.images import advise_skipping, open_images, without_unreadable
+from udmlss.cli.machine import check_workers, choose_device
+from udmlss.cli.messages import columns, count, short_path
+from udmlss.cli.outputs import embed_paths, open_model
 from udmlss.cli.run_folder import RunFolder
 from udmlss.data.path_lists import short_name
 from udmlss.report.thumbnails import Thumbnails
@@ -32,6 +33,7 @@ figure {{ margin: 0; width: 9em; overflow-wrap: anywhere; font-size: small; }}
 figure:first-child {{ font-weight: bold; }}
 </style>
 <h1>Search results</h1>
+<p>Each row shows an image in bold, and the most similar images of the run with their cosine similarities.</p>
 {}
 </html>
 """
@@ -94,7 +96,7 @@ def search(
     if not queries:
         raise value_error("`images` must name at least one image", "none", "Pass the path of an image file")
     page = None if report is None else output_file("report", report, ".html")
-    embedded = embed_paths(run, queries, device=device, workers=0, progress=False)
+    embedded = embed_paths(*open_model(run), queries, device=device, workers=0, progress=False)
     # for a few images, an exact search takes less time than building cells
     index, paths = SearchIndex(found.read_embeddings(), target_recall=1), found.read_paths()
     results = _search_others(index, paths, queries, embedded, k)
@@ -121,9 +123,9 @@ def duplicates(
 
     Args:
         run: Folder of a finished run.
-        other: Folder of images, a list of their paths, or folder of another run. Each group then holds images of both,
-            such as test images that are also in the training images. By default the images of the run are compared
-            with each other.
+        other: Folder of images, a .txt, .csv, .tsv or .parquet file with their paths, or folder of another run. Each
+            group is then a pair of an image of the run and an image of `other`, such as a test image that is also
+            among the training images. By default the images of the run are compared with each other.
         threshold: Smallest cosine similarity of two near-duplicates, in -1..1.
         device: Device of PyTorch for the images of `other`, such as "cuda" or "cpu". By default a GPU if there is one.
         workers: Number of processes that load the images of `other`. By default one per core, at most 16, and fewer if
@@ -151,12 +153,15 @@ def duplicates(
     rows, paths = found.read_embeddings(), found.read_paths()
     if other is None:
         return [[paths[row] for row in group] for group in near_duplicates(rows, threshold)]
+    opened = open_model(run)
+    choose_device(device)  # an error is raised before the images are read
     if RunFolder(other).has_run_files:
-        others: Sequence[Path] = RunFolder.finished(other).read_paths()
+        others: Sequence[Path] = RunFolder.finished(other, "other").read_paths()
+        others = without_unreadable(others, progress=progress) if skip_unreadable else others
     else:
         others = open_images(other, skip_unreadable=skip_unreadable, progress=progress)
     with advise_skipping():
-        embedded = embed_paths(run, others, device=device, workers=workers, progress=progress)
+        embedded = embed_paths(*opened, others, device=device, workers=workers, progress=progress)
     pairs = near_duplicates(rows, threshold, other=embedded)
     return [[paths[row], others[other_row]] for row, other_row, _ in pairs]
 
@@ -165,7 +170,7 @@ def _check_file(image: str | os.PathLike[str]) -> Path:
     path = Path(image).expanduser().absolute()
     if not path.is_file():
         found = f"{image}, which {'is a folder' if path.is_dir() else 'does not exist'}"
-        raise value_error("`images` must be image files", found, "Check the path")
+        raise value_error("Each of `images` must be an image file", found, "Check the path")
     return path
 
 
@@ -184,14 +189,20 @@ def _search_others(
 
 
 def _without_itself(image: Path, found: list[Path], similarities: list[float], k: int) -> Neighbors:
-    own = os.path.realpath(image)
-    pairs = [pair for pair in zip(found, similarities, strict=True) if os.path.realpath(pair[0]) != own][:k]
+    pairs = [pair for pair in zip(found, similarities, strict=True) if not _is_same(image, pair[0])][:k]
     return Neighbors(image, tuple(path for path, _ in pairs), tuple(similarity for _, similarity in pairs))
+
+
+def _is_same(image: Path, other: Path) -> bool:
+    try:
+        return image.samefile(other)  # also by a link, or by other capitals where these do not matter
+    except OSError:  # a file does not exist any more
+        return os.path.realpath(image) == os.path.realpath(other)
 
 
 def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
     """Write a page that shows each image and the images that were found for it."""
-    sections = []
+    sections, unreadable = [], []
     for found in results:
         thumbnails = Thumbnails([found.image, *found.paths])
         captions = [short_name(found.image), *(f"{value:.3f} {short_name(path)}" for value, path in _pairs(found))]
@@ -200,6 +211,10 @@ def _write_page(path: Path, results: Sequence[Neighbors]) -> None:
             for row, caption in enumerate(captions)
         ]
         sections.append("<section>\n" + "\n".join(figures) + "\n</section>")
+        unreadable += [[found.image, *found.paths][row] for row in sorted(thumbnails.unreadable)]
+    if unreadable:
+        what = f"{count(len(set(unreadable)), 'image')} on the page cannot be read"
+        warn(f"{what}, and a gray placeholder is shown instead, such as for {unreadable[0]}", stacklevel=3)
     with replace_file(path) as part:
         part.write_text(_PAGE.format("\n".join(sections)), encoding="utf-8", errors="backslashreplace")
 

@@ -56,20 +56,21 @@ class RunFolder:
         self._state = self.folder / "run.json"
 
     @classmethod
-    def finished(cls, folder: str | os.PathLike[str]) -> "RunFolder":
-        """Open the folder of a finished run.
+    def finished(cls, folder: str | os.PathLike[str], name: str = "run") -> "RunFolder":
+        """Open the folder of a finished run, the argument of this name.
 
         Raises:
             ValueError: The folder has no run, or the run is not finished.
         """
         run = cls(folder)
         if not run._state.is_file():
-            found = "a folder without run.json" if run.folder.is_dir() else "no such folder"
-            rule, remedy = "`run` must be the folder of a run", "Train first: udmlss train FOLDER --out RUN"
+            kind = "a file" if run.folder.is_file() else "no such folder"
+            found = "a folder without run.json" if run.folder.is_dir() else kind
+            rule, remedy = f"`{name}` must be the folder of a run", "Train first: udmlss train FOLDER --out RUN"
             raise value_error(rule, f"{run.folder}, {found}", remedy)
         if not run.is_finished:
             remedy = "Run the same `udmlss train` again, which resumes it"
-            raise value_error("`run` must be a finished run", f"{run.folder}, which is not", remedy)
+            raise value_error(f"`{name}` must be a finished run", f"{run.folder}, which is not", remedy)
         return run
 
     @property
@@ -174,7 +175,7 @@ class RunFolder:
             yield
 
     def _remove_remains(self) -> None:
-        """Remove what a process has left that was killed."""
+        """Remove the temporary files of a killed process."""
         for pattern in ("*.part", "*.previous"):
             for path in self.folder.glob(pattern):
                 remove(path)
@@ -229,8 +230,8 @@ class RunFolder:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it exists."""
-    if path.is_dir():
+    """Remove a file, a link or a folder if it exists."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

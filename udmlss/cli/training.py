@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ _NEIGHBORS = 10
 _EPOCHS_BETWEEN_CHECKPOINTS = 0.25
 _IMAGES_PER_STEP = 80  # by the defaults of `fit`
 _EPOCHS, _LEAST_STEPS = 4, 125  # half as long as `fit`
-_MOST_STEPS_ON_CPU = 150  # six to eight minutes on two cores
+_MOST_STEPS_ON_CPU = 150  # four to seven minutes on two fast cores
 _BATCH_SIZE = 128  # of embedding
 _TIMED_BATCHES = 8  # per worker, because a worker loads the next two while the first is embedded
 _STEPS_PER_ROUND = 10  # of small datasets, whose epochs have fewer
@@ -134,9 +134,9 @@ def train(
     labeler = ClusterPseudoLabeler(clusters, images_per_cluster=images_per_cluster)
     run = RunFolder(out)
     run.check()
+    network = _load_backbone(backbone, image_size, choose_device(device))
     paths = open_images(folder, skip_unreadable=skip_unreadable, progress=progress)
     labeler.check_size(len(paths))
-    network = _load_backbone(backbone, image_size, choose_device(device))
     machine = Machine.choose(device, image_size=network.image_size, precision=precision, workers=workers)
     say(f"{count(len(paths), 'image')} in {folder}")
     say(f"{backbone} for images of {network.image_size} pixels, on {machine}")
@@ -226,6 +226,8 @@ class _Training:
         reason = (
             "the images are gray"
             if found.are_gray
+            else "there are too few images to compare"
+            if isnan(found.saturation)
             else f"an image and its nearest neighbors have {found.with_colors:.1%} of their neighbors in common with "
             f"colors, and {found.without_colors:.1%} without"
         )

@@ -104,7 +104,8 @@ def write_report(
         "map": page.map(),
     }
     n_searched = None if duplicates is not None else min(len(embeddings), _SEARCHED)
-    shared = {"history": history, "duplicate_groups": groups, "n_searched": n_searched}
+    before = "" if start_embeddings is None else " before training"
+    shared = {"history": history, "duplicate_groups": groups, "n_searched": n_searched, "before": before}
     html = _render(page, title, summary, shared | sections)
     if thumbnails.unreadable:
         n, example = len(thumbnails.unreadable), thumbnails.name(min(thumbnails.unreadable))

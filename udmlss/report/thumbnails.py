@@ -3,6 +3,7 @@
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from udmlss._checks import type_error, value_error
+from udmlss.data import ImageFiles, TarImages
 from udmlss.data.image_reader import read_image
 from udmlss.data.path_lists import short_name
 
@@ -20,6 +22,7 @@ _WHITE = (255, 255, 255)
 _PLACEHOLDER, _CROSS = (224, 226, 229), (130, 136, 143)
 _IMAGE_KEYS = ("image", "pixel_values")
 _JPEG_QUALITY = 80
+_DECODED_PER_SIZE = 2  # resolution of decoded JPEG files, in multiples of that of the small picture
 
 
 class Thumbnails:
@@ -27,8 +30,9 @@ class Thumbnails:
 
     Args:
         images: Paths of image files, or a map-style dataset. An item is a path, an image of Pillow, an image tensor
-            (c, h, w), or a sequence or dictionary that holds one of these. If a dataset has `paths`, the files are
-            read, because its items may be augmented or normalized.
+            (c, h, w), or a sequence or dictionary that holds one of these. `ImageFiles` and `TarImages` are read
+            without their transform, which may augment or normalize images. Of another dataset with `paths`, these
+            files are read.
         size: Length of the longer side in pixels. Smaller images retain their size.
 
     Attributes:
@@ -48,8 +52,14 @@ class Thumbnails:
             raise value_error("`images` must hold at least one image", "none", "Check the folder or the split")
         paths = getattr(images, "paths", None)
         has_paths = isinstance(paths, Sequence) and len(paths) == len(images)
-        self.images: Any = paths if has_paths else images
         self.size = size
+        self._names: Any = paths if has_paths else images
+        if isinstance(images, ImageFiles | TarImages):
+            images = copy(images)
+            images.transform, images.min_size = None, _DECODED_PER_SIZE * size
+            self.images: Any = images
+        else:
+            self.images = self._names
         self.unreadable: set[int] = set()
         self._pictures: dict[int, Image.Image] = {}
         self._uris: dict[int, str] = {}
@@ -64,7 +74,7 @@ class Thumbnails:
 
     def name(self, row: int) -> str:
         """Return the name of an image file with that of its folder, or the row of an image that is not a file."""
-        item = self.images[row] if isinstance(self.images, Sequence) else None
+        item = self._names[row] if isinstance(self._names, Sequence) else None
         if isinstance(item, str | os.PathLike):
             return os.fsencode(short_name(item)).decode(errors="replace")  # file names need not be valid Unicode
         return f"image {row}"
@@ -106,7 +116,7 @@ def _image_in(item: object) -> Any:  # noqa: ANN401 (a path, an image or pixels)
 
 
 def _read_file(path: Path, size: int) -> Image.Image:
-    picture = read_image(path.expanduser(), _WHITE, None, min_size=2 * size)
+    picture = read_image(path.expanduser(), _WHITE, None, min_size=_DECODED_PER_SIZE * size)
     picture.thumbnail((size, size))
     return picture
 

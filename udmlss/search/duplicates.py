@@ -17,6 +17,7 @@ from udmlss.search.index import SearchIndex
 from udmlss.search.rows import Embeddings, as_unit_rows
 
 _NEIGHBORS = 10  # length of the lists of neighbors; if all in a list are near-duplicates, the item may have more
+_ROUNDING = 1e-6  # of the similarity of equal embeddings
 
 
 @overload
@@ -33,7 +34,9 @@ def near_duplicates(
     """Find groups of near-duplicates in a set, or near-duplicates of one set in another.
 
     The search is exact for small sets and approximate for large ones: that of `neighbor_lists` within a set, and that
-    of `SearchIndex` for another set. A tensor on a GPU is searched there. Memory grows with the number of items.
+    of `SearchIndex` for another set. A tensor on a GPU is searched there. Within a set, items with ten or more
+    near-duplicates are also compared with each other, on the CPU, in a time that grows with the square of their number.
+    Memory grows with the number of items.
 
     Args:
         embeddings: Embeddings (n, d) of any length, a tensor or an array of NumPy.
@@ -71,7 +74,7 @@ def near_duplicates(
         raise value_error(rule, found, "Use one model for both")
     ids, similarities = SearchIndex(rows, device=device).search(others, k=1)
     order = np.argsort(-similarities[:, 0], kind="stable")
-    order = order[similarities[order, 0] >= threshold]
+    order = order[similarities[order, 0] >= threshold - _ROUNDING]
     return list(zip(ids[order, 0].tolist(), order.tolist(), similarities[order, 0].tolist(), strict=True))
 
 
@@ -100,18 +103,21 @@ def _joined(rows: Float32[Tensor, "m d"], groups: Tensor, threshold: float, labe
     similar to the joined groups, so that every group is compared once.
     """
     root = torch.arange(int(labels.max()) + 1)
-    rest = torch.arange(len(rows))
-    while len(rest):
-        target = groups[rest[0]]
-        is_member = groups[rest] == target
-        waiting, rest = rest[is_member], rest[~is_member]
-        while len(waiting) and len(rest):
-            part = waiting[: max(1, PAIRS // len(rest))]
+    is_left = torch.ones(len(rows), dtype=torch.bool)
+    while is_left.any():
+        if 2 * int(is_left.sum()) < len(rows):  # seldom, because it copies the rows
+            rows, groups, is_left = rows[is_left], groups[is_left], is_left[is_left]
+        target = groups[is_left.int().argmax()]  # of the first row that is left
+        waiting = (is_left & (groups == target)).nonzero().flatten()
+        is_left[waiting] = False
+        while len(waiting) and is_left.any():
+            part = waiting[: max(1, PAIRS // len(rows))]
             waiting = waiting[len(part) :]
-            is_similar = (rows[part] @ rows[rest].T).amax(dim=0) >= threshold
+            is_similar = is_left & ((rows[part] @ rows.T).amax(dim=0) >= threshold)
             if is_similar.any():
-                similar = groups[rest[is_similar]].unique()
+                similar = groups[is_similar].unique()
                 root[similar] = target
-                is_member = torch.isin(groups[rest], similar)
-                waiting, rest = torch.cat([waiting, rest[is_member]]), rest[~is_member]
+                members = (is_left & torch.isin(groups, similar)).nonzero().flatten()
+                waiting = torch.cat([waiting, members])
+                is_left[members] = False
     return root[labels]

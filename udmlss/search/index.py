@@ -72,6 +72,8 @@ class SearchIndex:
         https://doi.org/10.1109/TPAMI.2010.57. The index of faiss is an `IndexIVFPQFastScan`.
     """
 
+    _rerankers: dict[int, Reranker]  # by the number of neighbors
+
     def __init__(
         self,
         embeddings: Embeddings,
@@ -135,8 +137,8 @@ class SearchIndex:
                 with n x neighbors. None does not re-rank.
 
         Returns:
-            The ids (q, k), and the similarities (q, k) in descending order: cosines, which expansion computes for the
-            expanded query. Re-ranking returns 0.3 x cosine + 0.7 x k-reciprocal Jaccard similarity.
+            The ids (q, k), and the similarities (q, k) in descending order: cosines, with expansion those of
+            the expanded query. Re-ranking returns 0.3 x cosine + 0.7 x k-reciprocal Jaccard similarity.
 
         Raises:
             ValueError: `k` or a number of neighbors is below 1 or above the number of items, the queries have another
@@ -185,11 +187,12 @@ class SearchIndex:
         return self.search(embed(model, images), k)
 
     def _reranker(self, n_neighbors: int) -> Reranker:
-        if n_neighbors not in self._rerankers:
-            self._rerankers.clear()  # one at a time, because they take memory
+        found = self._rerankers.get(n_neighbors)
+        if found is None:
             with search_on(self._device):
-                self._rerankers[n_neighbors] = Reranker(self._rows, n_neighbors)
-        return self._rerankers[n_neighbors]
+                found = Reranker(self._rows, n_neighbors)
+            self._rerankers = {n_neighbors: found}  # one at a time, because they take memory
+        return found
 
     def _nearest(self, queries: Float32[Tensor, "q d"], k: int) -> Neighbors:
         if self._cells is None:
@@ -201,7 +204,7 @@ class SearchIndex:
     def _store(self, rows: Float32[Tensor, "n d"]) -> None:
         """Store the items, and a copy of them on a GPU that searches, if they fit."""
         self._rows, self._gallery = rows, rows.to(storage_device(rows.shape, self._device))
-        self._rerankers: dict[int, Reranker] = {}  # by the number of neighbors
+        self._rerankers = {}
 
     def add(self, embeddings: Embeddings, ids: Ids) -> None:
         """Add items.
@@ -282,7 +285,9 @@ class SearchIndex:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> "SearchIndex":
-        """Load an index that `save` wrote. Nothing is unpickled. Without faiss, the search is exact.
+        """Load an index that `save` wrote. Nothing is unpickled.
+
+        Without faiss and on a GPU the search is exact. If such an index is saved, its folder has no cells.
 
         Args:
             folder: Path of the folder.

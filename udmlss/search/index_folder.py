@@ -31,9 +31,9 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         OSError: Writing failed. A previous index is unchanged.
     """
     folder = folder.resolve()  # a link is retained, and the folder that it points to is replaced
-    if not _is_replaceable(folder):
+    if (other := _other_file(folder)) is not None:
         rule = "`folder` must be new, empty, or the folder of an index, which is replaced"
-        raise value_error(rule, folder, "Choose another folder")
+        raise value_error(rule, other, "Choose another folder")
     with replace_folder(folder) as part:
         for name, array in arrays.items():
             if name.endswith(_SUFFIX_OF_FAISS):
@@ -45,17 +45,16 @@ def write_index(folder: Path, settings: Mapping[str, Any], arrays: Mapping[str, 
         (part / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _is_replaceable(folder: Path) -> bool:
-    """Return whether a folder is new, empty, or contains the files of an index and no other files."""
+def _other_file(folder: Path) -> Path | None:
+    """Return a file that no index has, the folder itself or a file in it that is not hidden, or None."""
     if not folder.is_dir():
-        return not folder.exists()
-    names = {path.name for path in folder.iterdir()}
-    if not names:
-        return True
+        return folder if folder.exists() else None
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     try:
-        return names <= {_DESCRIPTION, *_description(folder)["checksums"]}
+        own = {_DESCRIPTION, *_description(folder)["checksums"]}
     except ValueError:
-        return False
+        own = set()
+    return next((folder / name for name in names if name not in own), None)
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

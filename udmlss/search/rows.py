@@ -1,7 +1,7 @@
 """Embeddings and ids as an index stores them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -50,7 +50,7 @@ def as_ids(ids: Ids, n: int | None = None) -> NDArray[Any]:
         n: Required number of ids. None does not check it.
 
     Raises:
-        TypeError: The ids are neither all integers nor all strings or paths.
+        TypeError: The ids are not a sequence, or are neither all integers nor all strings or paths.
         ValueError: The ids are not one-dimensional, are not `n`, or one occurs twice or is out of the range of int64.
     """
     found = _as_array(ids)
@@ -80,6 +80,8 @@ def _as_array(ids: Ids) -> NDArray[Any]:
         if found.dtype.kind == "U":
             return found.copy()
         raise type_error("`ids` must be integers or strings", f"an array of {found.dtype}", "Convert them")
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise type_error("`ids` must be a sequence", type(ids).__name__, "Pass a list, also for a single id")
     elements = list(ids)
     if elements and all(isinstance(each, Integral) and not isinstance(each, bool) for each in elements):
         return _as_int64(np.array(elements, dtype=object))

@@ -1,6 +1,7 @@
 """The embedder after training."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -53,5 +54,12 @@ def _embed(run: Run, sample: Int64[Tensor, " m"]) -> Float[Tensor, "m f"]:
 
 def _is_trained(run: Run) -> bool:
     """Return whether training changed both the trunk and the embedder, and was not interrupted."""
-    trained = [any(each.requires_grad for each in part.parameters()) for part in (run.model.trunk, run.model.embedder)]
+    changed = {id(each) for group in run.optimizer.param_groups if _has_rate(group) for each in group["params"]}
+    parts = (run.model.trunk, run.model.embedder)
+    trained = [any(each.requires_grad and id(each) in changed for each in part.parameters()) for part in parts]
     return all(trained) and run.weights_step != 0 and run.stop_reason != "interrupt"
+
+
+def _has_rate(group: dict[str, Any]) -> bool:
+    """Return whether a parameter group has a learning rate above 0, at the beginning if a scheduler changes it."""
+    return bool(group.get("initial_lr", 0) > 0 or group.get("lr", 1) > 0)

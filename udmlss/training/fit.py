@@ -111,9 +111,9 @@ def fit(
             `WeightAverage` in `callbacks` replaces it.
         refit_embedder: Whether to recompute the embedder when training ends, by a PCA of the features of the trained
             trunk. This applies to embedders of `EmbeddingModel.from_trunk` and takes a further embedding pass, of at
-            most 20,000 images, unless label-free scores needed these features already. Other embedders, those of a
-            frozen trunk, and weights before training are not changed, nor is the model after Ctrl-C. Clusters and
-            label-free scores are those of the trained embedder.
+            most 20,000 images, unless label-free scores needed these features already. The embedder is not recomputed
+            if the trunk or the embedder is not trained, if the weights are those before training, and after Ctrl-C.
+            Clusters and label-free scores are those of the trained embedder.
         precision: "bfloat16" and "float16" run forward passes in mixed precision; "float16", for GPUs without bfloat16,
             scales the loss so that gradients do not vanish. Losses are computed in float32.
         chunk_size: Number of images per forward and backward pass of the embeddings, which bounds the memory of large

@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 def keep_freed_memory() -> bool:
     """Let the allocator of glibc reuse freed memory instead of returning it to the system after every step.
 
-    On Linux this about halves the time of a training step on a CPU. The settings apply to the whole process, so
+    On Linux a training step on a CPU then takes about a third less time. The settings apply to the whole process, so
     that only programs should call this function, as the command `udmlss` does. The process does not return memory to
     the system before it ends.
 

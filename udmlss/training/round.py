@@ -42,6 +42,7 @@ class Round:
         model, labels = self._rounds.model, self.pseudo_labels.labels
         for images, indices in self._batches():
             self.batches_done += 1
+            self._rounds.discard_snapshot()
             yield to_device(images, model), labels[indices].to(device_of(model))
 
     def state_dict(self) -> dict[str, Any]:

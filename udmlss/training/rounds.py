@@ -76,8 +76,8 @@ class Rounds:
             steps.
         accumulate_grad_batches: Number of batches per optimizer step. A loop of one's own accumulates their gradients.
         cluster_on: What is clustered: "embeddings" or the trunk's "features", scaled to unit length. None clusters
-            embeddings. Only if the embedder is not a `PCAEmbedder`, so that it may be random at first, the first round
-            clusters features.
+            features in the first round if the embedder is not a `PCAEmbedder`, because it may be random, and otherwise
+            embeddings.
         start_features: Features (n, f) of `cluster_images` before training, if `embed(model, images,
             output="features")` computed them already. The first round uses them instead of embedding all images. Under
             `torchrun` those of rank 0 are used.
@@ -224,19 +224,28 @@ class Rounds:
             self._round = None
 
     def score(self) -> LabelFreeScores | None:
-        """Embed all images and compute label-free scores; the next round clusters these embeddings.
+        """Embed all images and compute label-free scores.
+
+        If no batch is sampled before the next round, that round clusters these embeddings.
 
         Returns:
             The scores, or None if `label_free` is False.
         """
         if not self.label_free:
             return None
+        if self._number == 0 and self._round is None:
+            self._snapshot = self._first_snapshot()
+            return self.start_scores
         if self._is_finished() and self.cluster_on != "features":
             self.features = embed_as_features(self)
             self._snapshot = snapshot_of(self, self.features, with_features=False)
         else:
             self._snapshot = take_snapshot(self, with_features=self.cluster_on == "features")
         return score_snapshot(self, self._snapshot)
+
+    def discard_snapshot(self) -> None:
+        """Discard the embeddings that `score` computed, because the model is about to change."""
+        self._snapshot = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: the round, its clusters, the number of its batches that were yielded, and the labeler's."""

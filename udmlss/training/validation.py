@@ -37,8 +37,10 @@ _COMPARED_VIEWS = 8  # images of which two views are compared
 def check_model(model: object) -> None:
     """Raise an error unless `model` is an `EmbeddingModel`, compiled or not, whose parameters have values."""
     if not isinstance(getattr(model, "_orig_mod", model), EmbeddingModel):
-        name = type(model).__name__
-        raise type_error("`model` must be an EmbeddingModel", name, "Wrap it: EmbeddingModel(trunk, embedder)")
+        remedy = "Wrap it: EmbeddingModel(trunk, embedder)"
+        if isinstance(getattr(model, "module", None), EmbeddingModel):
+            remedy = "Pass the EmbeddingModel in it; the library distributes it"
+        raise type_error("`model` must be an EmbeddingModel", type(model).__name__, remedy)
     check_weights(model)  # type: ignore[arg-type] # an EmbeddingModel
 
 

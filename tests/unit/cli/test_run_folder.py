@@ -160,6 +160,7 @@ def test_a_text_file_that_is_not_of_the_embeddings_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("name", ["a\nb.png", "a /b.png", "c.png "])
 def test_a_path_that_is_not_a_line_of_a_text_file_is_an_error(tmp_path, monkeypatch, name):
     monkeypatch.setattr(outputs, "open_images", lambda *_, **__: [Path("/photos", name)])
+    monkeypatch.setattr(outputs, "open_model", lambda _: (None, None))
     monkeypatch.setattr(outputs, "embed_paths", lambda *_, **__: None)
     if name == "a /b.png":  # a folder may end in a blank
         assert embed("run", "photos", out=tmp_path / "photos.npy") == tmp_path / "photos.npy"

@@ -118,7 +118,7 @@ def test_every_section_starts_with_a_sentence_and_changed_neighbors_have_a_word(
 
 
 def test_very_many_near_duplicates_come_with_a_warning(page, run, tmp_path):
-    warning = "the model finds too many images similar"
+    warning = "this similarity is too low for these images"
     equal = write_report(tmp_path / "report.html", run.paths, torch.ones(55, 4), run.pseudo_labels, n_queries=1)
     assert warning in Page(equal).text
     assert warning not in page.text
@@ -129,7 +129,7 @@ def test_the_warning_of_many_near_duplicates_compares_them_with_the_images_that_
 ):
     monkeypatch.setattr("udmlss.report.html._SEARCHED", 10)
     found = write_report(tmp_path / "report.html", run.paths, torch.ones(55, 4), run.pseudo_labels, n_queries=1)
-    assert "the model finds too many images similar" in Page(found).text
+    assert "this similarity is too low for these images" in Page(found).text
 
 
 def test_images_that_cannot_be_read_are_named_in_a_warning(run, tmp_path):

@@ -1,6 +1,7 @@
 """Thumbnails show each kind of item as an image viewer would, and never raise an error for one image."""
 
 import base64
+import tarfile
 from io import BytesIO
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from udmlss.data import ImageFiles
+from udmlss.data import ImageFiles, TarImages
 from udmlss.report.thumbnails import Thumbnails
 
 RED = (200, 10, 10)
@@ -82,6 +83,25 @@ def test_the_files_of_a_dataset_are_shown_instead_of_its_transformed_items(tmp_p
     images = ImageFiles([tmp_path / "red.png"], [0], ["a"], transform=lambda _: torch.zeros(3, 4, 4))
     assert Thumbnails(images).picture(0).getpixel((0, 0)) == RED
     assert Thumbnails(images).name(0) == f"{tmp_path.name}/red.png"
+    assert images[0][0].shape == (3, 4, 4)  # the dataset itself is unchanged
+
+
+def test_images_in_tar_files_are_shown_with_the_names_of_their_members(tmp_path):
+    picture().save(tmp_path / "red.png")
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(tmp_path / "red.png", "a/red.png")
+    thumbnails = Thumbnails(TarImages([tmp_path / "shard.tar"], transform=lambda _: torch.zeros(3, 4, 4)))
+    assert thumbnails.picture(0).getpixel((0, 0)) == RED
+    assert thumbnails.name(0) == "a/red.png"
+
+
+def test_files_are_shown_with_the_background_and_the_values_of_the_dataset(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "scan.png")
+    paths = [tmp_path / "clear.png", tmp_path / "scan.png"]
+    thumbnails = Thumbnails(ImageFiles(paths, background="blue", value_range=(0, 4095)))
+    assert thumbnails.picture(0).getpixel((0, 0)) == (0, 0, 255)
+    assert thumbnails.picture(1).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("item", ["no-such-file.jpg", torch.zeros(2, 3, 4, 5), None, {}, []])

@@ -49,6 +49,7 @@ def test_what_is_not_a_matrix_of_numbers_is_an_error(given, kind, message):
             "`ids` must lie in the range of int64, got 92233720",
         ),
         ([1, 2, -(2**70)], ValueError, "`ids` must lie in the range of int64, got -1180591620717411303424"),
+        ("abc", TypeError, "`ids` must be a sequence, got str. Pass a list"),
         (np.array([1.0, 2.0, 3.0]), TypeError, "`ids` must be integers or strings, got an array of float64"),
     ],
 )

@@ -230,6 +230,26 @@ def test_scores_are_computed_on_request_and_their_embeddings_are_clustered():
     assert [rows.shape[1] for rows in seen] == [256, 16]
 
 
+def test_a_score_before_the_first_round_is_that_of_the_start_and_one_within_a_round_is_not_clustered():
+    seen, expected = [], []
+
+    def labeler(embeddings):
+        seen.append(embeddings)
+        return torch.arange(len(embeddings)) % 16
+
+    rounds = parts(labeler=labeler, label_free=True, cluster_images=IMAGES).rounds
+    assert rounds.score() == rounds.start_scores
+    for current in rounds:
+        for number, _ in enumerate(current):
+            if number == 0:
+                rounds.score()
+            with torch.no_grad():
+                rounds.model.embedder.weight.normal_()
+        expected.append(embed(rounds.model, IMAGES, progress=False))
+    assert [rows.shape[1] for rows in seen] == [256, 16]
+    torch.testing.assert_close(seen[1], expected[0])
+
+
 @pytest.mark.parametrize("cluster_on", [None, "embeddings", "features"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_known_features_replace_the_first_pass_and_are_not_changed(cluster_on, dtype, monkeypatch):

@@ -30,6 +30,8 @@ def describe(name: str, part: object, depth: int = _DEPTH) -> dict[str, Any]:
     found: dict[str, Any] = {name: type(part).__name__}
     for argument in _constructor_arguments(part):
         value = getattr(part, argument, None)
+        if isinstance(value, nn.Parameter):  # trained, or initialized at random, so that it is not a setting
+            continue
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if is_plain(value):

@@ -38,6 +38,11 @@ def test_every_setting_of_a_loss_and_a_miner_is_described(build, settings):
         assert [pair[1] for key, pair in found.items() if key == f"c.{name}"] == [pytest.approx(value)]
 
 
+def test_trained_values_are_not_settings():
+    assert "c.bias" not in descriptions(nn.Linear(4, 1))
+    assert "c.beta" not in descriptions(losses.MarginLoss(learn_beta=True))
+
+
 def function(embeddings):
     return embeddings
 
