@@ -121,6 +121,16 @@ def test_early_stopping_ends_training_when_clusters_no_longer_change():
     assert len(result.history) == 3
 
 
+def test_the_agreement_of_labels_of_a_users_labeler_is_known():
+    class Constant:
+        def label(self, embeddings):
+            return torch.arange(len(embeddings)) % 16
+
+    result = run(make_model(), labeler=Constant(), callbacks=EarlyStopping("agreement", patience=2), max_steps=300)
+    assert [report.agreement for report in result.history] == [None, 1, 1]
+    assert result.pseudo_labels.agreement == 1
+
+
 def test_best_weights_are_restored_after_an_error():
     model = make_model()
     before = embed(model, PLAIN)

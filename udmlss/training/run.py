@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from udmlss._generators import global_states, set_global_states
 from udmlss._torch import device_of, load_plain_state_dict, plain_state_dict
+from udmlss.clustering.matching import agreement
 from udmlss.distributed import SynchronizedErrors, all_gather_objects, rank, world_size
 from udmlss.results import FitResult, LabelFreeScores, RoundReport, StepReport, StopReason
 from udmlss.training.identity import check_identity
@@ -125,9 +126,10 @@ class Run:
 
     def start_round(self, round_: Round) -> None:
         """Let the criterion follow the clusters of a round, unless the round is resumed."""
-        self.pseudo_labels = round_.pseudo_labels
+        if round_.batches_done == 0 or self.pseudo_labels is None:
+            self.pseudo_labels = _with_agreement(round_.pseudo_labels, self.pseudo_labels)
         if round_.batches_done == 0:
-            self.criterion.start_round(round_.pseudo_labels, self.optimizer)
+            self.criterion.start_round(self.pseudo_labels, self.optimizer)
 
     def end_round(self, label_free: LabelFreeScores | None) -> RoundReport | None:
         """Append the report of the present round to the history and return it; None if the round had no steps."""
@@ -206,6 +208,14 @@ def _first_reason(requests: Sequence[str | None]) -> str:
     """Return the reason that takes precedence: "terminate" over all others."""
     reasons = [request for request in requests if request is not None]
     return "terminate" if "terminate" in reasons else max(reasons)
+
+
+def _with_agreement(pseudo_labels: PseudoLabels, previous: PseudoLabels | None) -> PseudoLabels:
+    """Return the clusters with their agreement with the previous ones, which labelers of users need not compute."""
+    has_previous = previous is not None and len(previous.labels) == len(pseudo_labels.labels)
+    if pseudo_labels.agreement is not None or not has_previous:
+        return pseudo_labels
+    return replace(pseudo_labels, agreement=agreement(pseudo_labels.labels, previous.labels))  # type: ignore[union-attr]
 
 
 def _summarize(
