@@ -175,6 +175,9 @@ def embed_paths(
 def open_model(folder: str | os.PathLike[str]) -> tuple[EmbeddingModel, Backbone]:
     """Load the model of a run, or a saved model."""
     path = Path(folder).expanduser()
+    if not path.is_dir():
+        rule, found = "A model must be the folder of a run, or of a saved model", f"{folder}, which is not a folder"
+        raise value_error(rule, found, "Check the path, or train first: udmlss train FOLDER --out RUN")
     if (path / "run.json").is_file() and not (path / "config.json").is_file():
         RunFolder.finished(path)
     model, backbone = load_model(path / "model" if (path / "model").is_dir() else path)
