@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from udmlss._checks import type_error, value_error
-from udmlss.data import ImageFiles, TarImages
+from udmlss.data.image_files import ImageFiles
 from udmlss.data.image_reader import read_image
 from udmlss.data.path_lists import short_name
+from udmlss.data.tar_images import TarImages
 
 _WHITE = (255, 255, 255)
 _PLACEHOLDER, _CROSS = (224, 226, 229), (130, 136, 143)
